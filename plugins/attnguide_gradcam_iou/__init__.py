@@ -1,0 +1,1 @@
+"""Grad-CAM-IoU with masks that a user paints."""

@@ -1,0 +1,130 @@
+"""Reading and writing files so that a failure leaves nothing broken behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from attnguide.errors import DataError, InputError
+
+__all__ = ["atomic_write", "check_file", "natural_key", "read_json", "read_text"]
+
+
+@contextmanager
+def atomic_write(path: str | Path) -> Iterator[Path]:
+    """Write a file completely or not at all.
+
+    The block writes to the path that it is given: an empty file in the folder of `path`, with the same
+    suffix. When the block ends, that file takes the place of `path` in one step; when it raises, whatever
+    it raises, the file is removed and `path` stays as it was.
+
+    Args:
+        path: The file to write. It may exist; its folder must.
+
+    Yields:
+        The temporary path to write to.
+
+    Raises:
+        InputError: The folder is missing or cannot be written to, or `path` is not a regular file.
+    """
+    path = Path(path)
+    # A folder cannot be replaced by a file, and replacing a device such as /dev/null would destroy it.
+    if path.exists() and not path.is_file():
+        raise InputError(f"cannot write {path}: it is not a regular file. Give the name of a file.")
+    if not path.parent.is_dir():
+        raise InputError(f"cannot write {path}: there is no folder {path.parent}. Create it first.")
+    # Opened by name, not by `tempfile`, whose files nobody but their owner may read.
+    temporary = path.parent / f".attnguide-{secrets.token_hex(8)}{path.suffix}"
+    try:
+        temporary.open("xb").close()
+    except OSError as error:
+        raise InputError(
+            f"cannot write {path}: {error.strerror}. Choose a folder that you may write to."
+        ) from error
+    try:
+        yield temporary
+        _flush_to_disk(temporary)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _flush_to_disk(path: Path) -> None:
+    """Make sure that the content outlives a power failure that the new name outlives."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def check_file(path: str | Path) -> Path:
+    """Return `path` if it is a regular file with something in it.
+
+    Pipes and devices are refused, since reading them may never end.
+
+    Raises:
+        DataError: It is missing, a folder, empty, or not a regular file.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            raise DataError(f"{path} is a folder. Give the name of a file.")
+        if not path.exists():
+            raise DataError(f"{path} does not exist. Check the path.")
+        if not path.is_file():
+            raise DataError(f"{path} is not a regular file. Copy its content to a file and give that.")
+        if path.stat().st_size == 0:
+            raise DataError(f"{path} is empty (0 bytes). Restore the file, or remove it.")
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}. Check its permissions.") from error
+    return path
+
+
+def read_text(path: str | Path) -> str:
+    """Read a UTF-8 text file, with or without a byte order mark.
+
+    Raises:
+        DataError: The file cannot be read, is empty, or is not UTF-8.
+    """
+    path = check_file(path)
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}. Check its permissions.") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text: {error}. Save it as UTF-8.") from error
+
+
+def read_json(path: str | Path) -> object:
+    """Read a JSON file.
+
+    Raises:
+        DataError: The file cannot be read, is not JSON, or gives one key of an object twice.
+    """
+
+    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        entry = dict(pairs)
+        if len(entry) < len(pairs):
+            keys = [key for key, _ in pairs]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise ValueError(f"the key {twice!r} occurs twice in one object")
+        return entry
+
+    text = read_text(path)
+    try:
+        return json.loads(text, object_pairs_hook=unique)
+    # Nesting too deep is a RecursionError, and an integer of thousands of digits a plain ValueError.
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not valid JSON: {error}. Correct it, or export it again.") from error
+
+
+def natural_key(text: str | Path) -> tuple[object, ...]:
+    """Return a sorting key by which `2.png` comes before `10.png`, and a folder's files stay together."""
+    parts = Path(text).parts
+    # Splitting by digits puts text at even places and numbers at odd ones, so that like meets like.
+    chunks = [re.split(r"(\d+)", part.casefold()) for part in parts]
+    return [[int(c) if i % 2 else c for i, c in enumerate(part)] for part in chunks], parts

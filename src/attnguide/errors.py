@@ -1,0 +1,81 @@
+"""Every error that attnguide raises on purpose.
+
+Each message names the culprit, the value that it had, and the remedy. All of them derive from
+[`AttnGuideError`][attnguide.errors.AttnGuideError], so that one `except` catches whatever the library has to say, and most also
+derive from the built-in that a caller would expect.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "AttnGuideError",
+    "DataError",
+    "GuidanceError",
+    "InputError",
+    "LayerError",
+    "PluginError",
+    "UnknownNameError",
+    "nearest",
+]
+
+
+class AttnGuideError(Exception):
+    """Base class of every error raised by attnguide."""
+
+
+class InputError(AttnGuideError, ValueError):
+    """An argument has the wrong shape, type, range or value."""
+
+
+class DataError(AttnGuideError, ValueError):
+    """A file cannot be read, or does not hold what its format promises."""
+
+
+class UnknownNameError(AttnGuideError, LookupError):
+    """A name is not known; the message lists the ones that exist and offers the nearest."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        """Compose the message from what was asked for and what there is.
+
+        Args:
+            kind: What the name should have named, for example `"prior"`.
+            name: The name that was asked for.
+            known: The names that exist.
+        """
+        self.kind, self.name, self.known = kind, name, sorted(known)
+        super().__init__(f"unknown {kind} {name!r}.{nearest(name, self.known)}")
+
+
+class LayerError(AttnGuideError, LookupError):
+    """No layer of the model can serve, or the one that was named cannot."""
+
+
+class GuidanceError(AttnGuideError, RuntimeError):
+    """The guidance loss cannot be computed, or sends no gradient to the weights."""
+
+
+class PluginError(AttnGuideError, RuntimeError):
+    """A plugin is broken, or two plugins claim one name."""
+
+
+def nearest(name: str, known: Iterable[str], *, limit: int = 40) -> str:
+    """Return a sentence that offers the nearest known name and lists the known ones.
+
+    Args:
+        name: The name that was not found.
+        known: The names that exist.
+        limit: At most so many names are listed.
+
+    Returns:
+        Text that starts with a space, ready to follow an error's first sentence.
+    """
+    names = list(known)
+    if not names:
+        return " There are none."
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    more = f", … ({len(names) - limit} more)" if len(names) > limit else ""
+    return f"{hint} Known: {', '.join(names[:limit])}{more}."

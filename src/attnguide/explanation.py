@@ -1,0 +1,166 @@
+"""Explains: where does the model look?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from attnguide import functional, visual
+from attnguide.errors import InputError
+from attnguide.hooks import Recorder, evaluating, unwrap
+from attnguide.interfaces import AttributionSource
+from attnguide.layers import find_layer
+from attnguide.pairs import Evidence, Pairs, Targets, resolve
+from attnguide.registry import registry
+from attnguide.tracing import trace_of
+
+__all__ = ["Explanation", "explain"]
+
+#: So many classes of a sample are attributed at once; bounds the memory when there are a thousand.
+_CHUNK = 16
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Where a model looks, for B images and up to T classes each.
+
+    Attributes:
+        maps: `(B, T, H, W)`, raw values as the source gives them, detached.
+        classes: Class of each map, `(B, T)`, int64; −1 where an image has fewer than T.
+        logits: What the model answered, `(B, K)`.
+        images: What it was given, `(B, C, H0, W0)`.
+        layer: The layer that was looked at.
+        source: Name of the attribution source.
+    """
+
+    maps: Tensor
+    classes: Tensor
+    logits: Tensor
+    images: Tensor
+    layer: str
+    source: str
+
+    @property
+    def scores(self) -> Tensor:
+        """Logit of each map's class, `(B, T)`; NaN where there is none."""
+        chosen = self.logits.float().gather(1, self.classes.clamp_min(0))
+        return torch.where(self.classes >= 0, chosen, torch.nan)
+
+    def scaled(self) -> Tensor:
+        """Maps scaled to [0, 1] each by its minimum and maximum, `(B, T, H, W)`; a flat map becomes zeros."""
+        return functional.min_max(self.maps)
+
+    def overlay(self, images: Tensor | None = None, *, alpha: float = 0.5) -> Tensor:
+        """Lay the scaled maps over the images in colour.
+
+        Args:
+            images: What to draw on, `(B, C, H0, W0)` in [0, 1]; by default the images that were explained, brought to [0, 1]
+                each by its minimum and maximum, because the model's normalisation is not known here.
+            alpha: Opacity of the map at its maximum, 0 to 1.
+
+        Returns:
+            uint8 pictures `(B, T, 3, H0, W0)`, on the CPU.
+        """
+        return visual.overlay(
+            visual.displayable(self.images) if images is None else images, self.scaled(), alpha
+        )
+
+    def save(
+        self, folder: str | Path, names: Sequence[str] | None = None, *, format: str = "png"
+    ) -> list[Path]:
+        """Save one file for each map, `NAME_CLASS.png`: overlays, or raw values as `npy` or `npz`.
+
+        Args:
+            folder: Made if missing.
+            names: A stem for each image; `image0`, `image1` … by default.
+            format: `"png"`, `"npy"` or `"npz"` (the latter: `map`, `cls`, `score`).
+
+        Returns:
+            The files, written atomically.
+
+        Raises:
+            InputError: If the format is unknown, the names do not fit, or the folder cannot be written.
+        """
+        return visual.save_explanation(self, Path(folder), names, format)
+
+
+def explain(
+    model: nn.Module,
+    images: Tensor,
+    source: str | AttributionSource = "grad_cam",
+    targets: Targets = "predicted",
+    layer: str = "auto",
+    size: tuple[int, int] | Literal["input"] | None = "input",
+    *,
+    labels: Tensor | None = None,
+    evidence: Evidence = "logit",
+) -> Explanation:
+    """Explain the answers of a classifier, without leaving a trace in it.
+
+    The model runs once, in evaluation mode. Nothing before the target layer records a graph; for a source that needs no
+    gradient nothing does at all.
+
+    Args:
+        model: Any classifier.
+        images: `(B, C, H, W)`, as the model expects them, on its device.
+        source: An attribution source, by name or as an object.
+        targets: Which classes; see [`pairs.resolve`][attnguide.pairs.resolve].
+        layer: Name of a module, or `"auto"`: the deepest with rows and columns.
+        size: `"input"`: maps as large as the images; `(H, W)`; or None: the layer's own resolution.
+        labels: Needed for `targets="labels"`.
+        evidence: `"logit"`, or `"decision"`: for a negative logit the evidence is the negated logit.
+
+    Returns:
+        The explanation.
+
+    Raises:
+        UnknownNameError: If the source is unknown.
+        LayerError: If no layer will do.
+        InputError: If the images or targets are wrong.
+    """
+    if not isinstance(images, Tensor) or images.ndim != 4 or not len(images):
+        got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+        raise InputError(
+            f"images must be a tensor (B, C, H, W) with at least one image, got {got}. Add a batch axis: images[None]."
+        )
+    made: AttributionSource = registry().create("source", source, AttributionSource)
+    with ExitStack() as stack:
+        # A caller in inference mode would otherwise forbid the graph that starts at the layer.
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(evaluating(model))
+        images = images.clone() if images.is_inference() else images.detach()
+        name = find_layer(model, images, layer)
+        recorder = Recorder(model, cut=made.needs_gradient)
+        stack.callback(recorder.remove)
+        recorder.attach([name])
+        model(images)
+        trace = trace_of(unwrap(model), recorder.shards, [name], differentiable=False)
+        pairs = resolve(targets, trace.logits, labels, evidence)
+        with torch.no_grad(), torch.autocast(trace.logits.device.type, enabled=False):
+            maps = trace.logits.new_zeros(len(images), pairs.slots, *made.size(trace), dtype=torch.float32)
+            classes = torch.full((len(images), pairs.slots), -1, device=maps.device)
+            for first, chunk in _chunks(pairs):
+                found = made(trace, chunk)
+                maps = maps.to(found.dtype)  # float64 models keep their precision
+                maps[chunk.sample, chunk.slot + first] = found
+                classes[chunk.sample, chunk.slot + first] = chunk.cls
+            target = trace.image_size if size == "input" else size
+            if target is not None and maps.numel():
+                maps = functional.resize(maps.flatten(0, 1), target).unflatten(0, maps.shape[:2])
+        label = source if isinstance(source, str) else repr(source)
+        return Explanation(maps, classes, trace.logits.detach(), images, name, label)
+
+
+def _chunks(pairs: Pairs) -> Iterator[tuple[int, Pairs]]:
+    """Split pairs so that no sample has more than a bounded number; with the first slot of each chunk."""
+    for first in range(0, pairs.slots, _CHUNK):
+        inside = (pairs.slot >= first) & (pairs.slot < first + _CHUNK)
+        chunk = pairs if pairs.slots <= _CHUNK else pairs.select(inside.nonzero()[:, 0])
+        yield first, replace(chunk, slot=chunk.slot - first, slots=min(_CHUNK, pairs.slots - first))

@@ -1,0 +1,272 @@
+"""The mathematics, as pure tensor functions.
+
+Maps are batches of shape `(N, h, w)`, one map for each (sample, class) pair. Every function is differentiable, works on any
+device, computes half precision in float32 and gives one result per map, so that nothing here depends on the batch size.
+The losses are also invariant to the scale of the attribution and (up to resampling) to its resolution.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from attnguide.errors import InputError
+
+__all__ = [
+    "channel_mean",
+    "cosine",
+    "energy",
+    "full_precision",
+    "grad_cam",
+    "grad_cam_plus_plus",
+    "hires_cam",
+    "iou",
+    "layer_cam",
+    "min_max",
+    "mse",
+    "resize",
+    "unit",
+]
+
+EPSILON = 1e-6
+
+
+def full_precision(tensor: Tensor) -> Tensor:
+    """Return half-precision values as float32, anything else unchanged; reductions in half precision overflow."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+# ---------------------------------------------------------------- attribution
+
+
+def grad_cam(features: Tensor, gradients: Tensor, *, relu: bool = True) -> Tensor:
+    """Grad-CAM: each channel weighted by its mean gradient (Selvaraju et al., ICCV 2017, eqs. 1 and 2).
+
+    Args:
+        features: Feature maps `(N, C, h, w)`.
+        gradients: Gradient of the class score with respect to them, `(N, C, h, w)`.
+        relu: Keep only the evidence for the class; without it the map is signed.
+
+    Returns:
+        Maps `(N, h, w)`, not rescaled.
+    """
+    features, gradients = full_precision(features), full_precision(gradients)
+    maps = (gradients.mean(dim=(2, 3), keepdim=True) * features).sum(dim=1)
+    return maps.relu() if relu else maps
+
+
+def grad_cam_plus_plus(features: Tensor, gradients: Tensor, *, relu: bool = True) -> Tensor:
+    """Grad-CAM++: positive gradients weighted by how much each position counts (Chattopadhay et al., WACV 2018, eq. 19).
+
+    Second and third derivatives are powers of the first, as the paper derives for an exponential score. The constant in the
+    denominator is that of the established implementation (pytorch-grad-cam, 1e-6). It is not negligible where gradients
+    are small, so it is kept for agreement.
+
+    Args:
+        features: Feature maps `(N, C, h, w)`.
+        gradients: Gradient of the class score with respect to them, `(N, C, h, w)`.
+        relu: Keep only the evidence for the class.
+
+    Returns:
+        Maps `(N, h, w)`, not rescaled.
+    """
+    features, gradients = full_precision(features), full_precision(gradients)
+    squared = gradients.square()
+    denominator = 2 * squared + features.sum(dim=(2, 3), keepdim=True) * squared * gradients + EPSILON
+    alpha = torch.where(gradients != 0, squared / denominator, torch.zeros_like(squared))
+    weights = (alpha * gradients.relu()).sum(dim=(2, 3), keepdim=True)
+    maps = (weights * features).sum(dim=1)
+    return maps.relu() if relu else maps
+
+
+def layer_cam(features: Tensor, gradients: Tensor, *, relu: bool = True) -> Tensor:
+    """LayerCAM: each position weighted by its own positive gradient (Jiang et al., TIP 2021, eqs. 6 to 8).
+
+    Args:
+        features: Feature maps `(N, C, h, w)`.
+        gradients: Gradient of the class score with respect to them, `(N, C, h, w)`.
+        relu: Keep only the evidence for the class.
+
+    Returns:
+        Maps `(N, h, w)`, not rescaled.
+    """
+    maps = (full_precision(gradients).relu() * full_precision(features)).sum(dim=1)
+    return maps.relu() if relu else maps
+
+
+def hires_cam(features: Tensor, gradients: Tensor, *, relu: bool = True) -> Tensor:
+    """HiResCAM: gradient times feature, position by position (Draelos and Carin, 2020, arXiv 2011.08891, eq. 4).
+
+    Args:
+        features: Feature maps `(N, C, h, w)`.
+        gradients: Gradient of the class score with respect to them, `(N, C, h, w)`.
+        relu: Keep only the evidence for the class; without it the map is signed, as in the paper.
+
+    Returns:
+        Maps `(N, h, w)`, not rescaled.
+    """
+    maps = (full_precision(gradients) * full_precision(features)).sum(dim=1)
+    return maps.relu() if relu else maps
+
+
+def channel_mean(features: Tensor) -> Tensor:
+    """Layer attention: the mean over channels (Belharbi et al., FG 2024, arXiv 2402.00281).
+
+    Args:
+        features: Feature maps `(N, C, h, w)`.
+
+    Returns:
+        Maps `(N, h, w)`, signed where the features are.
+    """
+    return full_precision(features).mean(dim=1)
+
+
+# -------------------------------------------------------------------- scaling
+
+
+def unit(maps: Tensor) -> Tensor:
+    """Scale the positive part of each map to a maximum of 1; a map without a positive value becomes zeros.
+
+    Zero stays zero, so "no evidence here" keeps its meaning, which min-max scaling would lose.
+
+    Args:
+        maps: Maps `(N, h, w)`.
+
+    Returns:
+        Maps `(N, h, w)` in [0, 1].
+    """
+    positive = full_precision(maps).relu()
+    peak = positive.amax(dim=(-2, -1), keepdim=True)
+    return positive / torch.where(peak > 0, peak, torch.ones_like(peak))
+
+
+def min_max(maps: Tensor) -> Tensor:
+    """Scale each map to [0, 1] by its minimum and maximum; a flat map becomes zeros. For display.
+
+    Args:
+        maps: Maps `(..., h, w)`.
+
+    Returns:
+        Maps of the same shape in [0, 1].
+    """
+    maps = full_precision(maps)
+    low = maps.amin(dim=(-2, -1), keepdim=True)
+    span = maps.amax(dim=(-2, -1), keepdim=True) - low
+    return (maps - low) / torch.where(span > 0, span, torch.ones_like(span))
+
+
+def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize maps: area averaging where both sides shrink, antialiased bilinear interpolation otherwise.
+
+    Args:
+        maps: Maps `(N, h, w)`; float.
+        size: Target `(h, w)`.
+
+    Returns:
+        Maps `(N, *size)`; values in [0, 1] stay there.
+    """
+    height, width = maps.shape[-2:]
+    if (height, width) == tuple(size):
+        return maps
+    if size[0] <= height and size[1] <= width:
+        return F.interpolate(maps[:, None], size=size, mode="area")[:, 0]
+    return F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False, antialias=True)[:, 0]
+
+
+# --------------------------------------------------------------------- losses
+
+
+def iou(attribution: Tensor, prior: Tensor) -> Tensor:
+    """Negative logarithm of the soft intersection over union, −ln(Σ min(G, S) / Σ max(G, S)).
+
+    G is the attribution scaled to [0, 1] by [`unit`][attnguide.functional.unit], S the prior (Yang et al., 2019,
+    arXiv 1905.00593). Without any overlap the loss is finite (about 14).
+
+    Args:
+        attribution: Maps `(N, h, w)`, any scale.
+        prior: Maps `(N, h, w)` in [0, 1].
+
+    Returns:
+        Losses `(N,)`, from 0 (equal) upwards.
+
+    Raises:
+        InputError: If the shapes differ.
+    """
+    attribution, prior = _comparable(attribution, prior)
+    scaled = unit(attribution)
+    # Means instead of sums: the ratio is the same, and the constant then weighs the same at any resolution.
+    overlap = torch.minimum(scaled, prior).mean(dim=(1, 2))
+    union = torch.maximum(scaled, prior).mean(dim=(1, 2))
+    return (union + EPSILON).log() - (overlap + EPSILON).log()
+
+
+def cosine(attribution: Tensor, prior: Tensor) -> Tensor:
+    """One minus the cosine between attribution and prior (Belharbi et al., FG 2024, arXiv 2402.00281).
+
+    Signed attributions keep their sign. A map of zeros has cosine 0.
+
+    Args:
+        attribution: Maps `(N, h, w)`, any scale.
+        prior: Maps `(N, h, w)` in [0, 1].
+
+    Returns:
+        Losses `(N,)` in [0, 2].
+
+    Raises:
+        InputError: If the shapes differ.
+    """
+    attribution, prior = _comparable(attribution, prior)
+    flat = attribution.flatten(1)
+    # Dividing by the peak first keeps tiny maps clear of the constant inside the cosine.
+    peak = flat.detach().abs().amax(dim=1, keepdim=True)
+    flat = flat / torch.where(peak > 0, peak, torch.ones_like(peak))
+    return 1 - F.cosine_similarity(flat, prior.flatten(1), dim=1)
+
+
+def energy(attribution: Tensor, prior: Tensor) -> Tensor:
+    """Share of the positive attribution outside the prior, 1 − Σ S·A⁺ / Σ A⁺ (Rao et al., ICCV 2023).
+
+    A map without a positive value has no energy anywhere: its loss is 1, its gradient 0.
+
+    Args:
+        attribution: Maps `(N, h, w)`, any scale.
+        prior: Maps `(N, h, w)` in [0, 1].
+
+    Returns:
+        Losses `(N,)` in [0, 1].
+
+    Raises:
+        InputError: If the shapes differ.
+    """
+    attribution, prior = _comparable(attribution, prior)
+    scaled = unit(attribution)
+    total = scaled.sum(dim=(1, 2))
+    return 1 - (scaled * prior).sum(dim=(1, 2)) / torch.where(total > 0, total, torch.ones_like(total))
+
+
+def mse(attribution: Tensor, prior: Tensor) -> Tensor:
+    """Mean squared difference between the attribution, scaled to [0, 1], and the prior.
+
+    Args:
+        attribution: Maps `(N, h, w)`, any scale.
+        prior: Maps `(N, h, w)` in [0, 1].
+
+    Returns:
+        Losses `(N,)` in [0, 1].
+
+    Raises:
+        InputError: If the shapes differ.
+    """
+    attribution, prior = _comparable(attribution, prior)
+    return (unit(attribution) - prior).square().mean(dim=(1, 2))
+
+
+def _comparable(attribution: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
+    if attribution.ndim != 3 or attribution.shape != prior.shape:
+        raise InputError(
+            f"attribution {tuple(attribution.shape)} and prior {tuple(prior.shape)} cannot be compared: both must be "
+            "(N, h, w) of one shape. Resize one with attnguide.functional.resize."
+        )
+    attribution = full_precision(attribution)
+    return attribution, prior.to(attribution)

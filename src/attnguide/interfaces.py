@@ -1,0 +1,156 @@
+"""The interfaces that everything else is made of.
+
+An *attribution source* says where the model looks, a *target prior* where it should look, and an *alignment loss* how far apart
+the two are. An *adapter* is for methods that train something of their own beside the model. To add a part, subclass one of
+these and declare it in a plugin (see [hookspecs][attnguide.hookspecs]).
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any, ClassVar, NamedTuple
+
+from torch import Tensor, nn
+
+from attnguide.pairs import Pairs
+from attnguide.trace import Trace
+
+__all__ = ["Adapter", "AlignmentLoss", "AttributionSource", "PriorMaps", "TargetPrior"]
+
+
+class AttributionSource(ABC):
+    """Where the model looks.
+
+    Attributes:
+        needs_gradient: Whether the source asks the trace for gradients. If not, explaining needs no graph at all.
+        differentiable: Whether the maps stay attached to the graph, so that they can guide.
+    """
+
+    needs_gradient: ClassVar[bool] = True
+    differentiable: ClassVar[bool] = True
+
+    @abstractmethod
+    def __call__(self, trace: Trace, pairs: Pairs) -> Tensor:
+        """Compute one map for each pair.
+
+        Args:
+            trace: The forward pass, with the layer that was asked for.
+            pairs: N (sample, class) pairs, at least one.
+
+        Returns:
+            Maps `(N, h, w)` of the size that [`size`][attnguide.interfaces.AttributionSource.size] tells, raw values, never
+            detached.
+        """
+
+    def size(self, trace: Trace) -> tuple[int, int]:
+        """Size `(h, w)` of the maps; by default that of the layer."""
+        return trace.feature.layout.grid
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+
+class PriorMaps(NamedTuple):
+    """What a prior gives.
+
+    Attributes:
+        maps: Where to look, `(N, h, w)` in [0, 1].
+        weights: `(N,)`, at least 0; 0 means "no annotation here", and the pair drops out.
+    """
+
+    maps: Tensor
+    weights: Tensor
+
+
+class TargetPrior(ABC):
+    """Where the model should look.
+
+    The keyword-only parameters of `__call__` name the annotations that the prior reads from `guide.loss(labels, **annotations)`; one
+    without a default is required.
+    """
+
+    @abstractmethod
+    def __call__(
+        self, trace: Trace, pairs: Pairs, size: tuple[int, int], **annotations: Any
+    ) -> PriorMaps | Tensor:
+        """Compute one map for each pair.
+
+        Args:
+            trace: The forward pass; its images and their size are what most priors need.
+            pairs: N (sample, class) pairs.
+            size: Size `(h, w)` of the maps.
+            **annotations: What the subclass names as keyword-only parameters.
+
+        Returns:
+            Maps `(N, h, w)` in [0, 1] with a weight for each pair, or the maps alone, all of weight 1.
+        """
+
+    @cached_property
+    def annotations(self) -> dict[str, bool]:
+        """Names of the annotations read, and whether each is required."""
+        return _keyword_only(self.__call__)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+
+class AlignmentLoss(ABC):
+    """How far attribution and prior are apart."""
+
+    @abstractmethod
+    def __call__(self, attribution: Tensor, prior: Tensor) -> Tensor:
+        """Compare each map with its prior.
+
+        Args:
+            attribution: Maps `(N, h, w)`, raw.
+            prior: Maps `(N, h, w)` in [0, 1].
+
+        Returns:
+            Losses `(N,)`, finite, independent of the attribution's scale and of the number of pairs.
+        """
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+
+class Adapter(nn.Module, ABC):
+    """A method that trains something of its own beside the model.
+
+    The guide runs it at the end of every forward pass; its parameters belong to the guide (`guide.parameters()`), never to the model.
+
+    Attributes:
+        layer: The layer whose feature it reads: a name, or `"auto"`.
+    """
+
+    layer: str = "auto"
+
+    @abstractmethod
+    def forward(self, trace: Trace) -> Tensor | None:
+        """Compute new logits.
+
+        Args:
+            trace: The forward pass with the feature of the adapter's layer.
+
+        Returns:
+            Logits `(B, K)` that the model returns in place of its own, or None to leave them.
+        """
+
+    def loss(self, trace: Trace, labels: Tensor, **annotations: Any) -> Tensor | None:
+        """Return a loss of the adapter's own, a scalar, or None; `guide.loss` adds it.
+
+        As with a prior, keyword-only parameters name the annotations that it reads.
+        """
+        return None
+
+    @cached_property
+    def annotations(self) -> dict[str, bool]:
+        """Names of the annotations that the loss reads, and whether each is required."""
+        return _keyword_only(self.loss)
+
+
+def _keyword_only(function: Callable[..., Any]) -> dict[str, bool]:
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default is p.empty for p in parameters if p.kind is p.KEYWORD_ONLY}

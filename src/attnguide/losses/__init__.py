@@ -1,0 +1,1 @@
+"""Alignment losses: how far attribution and prior are apart."""

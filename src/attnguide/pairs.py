@@ -1,0 +1,210 @@
+"""(sample, class) pairs: the unit in which everything is attributed, compared and weighted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from attnguide.errors import InputError, nearest
+
+__all__ = ["Evidence", "Pairs", "Targets", "positives", "resolve"]
+
+#: Which pairs to look at: a name, class indices for every sample, or explicit (sample, class) pairs.
+Targets = str | Sequence[int] | Sequence[tuple[int, int]] | Tensor
+#: What counts as evidence: the class's logit, or the logit in the direction of the binary decision.
+Evidence = Literal["logit", "decision"]
+
+#: Class indices with this value carry no label, as in `torch.nn.CrossEntropyLoss`.
+IGNORE_INDEX = -100
+
+_NAMED = ("labels", "predicted", "all")
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """N pairs of a sample of the batch and a class of the model.
+
+    Attributes:
+        sample: Index into the batch, `(N,)`, int64.
+        cls: Class index, `(N,)`, int64.
+        sign: +1, or −1 where the evidence is the negated logit, `(N,)`.
+        slot: Rank of the pair among those of its sample, `(N,)`, int64, from 0.
+        slots: The largest number of pairs that one sample has. Gradients of all samples are computed together, slot by slot.
+    """
+
+    sample: Tensor
+    cls: Tensor
+    sign: Tensor
+    slot: Tensor
+    slots: int
+
+    def __len__(self) -> int:
+        return len(self.sample)
+
+    @classmethod
+    def one_each(cls, classes: Tensor) -> Pairs:
+        """Pair every sample with one class, `classes` of shape `(B,)`."""
+        sample = torch.arange(len(classes), device=classes.device)
+        return cls(sample, classes, torch.ones_like(classes), torch.zeros_like(classes), 1)
+
+    @classmethod
+    def of(cls, sample: Tensor, classes: Tensor) -> Pairs:
+        """Pair `sample[i]` with `classes[i]`; any order, any number for a sample."""
+        order = torch.argsort(sample, stable=True)
+        sample, classes = sample[order], classes[order]
+        count = torch.bincount(sample) if len(sample) else sample
+        first = count.cumsum(0) - count
+        slot = torch.arange(len(sample), device=sample.device) - first[sample]
+        return cls(sample, classes, torch.ones_like(classes), slot, int(count.max()) if len(sample) else 0)
+
+    def select(self, index: Tensor) -> Pairs:
+        """Return the pairs at the given positions, `index` of shape `(M,)`."""
+        return Pairs(self.sample[index], self.cls[index], self.sign[index], self.slot[index], self.slots)
+
+
+def positives(labels: Tensor, logits: Tensor) -> Tensor:
+    """Check labels against the logits and return them as a boolean matrix of positives, or as class indices.
+
+    Args:
+        labels: Class indices `(B,)`, or multi-hot `(B, K)` floats or bools. With one logit, `(B,)` is multi-hot.
+        logits: `(B, K)`.
+
+    Returns:
+        Class indices `(B,)` int64 (−100 = no label), or positives `(B, K)` bool. A multi-hot label above 0.5 is positive;
+        NaN is none.
+
+    Raises:
+        InputError: If the shape does not fit the logits or a class index is out of range.
+    """
+    if not isinstance(labels, Tensor):
+        labels = torch.as_tensor(labels)
+    batch, classes = logits.shape
+    if labels.ndim == 0 or len(labels) != batch:
+        size = "no batch axis" if labels.ndim == 0 else f"{len(labels)} samples"
+        raise InputError(
+            f"labels have {size}, but the last forward of the model had {batch}. "
+            "Call guide.loss with the labels of the batch that went through the model last."
+        )
+    if classes == 1 and labels.ndim == 1:
+        labels = labels[:, None]
+    labels = labels.to(logits.device)
+    if labels.ndim == 2 and labels.shape[1] == classes:
+        _check_multi_hot(labels)
+        return labels > 0.5
+    if labels.ndim != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
+        raise InputError(
+            f"labels of shape {tuple(labels.shape)} and type {labels.dtype} do not fit {classes} logits: give class "
+            f"indices ({batch},) as integers, or multi-hot ({batch}, {classes}) as floats or bools."
+        )
+    labels = labels.long()
+    wrong = (labels != IGNORE_INDEX) & ((labels < 0) | (labels >= classes))
+    if bool(wrong.any()):
+        raise InputError(
+            f"labels out of range: sample {int(wrong.nonzero()[0])} has class {int(labels[wrong][0])}, the model has "
+            f"classes 0 to {classes - 1}. Use {IGNORE_INDEX} for 'no label'."
+        )
+    return labels
+
+
+def _check_multi_hot(labels: Tensor) -> None:
+    """Refuse labels outside [0, 1]: −1/1 coding, or a matrix of something else."""
+    if labels.dtype == torch.bool:
+        return
+    wrong = (labels < 0) | (labels > 1)
+    if bool(wrong.any()):
+        raise InputError(
+            f"labels out of range: multi-hot labels lie in [0, 1], one of them is {labels[wrong][0].item():g}. "
+            "Map −1/1 labels with (labels + 1) / 2; NaN means 'no label'."
+        )
+
+
+def resolve(
+    targets: Targets, logits: Tensor, labels: Tensor | None = None, evidence: Evidence = "logit"
+) -> Pairs:
+    """Turn a choice of targets into pairs.
+
+    Args:
+        targets: `"labels"` (the positives), `"predicted"` (the arg-max; with multi-hot labels, every class whose
+            logit is positive), `"all"`, a sequence or 1-D tensor of class indices that holds for every sample, or a
+            sequence of (sample, class) tuples (or a tensor `(N, 2)`).
+        logits: `(B, K)`.
+        labels: As in [`positives`][attnguide.pairs.positives]; needed for `"labels"`.
+        evidence: `"logit"`, or `"decision"`: for a class with a negative logit the evidence is the negated logit (the model
+            says "no", and the map shows why), which fits binary attributes.
+
+    Returns:
+        The pairs, on the device of the logits.
+
+    Raises:
+        InputError: If the targets are not of a known form or out of range, or labels are missing.
+    """
+    truth = None if labels is None else positives(labels, logits)
+    pairs = _pairs(targets, logits, truth)
+    if evidence == "logit":
+        return pairs
+    if evidence != "decision":
+        raise InputError(f"evidence={evidence!r} is unknown.{nearest(str(evidence), ('logit', 'decision'))}")
+    sign = torch.where(logits.detach()[pairs.sample, pairs.cls] < 0, -1, 1)
+    return Pairs(pairs.sample, pairs.cls, sign, pairs.slot, pairs.slots)
+
+
+def _pairs(targets: Targets, logits: Tensor, truth: Tensor | None) -> Pairs:
+    batch, classes = logits.shape
+    if isinstance(targets, str):
+        return _named(targets, logits, truth)
+    index = _as_index(targets).to(logits.device)
+    limits = torch.tensor([batch, classes], device=logits.device)[-1 if index.ndim == 1 else slice(None)]
+    if bool(((index < 0) | (index >= limits)).any()):
+        raise InputError(
+            f"targets={targets!r} are out of range: the batch has samples 0 to {batch - 1}, "
+            f"the model has classes 0 to {classes - 1}."
+        )
+    if index.ndim == 2:
+        return Pairs.of(index[:, 0], index[:, 1])
+    sample = torch.arange(batch, device=logits.device).repeat_interleave(len(index))
+    return Pairs.of(sample, index.repeat(batch))
+
+
+def _named(targets: str, logits: Tensor, truth: Tensor | None) -> Pairs:
+    batch, classes = logits.shape
+    if targets == "all":
+        every = torch.ones(batch, classes, dtype=torch.bool, device=logits.device)
+        return Pairs.of(*every.nonzero(as_tuple=True))
+    if targets == "predicted":
+        if classes > 1 and truth is not None and truth.ndim == 2:
+            return Pairs.of(*(logits.detach() > 0).nonzero(as_tuple=True))
+        return Pairs.one_each(logits.detach().argmax(dim=1))
+    if targets == "labels":
+        if truth is None:
+            raise InputError(
+                "targets='labels' needs labels. Pass labels=…, or choose targets='predicted', 'all' or class indices."
+            )
+        if truth.ndim == 2:
+            return Pairs.of(*truth.nonzero(as_tuple=True))
+        pairs = Pairs.one_each(truth)
+        return pairs.select((truth != IGNORE_INDEX).nonzero()[:, 0]) if bool((truth < 0).any()) else pairs
+    raise InputError(
+        f"targets={targets!r} is unknown.{nearest(targets, _NAMED)} Class indices and (sample, class) pairs are possible too."
+    )
+
+
+def _as_index(targets: Sequence[int] | Sequence[tuple[int, int]] | Tensor) -> Tensor:
+    try:
+        index = targets if isinstance(targets, Tensor) else torch.tensor(list(targets))
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"targets={targets!r} are neither class indices nor (sample, class) pairs: {error}."
+        ) from error
+    if index.dtype == torch.bool or index.is_floating_point() or index.numel() == 0:
+        raise InputError(
+            f"targets={targets!r} must be integers, at least one: class indices or (sample, class) pairs."
+        )
+    if index.ndim == 1 or (index.ndim == 2 and index.shape[1] == 2):
+        return index.long()
+    raise InputError(
+        f"targets of shape {tuple(index.shape)} are neither class indices (T,) nor (sample, class) pairs (N, 2)."
+    )

@@ -1,0 +1,1 @@
+"""Target priors: where the model should look."""

@@ -1,0 +1,103 @@
+"""Bounding boxes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torchvision.ops import box_convert
+from torchvision.tv_tensors import BoundingBoxes
+
+from attnguide.errors import InputError
+from attnguide.interfaces import PriorMaps, TargetPrior
+from attnguide.pairs import Pairs
+from attnguide.trace import Trace
+
+__all__ = ["BoxPrior"]
+
+
+class BoxPrior(TargetPrior):
+    """Boxes `(x1, y1, x2, y2)` in pixels of the images; each cell of the map holds the share of it that a box covers.
+
+    With `guide.loss(labels, boxes=…)` boxes are a tensor `(B, 4)` or `(B, n, 4)`, or a list with one entry for each sample: `(n, 4)`,
+    `(4,)`, a `tv_tensors.BoundingBoxes` of any format, or None. A row of NaN or −1 is no box; a sample without a box
+    drops out. The map is the same for every class of a sample.
+    """
+
+    def __call__(self, trace: Trace, pairs: Pairs, size: tuple[int, int], *, boxes: Any) -> PriorMaps:
+        """Draw the boxes of each pair's sample.
+
+        Raises:
+            InputError: If the shape does not fit the batch, a box has no area inside the image, or holds NaN next to numbers.
+        """
+        batch = len(trace.logits)
+        device = trace.logits.device
+        if boxes is None:
+            boxes = [None] * batch
+        entries = list(boxes)
+        if len(entries) != batch:
+            raise InputError(
+                f"boxes have {len(entries)} entries, the batch has {batch} samples; give one each, None for missing."
+            )
+        if isinstance(boxes, BoundingBoxes):  # iteration gives plain tensors
+            entries = [_as_xyxy(boxes, "boxes")[index] for index in range(batch)]
+        rows = [_rows(entry, sample) for sample, entry in enumerate(entries)]
+        table = pad_sequence(rows, batch_first=True, padding_value=torch.nan)  # (B, n, 4)
+        present = ~table.isnan().all(dim=2)
+        _check(table, present, trace.image_size)
+        maps = _cover(table.nan_to_num(0.0), size, trace.image_size)
+        weights = present.any(dim=1).to(maps)
+        sample = pairs.sample
+        return PriorMaps(
+            maps.to(device, non_blocking=True)[sample], weights.to(device, non_blocking=True)[sample]
+        )
+
+
+def _as_xyxy(boxes: Any, what: str) -> Tensor:
+    if isinstance(boxes, BoundingBoxes):
+        plain = boxes.as_subclass(Tensor)  # type: ignore[no-untyped-call]
+        return box_convert(plain.float(), boxes.format.value.lower(), "xyxy")
+    tensor = torch.as_tensor(boxes, dtype=torch.float32)
+    if tensor.shape[-1:] != (4,):
+        raise InputError(f"{what} must be (x1, y1, x2, y2), got a tensor of shape {tuple(tensor.shape)}.")
+    return tensor
+
+
+def _rows(entry: Any, sample: int) -> Tensor:
+    """Boxes of one sample, `(n, 4)`, at least one row; NaN rows are none."""
+    if entry is None:
+        return torch.full((1, 4), torch.nan)
+    boxes = _as_xyxy(entry, f"boxes of sample {sample}").reshape(-1, 4)
+    if not len(boxes):
+        return boxes.new_full((1, 4), torch.nan)
+    return torch.where((boxes == -1).all(dim=1, keepdim=True), torch.nan, boxes)
+
+
+def _check(table: Tensor, present: Tensor, image_size: tuple[int, int]) -> None:
+    height, width = image_size
+    x1, y1, x2, y2 = table.unbind(dim=2)
+    # NaN compares false, so that a box with a NaN among numbers is wrong too.
+    right = (x2.clamp(max=width) > x1.clamp(min=0)) & (y2.clamp(max=height) > y1.clamp(min=0))
+    wrong = present & ~right
+    if bool(wrong.any()):
+        sample, row = (int(value) for value in wrong.nonzero()[0])
+        raise InputError(
+            f"box {row} of sample {sample}, {table[sample, row].tolist()}, has no area inside the {width}×{height} image. Boxes are "
+            "(x1, y1, x2, y2) in pixels with x1 < x2 and y1 < y2; a row of NaN or −1 means 'no box'."
+        )
+
+
+def _cover(boxes: Tensor, size: tuple[int, int], image_size: tuple[int, int]) -> Tensor:
+    """Share of each cell that is covered by the largest cover of any box: `(B, n, 4)` to `(B, h, w)`."""
+    rows = _overlap(boxes[..., 1], boxes[..., 3], size[0], image_size[0])
+    columns = _overlap(boxes[..., 0], boxes[..., 2], size[1], image_size[1])
+    return (rows[..., :, None] * columns[..., None, :]).amax(dim=1)
+
+
+def _overlap(start: Tensor, stop: Tensor, cells: int, length: int) -> Tensor:
+    """Share of each of so many cells of a side that lies between start and stop, `(B, n, cells)`."""
+    edges = torch.linspace(0, length, cells + 1, device=start.device)
+    inside = torch.minimum(stop[..., None], edges[1:]) - torch.maximum(start[..., None], edges[:-1])
+    return (inside / (length / cells)).clamp(0, 1)

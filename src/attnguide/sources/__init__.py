@@ -1,0 +1,1 @@
+"""Attribution sources: where the model looks."""

@@ -1,0 +1,83 @@
+"""The CAM family: features of a layer, weighted by the gradient of the class score."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+from torch import Tensor
+
+from attnguide import functional
+from attnguide.interfaces import AttributionSource
+from attnguide.pairs import Pairs
+from attnguide.trace import Trace
+
+__all__ = ["GradCAM", "GradCAMPlusPlus", "HiResCAM", "LayerCAM"]
+
+
+class _GradientCAM(AttributionSource):
+    """A map made of a layer's features and their gradients.
+
+    Args:
+        relu: Keep only the evidence for the class; without it the map is signed.
+    """
+
+    def __init__(self, *, relu: bool = True) -> None:
+        self.relu = relu
+
+    def __call__(self, trace: Trace, pairs: Pairs) -> Tensor:
+        return self.combine(trace.feature.spatial[pairs.sample], trace.gradients(pairs))
+
+    @abstractmethod
+    def combine(self, features: Tensor, gradients: Tensor) -> Tensor:
+        """Combine features and gradients, both `(N, C, h, w)`, into maps `(N, h, w)`."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(relu={self.relu})"
+
+
+class GradCAM(_GradientCAM):
+    """Grad-CAM; see [`functional.grad_cam`][attnguide.functional.grad_cam].
+
+    Args:
+        relu: Keep only the evidence for the class; without it the map is signed.
+    """
+
+    def combine(self, features: Tensor, gradients: Tensor) -> Tensor:
+        """Weight each channel by its mean gradient."""
+        return functional.grad_cam(features, gradients, relu=self.relu)
+
+
+class GradCAMPlusPlus(_GradientCAM):
+    """Grad-CAM++; see [`functional.grad_cam_plus_plus`][attnguide.functional.grad_cam_plus_plus].
+
+    Args:
+        relu: Keep only the evidence for the class.
+    """
+
+    def combine(self, features: Tensor, gradients: Tensor) -> Tensor:
+        """Weight each channel by its positive gradients."""
+        return functional.grad_cam_plus_plus(features, gradients, relu=self.relu)
+
+
+class LayerCAM(_GradientCAM):
+    """LayerCAM; see [`functional.layer_cam`][attnguide.functional.layer_cam].
+
+    Args:
+        relu: Keep only the evidence for the class.
+    """
+
+    def combine(self, features: Tensor, gradients: Tensor) -> Tensor:
+        """Weight each position by its positive gradient."""
+        return functional.layer_cam(features, gradients, relu=self.relu)
+
+
+class HiResCAM(_GradientCAM):
+    """HiResCAM; see [`functional.hires_cam`][attnguide.functional.hires_cam].
+
+    Args:
+        relu: Keep only the evidence for the class; without it the map is signed.
+    """
+
+    def combine(self, features: Tensor, gradients: Tensor) -> Tensor:
+        """Multiply gradient and feature position by position."""
+        return functional.hires_cam(features, gradients, relu=self.relu)

@@ -1,0 +1,163 @@
+"""Pictures: colour maps, overlays, contact sheets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from attnguide import functional
+from attnguide.data.files import atomic_write
+from attnguide.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    from attnguide.explanation import Explanation
+
+__all__ = ["colourise", "contact_sheet", "displayable", "overlay", "save_explanation", "to_pil"]
+
+#: From cold to hot through colours that keep their order in grey and for the colour-blind: violet, magenta, orange, yellow.
+_PALETTE = torch.tensor(
+    [
+        [0.05, 0.03, 0.25],
+        [0.30, 0.05, 0.55],
+        [0.60, 0.12, 0.55],
+        [0.85, 0.28, 0.40],
+        [0.97, 0.50, 0.20],
+        [0.99, 0.75, 0.15],
+        [0.99, 0.97, 0.50],
+    ]
+)
+
+
+def colourise(maps: Tensor) -> Tensor:
+    """Colour maps in [0, 1], `(..., h, w)`, as RGB in [0, 1], `(..., 3, h, w)`."""
+    position = functional.full_precision(maps).clamp(0, 1) * (len(_PALETTE) - 1)
+    low = position.floor().long().clamp(max=len(_PALETTE) - 2)
+    palette = _PALETTE.to(maps.device)
+    share = (position - low)[..., None]
+    return torch.movedim(palette[low] * (1 - share) + palette[low + 1] * share, -1, -3)
+
+
+def displayable(images: Tensor) -> Tensor:
+    """Bring images `(B, C, H, W)` of any range to RGB in [0, 1], each by its own minimum and maximum."""
+    images = functional.full_precision(images.detach())
+    images = images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)
+    low, high = images.amin(dim=(1, 2, 3), keepdim=True), images.amax(dim=(1, 2, 3), keepdim=True)
+    return (images - low) / torch.where(high > low, high - low, torch.ones_like(high))
+
+
+def overlay(images: Tensor, maps: Tensor, alpha: float = 0.5) -> Tensor:
+    """Lay maps over images; the hotter, the more opaque.
+
+    Args:
+        images: `(B, 3, H, W)` in [0, 1].
+        maps: `(B, T, h, w)` in [0, 1]; resized to the images.
+        alpha: Opacity where the map is 1, in [0, 1].
+
+    Returns:
+        uint8 pictures `(B, T, 3, H, W)`, on the CPU.
+
+    Raises:
+        InputError: If the numbers of images and maps differ, or alpha is out of range.
+    """
+    if images.ndim != 4 or images.shape[1] != 3 or maps.ndim != 4 or len(images) != len(maps):
+        raise InputError(
+            f"cannot lay maps {tuple(maps.shape)} over images {tuple(images.shape)}: give (B, T, h, w) and (B, 3, H, W)."
+        )
+    if not 0 <= alpha <= 1:
+        raise InputError(f"alpha={alpha} must be in [0, 1].")
+    batch, count = maps.shape[:2]
+    height, width = images.shape[-2:]
+    if not count:
+        return torch.zeros(batch, 0, 3, height, width, dtype=torch.uint8)
+    sized = functional.resize(maps.flatten(0, 1).float(), (height, width)).unflatten(0, (batch, count))
+    opacity = (alpha * (0.25 + 0.75 * sized))[:, :, None]
+    mixed = images.to(sized)[:, None] * (1 - opacity) + colourise(sized) * opacity
+    return (mixed.clamp(0, 1) * 255).round().byte().cpu()
+
+
+def to_pil(picture: Tensor) -> Image.Image:
+    """Turn a picture `(3, H, W)`, uint8 or in [0, 1], into a PIL image."""
+    if picture.is_floating_point():
+        picture = (picture.clamp(0, 1) * 255).round().byte()
+    return Image.fromarray(picture.cpu().permute(1, 2, 0).contiguous().numpy())
+
+
+def contact_sheet(
+    pictures: Sequence[Image.Image], captions: Sequence[str] = (), *, columns: int = 0, cell: int = 160
+) -> Image.Image:
+    """Put pictures on one page, row by row.
+
+    Args:
+        pictures: Any sizes; each is fitted into a square cell.
+        captions: One for each picture, or none.
+        columns: Pictures a row; by default about as many as rows.
+        cell: Side of a cell in pixels.
+
+    Returns:
+        The page.
+
+    Raises:
+        InputError: If there are no pictures, or the captions do not fit.
+    """
+    from PIL import ImageDraw, ImageFont  # noqa: PLC0415  (only here, and fonts are slow to load)
+
+    if not pictures or len(captions) not in (0, len(pictures)):
+        raise InputError(
+            f"a contact sheet needs pictures, and a caption for each or none; got {len(pictures)} and {len(captions)}."
+        )
+    columns = columns or max(1, round(len(pictures) ** 0.5 * 1.3))
+    rows = -(-len(pictures) // columns)
+    gap, line = 8, 18 if captions else 0
+    page = Image.new("RGB", (columns * (cell + gap) + gap, rows * (cell + line + gap) + gap), (250, 250, 248))
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(size=12)
+    for index, picture in enumerate(pictures):
+        small = picture.copy()
+        scale = cell / max(small.size)
+        small = small.resize((max(1, round(small.width * scale)), max(1, round(small.height * scale))))
+        left = gap + (index % columns) * (cell + gap)
+        top = gap + (index // columns) * (cell + line + gap)
+        page.paste(small, (left + (cell - small.width) // 2, top + (cell - small.height) // 2))
+        if captions:
+            text = captions[index]
+            while text and draw.textlength(text, font=font) > cell:
+                text = text[:-2] + "…" if len(text) > 2 else ""
+            draw.text((left, top + cell + 2), text, fill=(40, 40, 40), font=font)
+    return page
+
+
+def save_explanation(
+    explanation: Explanation, folder: Path, names: Sequence[str] | None, format: str
+) -> list[Path]:
+    """Write one file for each map; see [`Explanation.save`][attnguide.explanation.Explanation.save]."""
+    if format not in ("png", "npy", "npz"):
+        raise InputError(f"format={format!r} is unknown.{nearest(format, ('png', 'npy', 'npz'))}")
+    names = [f"image{index}" for index in range(len(explanation.maps))] if names is None else list(names)
+    if len(names) != len(explanation.maps) or len(set(names)) != len(names):
+        raise InputError(f"{len(explanation.maps)} images need as many different names, got {names}.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {folder}: {error.strerror}.") from error
+    pictures = explanation.overlay() if format == "png" else None
+    maps, scores = explanation.maps.float().cpu().numpy(), explanation.scores.cpu().numpy()
+    written = []
+    for row, name in enumerate(names):
+        for column, cls in enumerate(explanation.classes[row].tolist()):
+            if cls < 0:
+                continue
+            path = folder / f"{name}_{cls}.{format}"
+            with atomic_write(path) as temporary:
+                if pictures is not None:
+                    to_pil(pictures[row, column]).save(temporary)
+                elif format == "npy":
+                    np.save(temporary, maps[row, column])
+                else:
+                    np.savez_compressed(temporary, map=maps[row, column], cls=cls, score=scores[row, column])
+            written.append(path)
+    return written
