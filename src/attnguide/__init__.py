@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from attnguide import data, functional, layers, metrics, visual
+    from attnguide import data, functional, layers, metrics, registry, visual
     from attnguide.check import CheckReport
     from attnguide.errors import AttnGuideError
     from attnguide.explanation import Explanation, explain
@@ -22,13 +22,12 @@ if TYPE_CHECKING:
     from attnguide.hookspecs import Part, hookimpl
     from attnguide.interfaces import Adapter, AlignmentLoss, AttributionSource, PriorMaps, TargetPrior
     from attnguide.pairs import Pairs
-    from attnguide.registry import registry
     from attnguide.trace import Trace
 
 __version__ = "0.1.0"
 
-# Public names and where they live. They are imported at first use, so that `attnguide --help` and a plugin's declaration
-# of its parts cost no torch.
+# Public names and where they live. They are imported at first use, so that `attnguide --help` and a plugin's
+# declaration of its parts cost no torch.
 _HOMES = {
     "Adapter": "interfaces",
     "AlignmentLoss": "interfaces",
@@ -46,9 +45,8 @@ _HOMES = {
     "Trace": "trace",
     "explain": "explanation",
     "hookimpl": "hookspecs",
-    "registry": "registry",
 }
-_MODULES = ("data", "functional", "layers", "metrics", "visual")
+_MODULES = ("data", "functional", "layers", "metrics", "registry", "visual")
 
 __all__ = [
     "Adapter",
@@ -81,9 +79,7 @@ def __getattr__(name: str) -> Any:
         return import_module(f"attnguide.{name}")
     if name in _HOMES:
         value = getattr(import_module(f"attnguide.{_HOMES[name]}"), name)
-        globals()[name] = (
-            value  # next time without this function, and before a submodule of that name can shadow it
-        )
+        globals()[name] = value  # next time without this function
         return value
     raise AttributeError(f"module 'attnguide' has no attribute {name!r}")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from attnguide.errors import GuidanceError
-from attnguide.hooks import evaluating
+from attnguide.hooks import aside, evaluating, unwrap
 from attnguide.layers import stand_ins
 
 __all__ = ["CheckReport", "ParameterGroup", "check"]
@@ -47,8 +47,8 @@ class CheckReport:
         loss: The guidance loss of the batch.
         layers: The layers that the guide looks at.
         groups: One group for each module that holds parameters, in the model's order.
-        replaced: Weights that are all zero (a fresh head, as some models have) and were replaced for the check, because
-            no gradient passes zeros.
+        replaced: Weights that are all zero (a fresh head, as some models have) and were replaced for the
+            check, because no gradient passes zeros.
     """
 
     loss: float
@@ -79,14 +79,16 @@ class CheckReport:
         return "\n".join(lines)
 
 
-def check(model: nn.Module, images: Tensor, loss: Callable[[], Tensor], layers: Sequence[str]) -> CheckReport:
+def check(
+    model: nn.Module, images: Tensor, loss: Callable[[], Tensor], layers: Callable[[], list[str]]
+) -> CheckReport:
     """Run the model once, and see which weights the gradient of a loss reaches.
 
     Args:
         model: The model; it stays as it is.
         images: `(B, C, H, W)`.
         loss: Computes the loss of the forward pass that has just run.
-        layers: For the report.
+        layers: Names the layers that were looked at, for the report.
 
     Returns:
         The report.
@@ -94,10 +96,13 @@ def check(model: nn.Module, images: Tensor, loss: Callable[[], Tensor], layers: 
     Raises:
         GuidanceError: If the gradient reaches nothing.
     """
+    model = unwrap(
+        model
+    )  # parallel wrappers have nothing to add, but expect a backward pass after each forward
     # Zeros would hide a path that opens with the first step of training.
     replaced = {name: value.requires_grad_() for name, value in stand_ins(model).items()}
     parameters = {name: replaced.get(name, weight) for name, weight in model.named_parameters()}
-    with torch.inference_mode(False), torch.enable_grad(), evaluating(model):
+    with torch.inference_mode(False), torch.enable_grad(), evaluating(model), aside(model):
         functional_call(model, replaced, (images,))
         value = loss()
         wanted = {
@@ -119,11 +124,13 @@ def check(model: nn.Module, images: Tensor, loss: Callable[[], Tensor], layers: 
         )
         for module, names in members.items()
     ]
-    report = CheckReport(float(value.detach()), list(layers), groups, list(replaced))
+    report = CheckReport(float(value.detach()), layers(), groups, list(replaced))
     if not report.reached:
         raise GuidanceError(
-            "the guidance gradient arrives at no weight. Likely reasons: no sample of the batch is annotated, every layer up to and "
-            "including the guided one is frozen, or the attribution of every pair is zero (no evidence yet for any of these "
+            "the guidance gradient arrives at no weight. Likely reasons: no sample of the batch is "
+            "annotated, every layer up to and "
+            "including the guided one is frozen, or the attribution of every pair is zero (no evidence yet "
+            "for any of these "
             f"classes: try after some training, or a larger batch).\n{report}"
         )
     return report

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from attnguide import functional, visual
-from attnguide.errors import InputError
-from attnguide.hooks import Recorder, evaluating, unwrap
+from attnguide.errors import GuidanceError, InputError
+from attnguide.hooks import Recorder, aside, evaluating, unwrap
 from attnguide.interfaces import AttributionSource
 from attnguide.layers import find_layer
 from attnguide.pairs import Evidence, Pairs, Targets, resolve
@@ -60,8 +60,9 @@ class Explanation:
         """Lay the scaled maps over the images in colour.
 
         Args:
-            images: What to draw on, `(B, C, H0, W0)` in [0, 1]; by default the images that were explained, brought to [0, 1]
-                each by its minimum and maximum, because the model's normalisation is not known here.
+            images: What to draw on, `(B, C, H0, W0)` in [0, 1]; by default the images that were explained,
+                brought to [0, 1] each by its minimum and maximum, because the model's normalisation is not
+                known here.
             alpha: Opacity of the map at its maximum, 0 to 1.
 
         Returns:
@@ -103,8 +104,8 @@ def explain(
 ) -> Explanation:
     """Explain the answers of a classifier, without leaving a trace in it.
 
-    The model runs once, in evaluation mode. Nothing before the target layer records a graph; for a source that needs no
-    gradient nothing does at all.
+    The model runs once, in evaluation mode. Nothing before the target layer records a graph; for a source
+    that needs no gradient nothing does at all.
 
     Args:
         model: Any classifier.
@@ -127,13 +128,29 @@ def explain(
     if not isinstance(images, Tensor) or images.ndim != 4 or not len(images):
         got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
         raise InputError(
-            f"images must be a tensor (B, C, H, W) with at least one image, got {got}. Add a batch axis: images[None]."
+            f"images must be a tensor (B, C, H, W) with at least one image, got {got}. Add a batch axis: "
+            "images[None]."
         )
+    if not _is_size(size):
+        raise InputError(f"size={size!r} must be 'input', None, or (height, width), both at least 1.")
     made: AttributionSource = registry().create("source", source, AttributionSource)
     with ExitStack() as stack:
         # A caller in inference mode would otherwise forbid the graph that starts at the layer.
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
+        # Nor may autocast keep the weights that it casts here without a graph: a training step would find
+        # them.
+        device = images.device.type
+        stack.enter_context(
+            torch.autocast(
+                device,
+                torch.get_autocast_dtype(device),
+                torch.is_autocast_enabled(device),
+                cache_enabled=False,
+            )
+        )
+        model = unwrap(model)  # no communication between processes: any of them may explain alone
+        stack.enter_context(aside(model))
         stack.enter_context(evaluating(model))
         images = images.clone() if images.is_inference() else images.detach()
         name = find_layer(model, images, layer)
@@ -141,21 +158,39 @@ def explain(
         stack.callback(recorder.remove)
         recorder.attach([name])
         model(images)
-        trace = trace_of(unwrap(model), recorder.shards, [name], differentiable=False)
+        trace = trace_of(model, recorder.shards, [name], differentiable=False)
         pairs = resolve(targets, trace.logits, labels, evidence)
         with torch.no_grad(), torch.autocast(trace.logits.device.type, enabled=False):
             maps = trace.logits.new_zeros(len(images), pairs.slots, *made.size(trace), dtype=torch.float32)
             classes = torch.full((len(images), pairs.slots), -1, device=maps.device)
             for first, chunk in _chunks(pairs):
                 found = made(trace, chunk)
+                if found.shape != (len(chunk), *maps.shape[2:]):
+                    raise GuidanceError(
+                        f"source {made!r} gave maps of shape {tuple(found.shape)}, expected "
+                        f"{(len(chunk), *maps.shape[2:])}: one (h, w) map for each pair, of the size that "
+                        "its size() tells."
+                    )
                 maps = maps.to(found.dtype)  # float64 models keep their precision
                 maps[chunk.sample, chunk.slot + first] = found
                 classes[chunk.sample, chunk.slot + first] = chunk.cls
             target = trace.image_size if size == "input" else size
-            if target is not None and maps.numel():
-                maps = functional.resize(maps.flatten(0, 1), target).unflatten(0, maps.shape[:2])
+            if target is not None:
+                counts = maps.shape[:2]
+                sized = (
+                    functional.resize(maps.flatten(0, 1), target)
+                    if maps.numel()
+                    else maps.new_empty(0, *target)
+                )
+                maps = sized.view(*counts, *target)
         label = source if isinstance(source, str) else repr(source)
         return Explanation(maps, classes, trace.logits.detach(), images, name, label)
+
+
+def _is_size(size: object) -> bool:
+    if isinstance(size, (tuple, list, torch.Size)):
+        return len(size) == 2 and all(isinstance(side, int) and side >= 1 for side in size)
+    return size is None or size == "input"
 
 
 def _chunks(pairs: Pairs) -> Iterator[tuple[int, Pairs]]:

@@ -1,8 +1,9 @@
 """The mathematics, as pure tensor functions.
 
-Maps are batches of shape `(N, h, w)`, one map for each (sample, class) pair. Every function is differentiable, works on any
-device, computes half precision in float32 and gives one result per map, so that nothing here depends on the batch size.
-The losses are also invariant to the scale of the attribution and (up to resampling) to its resolution.
+Maps are batches of shape `(N, h, w)`, one map for each (sample, class) pair. Every function is
+differentiable, works on any device, computes half precision in float32 and gives one result per map, so that
+nothing here depends on the batch size. The losses are also invariant to the scale of the attribution and (up
+to resampling) to its resolution.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ __all__ = [
     "layer_cam",
     "min_max",
     "mse",
+    "rectify",
     "resize",
     "unit",
 ]
@@ -33,7 +35,7 @@ EPSILON = 1e-6
 
 
 def full_precision(tensor: Tensor) -> Tensor:
-    """Return half-precision values as float32, anything else unchanged; reductions in half precision overflow."""
+    """Return half precision as float32, anything else unchanged; reductions in half precision overflow."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
@@ -57,11 +59,12 @@ def grad_cam(features: Tensor, gradients: Tensor, *, relu: bool = True) -> Tenso
 
 
 def grad_cam_plus_plus(features: Tensor, gradients: Tensor, *, relu: bool = True) -> Tensor:
-    """Grad-CAM++: positive gradients weighted by how much each position counts (Chattopadhay et al., WACV 2018, eq. 19).
+    """Grad-CAM++: positive gradients weighted by how much each position counts.
 
-    Second and third derivatives are powers of the first, as the paper derives for an exponential score. The constant in the
-    denominator is that of the established implementation (pytorch-grad-cam, 1e-6). It is not negligible where gradients
-    are small, so it is kept for agreement.
+    Chattopadhay et al., WACV 2018, eq. 19. Second and third derivatives are powers of the first, as the paper
+    derives for an exponential score. The constant in the denominator is that of the established
+    implementation (pytorch-grad-cam, 1e-6). It is not negligible where gradients are small, so it is kept for
+    agreement.
 
     Args:
         features: Feature maps `(N, C, h, w)`.
@@ -96,7 +99,7 @@ def layer_cam(features: Tensor, gradients: Tensor, *, relu: bool = True) -> Tens
 
 
 def hires_cam(features: Tensor, gradients: Tensor, *, relu: bool = True) -> Tensor:
-    """HiResCAM: gradient times feature, position by position (Draelos and Carin, 2020, arXiv 2011.08891, eq. 4).
+    """HiResCAM: gradient times feature at each position (Draelos and Carin, arXiv 2011.08891, eq. 4).
 
     Args:
         features: Feature maps `(N, C, h, w)`.
@@ -125,10 +128,28 @@ def channel_mean(features: Tensor) -> Tensor:
 # -------------------------------------------------------------------- scaling
 
 
-def unit(maps: Tensor) -> Tensor:
-    """Scale the positive part of each map to a maximum of 1; a map without a positive value becomes zeros.
+def rectify(maps: Tensor) -> Tensor:
+    """Keep the positive part of each map, but leave a map that has none as it is.
 
-    Zero stays zero, so "no evidence here" keeps its meaning, which min-max scaling would lose.
+    For training: a map that is rectified to zeros has no gradient, so that a class without any evidence could
+    never be guided.
+
+    Args:
+        maps: Signed maps `(N, h, w)`.
+
+    Returns:
+        Maps `(N, h, w)`.
+    """
+    alive = maps.amax(dim=(-2, -1), keepdim=True) > 0
+    return torch.where(alive, maps.relu(), maps)
+
+
+def unit(maps: Tensor) -> Tensor:
+    """Scale the positive part of each map to a maximum of 1.
+
+    Zero stays zero, so "no evidence here" keeps its meaning, which min-max scaling would lose. A map without
+    a positive value is scaled by its minimum and maximum instead, where it can still tell more from less; a
+    flat one becomes zeros.
 
     Args:
         maps: Maps `(N, h, w)`.
@@ -136,9 +157,11 @@ def unit(maps: Tensor) -> Tensor:
     Returns:
         Maps `(N, h, w)` in [0, 1].
     """
-    positive = full_precision(maps).relu()
-    peak = positive.amax(dim=(-2, -1), keepdim=True)
-    return positive / torch.where(peak > 0, peak, torch.ones_like(peak))
+    maps = full_precision(maps)
+    peak = maps.amax(dim=(-2, -1), keepdim=True)
+    alive = peak > 0
+    # Each branch is given values at which its gradient is finite, also where the other one is taken.
+    return torch.where(alive, maps.relu() / torch.where(alive, peak, torch.ones_like(peak)), min_max(maps))
 
 
 def min_max(maps: Tensor) -> Tensor:
@@ -180,8 +203,8 @@ def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
 def iou(attribution: Tensor, prior: Tensor) -> Tensor:
     """Negative logarithm of the soft intersection over union, −ln(Σ min(G, S) / Σ max(G, S)).
 
-    G is the attribution scaled to [0, 1] by [`unit`][attnguide.functional.unit], S the prior (Yang et al., 2019,
-    arXiv 1905.00593). Without any overlap the loss is finite (about 14).
+    G is the attribution scaled to [0, 1] by [`unit`][attnguide.functional.unit], S the prior (Yang et al.,
+    2019, arXiv 1905.00593). Without any overlap the loss is finite (about 14).
 
     Args:
         attribution: Maps `(N, h, w)`, any scale.
@@ -265,8 +288,8 @@ def mse(attribution: Tensor, prior: Tensor) -> Tensor:
 def _comparable(attribution: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
     if attribution.ndim != 3 or attribution.shape != prior.shape:
         raise InputError(
-            f"attribution {tuple(attribution.shape)} and prior {tuple(prior.shape)} cannot be compared: both must be "
-            "(N, h, w) of one shape. Resize one with attnguide.functional.resize."
+            f"attribution {tuple(attribution.shape)} and prior {tuple(prior.shape)} cannot be compared: "
+            "both must be (N, h, w) of one shape. Resize one with attnguide.functional.resize."
         )
     attribution = full_precision(attribution)
     return attribution, prior.to(attribution)

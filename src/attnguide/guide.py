@@ -17,7 +17,7 @@ from attnguide.errors import GuidanceError, InputError, nearest
 from attnguide.hooks import Recorder, Shard, replace_logits, unwrap
 from attnguide.interfaces import Adapter, AlignmentLoss, AttributionSource, PriorMaps, TargetPrior
 from attnguide.layers import check_name, find_layer
-from attnguide.pairs import Evidence, Pairs, Targets, resolve
+from attnguide.pairs import Evidence, Pairs, Targets, check_choice, resolve
 from attnguide.recipe import load_recipe
 from attnguide.registry import registry
 from attnguide.trace import Trace
@@ -34,7 +34,8 @@ class Term:
         source: An attribution source, by name or as an object.
         prior: A target prior, by name or as an object.
         loss: An alignment loss, by name or as an object.
-        weight: λ, at least 0; the term's mean over the annotated pairs is multiplied by it. May be changed while training.
+        weight: λ, at least 0; the term's mean over the annotated pairs is multiplied by it. May be changed
+            while training.
         layer: Name of a module, or `"auto"`: the deepest with rows and columns.
         targets: Which (sample, class) pairs; see [`pairs.resolve`][attnguide.pairs.resolve].
         evidence: `"logit"`, or `"decision"`: negated for a binary attribute that is predicted negative.
@@ -79,10 +80,12 @@ class _Bound:
         self.layer = None if term.layer == "auto" else check_name(model, term.layer)
         if not self.source.differentiable:
             raise GuidanceError(
-                f"source {self.source!r} is not differentiable: it can explain, but not guide. Choose another source."
+                f"source {self.source!r} is not differentiable: it can explain, but not guide. Choose "
+                "another source."
             )
         if not (isinstance(term.weight, (int, float)) and math.isfinite(term.weight) and term.weight >= 0):
             raise InputError(f"weight={term.weight!r} must be a finite number of at least 0.")
+        check_choice(term.targets, term.evidence)
 
 
 class Guide:
@@ -96,11 +99,13 @@ class Guide:
     guide.remove()
     ```
 
-    Works in training and evaluation mode, under `torch.autocast`, with gradient accumulation, frozen backbones, any memory format and models
-    wrapped in `DataParallel` or `DistributedDataParallel` (wrap first, then guide).
+    Works in training and evaluation mode, under `torch.autocast`, with gradient accumulation, frozen
+    backbones, any memory format and models wrapped in `DataParallel` or `DistributedDataParallel` (wrap
+    first, then guide).
 
     Args:
-        model: Any classifier: an `nn.Module` whose output is logits, or a tuple, dict or object with `.logits`.
+        model: Any classifier: an `nn.Module` whose output is logits, or a tuple, dict or object with
+            `.logits`.
         source: See [`Term`][attnguide.guide.Term], as for all that follow.
         prior: Where to look.
         loss: The distance.
@@ -138,7 +143,7 @@ class Guide:
                 "give either terms=[…] or source=, prior=, loss=, weight=, layer=, targets=, evidence=."
             )
         self.model = model
-        self.terms: list[Term] = [single] if terms is None else list(terms)
+        self.terms: list[Term] = [single] if terms is None else _listed(terms)
         if not self.terms and not adapters:
             raise InputError("terms is empty; a guide needs at least one term or adapter.")
         self._bound = [_Bound(term, model) for term in self.terms]
@@ -187,7 +192,8 @@ class Guide:
             **annotations: What the priors read, for example `mask=`, `boxes=`.
 
         Returns:
-            A scalar: Σ λ · mean over the annotated pairs. Where no pair is annotated it is an exact zero that can be differentiated.
+            A scalar: Σ λ · mean over the annotated pairs. Where no pair is annotated it is an exact zero that
+            can be differentiated.
 
         Raises:
             GuidanceError: If there was no forward, it ran without gradients, or the guide was removed.
@@ -198,13 +204,13 @@ class Guide:
         trace = self._trace()
         if not trace.logits.requires_grad:
             raise GuidanceError(
-                "the last forward recorded no graph: it ran under torch.no_grad() or inference_mode(), or every parameter is "
-                "frozen. Run it with gradients enabled; skip guide.loss in validation."
+                "the last forward recorded no graph: it ran under torch.no_grad() or inference_mode(), or "
+                "every parameter is frozen. Run it with gradients enabled; skip guide.loss in validation."
             )
         # An empty sum is an exact zero with a graph, whatever the logits are.
         total = trace.logits.flatten()[:0].sum().float()
         records = []
-        with torch.autocast(trace.logits.device.type, enabled=False):
+        with torch.autocast(trace.logits.device.type, enabled=False), self._recorder.differentiating():
             for bound in self._bound:
                 record, mean = self._term_loss(bound, trace, labels, weight, annotations)
                 records.append(record)
@@ -216,6 +222,7 @@ class Guide:
                 )
                 total = total if own is None else total + own
         self._records = records
+        self._recorder.follow(total)
         return total
 
     def _term_loss(
@@ -230,11 +237,16 @@ class Guide:
         trace = trace.at(layer)
         pairs = resolve(bound.term.targets, trace.logits, labels, bound.term.evidence)
         size = bound.source.size(trace)
+        counts = None if weight is None else _pair_weights(weight, trace, pairs)
+        if counts is not None:
+            # What is dropped is not looked at: its annotation need not be valid.
+            counted = (counts > 0).nonzero()[:, 0]
+            pairs, counts = pairs.select(counted), counts[counted]
         wanted = {name: value for name, value in annotations.items() if name in bound.prior.annotations}
         given = bound.prior(trace, pairs, size, **wanted)
         prior, weights = _checked_prior(bound.prior, given, pairs, size)
-        if weight is not None:
-            weights = weights * _pair_weights(weight, trace, pairs)
+        if counts is not None:
+            weights = weights * counts
         # Pairs without annotation leave before any gradient is computed.
         kept = (weights > 0).nonzero()[:, 0]
         pairs, prior, weights = pairs.select(kept), prior[kept], weights[kept]
@@ -244,13 +256,14 @@ class Guide:
         maps = bound.source(trace, pairs)
         if maps.shape != prior.shape:
             raise GuidanceError(
-                f"source {bound.source!r} gave maps of shape {tuple(maps.shape)}, expected {tuple(prior.shape)}: one (h, w) map "
-                "for each pair, of the size that its size() tells."
+                f"source {bound.source!r} gave maps of shape {tuple(maps.shape)}, expected "
+                f"{tuple(prior.shape)}: one (h, w) map for each pair, of the size that its size() tells."
             )
         losses = bound.loss(maps, prior)
         if losses.shape != weights.shape:
             raise GuidanceError(
-                f"loss {bound.loss!r} gave shape {tuple(losses.shape)}, expected one number for each of {len(pairs)} pairs."
+                f"loss {bound.loss!r} gave shape {tuple(losses.shape)}, expected one number for each of "
+                f"{len(pairs)} pairs."
             )
         record = TermMaps(layer, pairs, maps.detach(), prior.detach(), losses.detach())
         return record, (weights * losses).sum() / weights.sum()
@@ -262,8 +275,8 @@ class Guide:
     def check(self, images: Tensor, labels: Tensor, **annotations: Any) -> checking.CheckReport:
         """Prove that the guidance term reaches the weights, and tell which.
 
-        Runs one forward pass in evaluation mode and one backward pass; the model, its gradients and buffers stay as they are.
-        Call it once before training, with a batch that has annotations.
+        Runs one forward pass in evaluation mode and one backward pass; the model, its gradients and buffers
+        stay as they are. Call it once before training, with a batch that has annotations.
 
         Args:
             images: `(B, C, H, W)`.
@@ -278,16 +291,17 @@ class Guide:
         """
         records = self._records
         try:
-            return checking.check(self.model, images, lambda: self.loss(labels, **annotations), self.layers)
+            return checking.check(
+                self.model, images, lambda: self.loss(labels, **annotations), lambda: self.layers
+            )
         finally:
             self._records = records
-            self._recorder.clear()
 
     # ------------------------------------------------------ coming and going
 
     @property
     def layers(self) -> list[str]:
-        """Names of the layers looked at; those that are still to be found at the first forward are `"auto"`."""
+        """Names of the layers looked at; `"auto"` for those to be found at the first forward."""
         return [bound.layer or "auto" for bound in self._bound]
 
     def parameters(self) -> Iterator[nn.Parameter]:
@@ -325,11 +339,7 @@ class Guide:
         """Find the automatic layers, once, when the first images come."""
         if all(bound.layer for bound in self._bound) and all(self._adapter_layers):
             return
-        self._recorder.enabled = False  # the probe is not the forward that the user asked for
-        try:
-            found = find_layer(self.model, images)
-        finally:
-            self._recorder.enabled = True
+        found = find_layer(self.model, images)
         before = self._known_layers()
         for bound in self._bound:
             bound.layer = bound.layer or found
@@ -363,7 +373,10 @@ class Guide:
 
     def _check_names(self, annotations: Mapping[str, Any]) -> None:
         """Refuse annotations that nobody reads, and name those that are missing."""
-        readers = [*(bound.prior for bound in self._bound), *self._adapter_modules()]
+        readers: list[TargetPrior | Adapter] = [
+            *(bound.prior for bound in self._bound),
+            *self._adapter_modules(),
+        ]
         known = sorted({name for reader in readers for name in reader.annotations})
         for name in annotations:
             if name not in known:
@@ -372,15 +385,26 @@ class Guide:
             for name, required in reader.annotations.items():
                 if required and name not in annotations:
                     raise InputError(
-                        f"{reader!r} needs {name}=: pass guide.loss(labels, {name}=…), None for a batch without any."
+                        f"{reader!r} needs {name}=: pass guide.loss(labels, {name}=…), None for a batch "
+                        "without any."
                     )
+
+
+def _listed(terms: Sequence[Term]) -> list[Term]:
+    listed = list(terms) if isinstance(terms, Sequence) else [terms]
+    for term in listed:
+        if not isinstance(term, Term):
+            raise InputError(f"terms must be a list of attnguide.Term, got {term!r} in it.")
+    return listed
 
 
 def _checked_prior(
     prior: TargetPrior, given: PriorMaps | Tensor, pairs: Pairs, size: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
     """Check what a prior gave; a stranger's prior may give anything."""
-    maps, weights = (given, None) if isinstance(given, Tensor) else given
+    maps, weights = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
+    if not isinstance(maps, Tensor) or not isinstance(weights, (Tensor, type(None))):
+        raise GuidanceError(f"prior {prior!r} gave {given!r}, expected maps or PriorMaps(maps, weights).")
     if maps.shape != (len(pairs), *size):
         raise GuidanceError(
             f"prior {prior!r} gave maps of shape {tuple(maps.shape)}, expected {(len(pairs), *size)}."

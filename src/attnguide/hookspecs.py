@@ -7,7 +7,8 @@ A plugin is an importable module or object, named in the entry-point group `attn
 my-priors = "my_package.plugin"
 ```
 
-It implements one function, which declares names and dotted paths. Nothing that a path names is imported until it is used.
+It implements one function, which declares names and dotted paths. Nothing that a path names is imported until
+it is used.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ class Part:
     """One named thing that a plugin provides.
 
     Attributes:
-        kind: `"source"`, `"prior"`, `"loss"`, `"adapter"`: a class, or a function that returns an instance; `"recipe"`: a TOML file
-            in a package; `"command"`: a click command that joins the command line.
+        kind: `"source"`, `"prior"`, `"loss"`, `"adapter"`: a class, or a function that returns an instance;
+            `"recipe"`: a TOML file in a package; `"command"`: a click command that joins the command line.
         name: The name that users write.
         path: `"package.module:attribute"`, or for a recipe `"package:folder/file.toml"`.
         summary: One line for listings.

@@ -1,8 +1,8 @@
 """The interfaces that everything else is made of.
 
-An *attribution source* says where the model looks, a *target prior* where it should look, and an *alignment loss* how far apart
-the two are. An *adapter* is for methods that train something of their own beside the model. To add a part, subclass one of
-these and declare it in a plugin (see [hookspecs][attnguide.hookspecs]).
+An *attribution source* says where the model looks, a *target prior* where it should look, and an *alignment
+loss* how far apart the two are. An *adapter* is for methods that train something of their own beside the
+model. To add a part, subclass one of these and declare it in a plugin (see [hookspecs][attnguide.hookspecs]).
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ class AttributionSource(ABC):
     """Where the model looks.
 
     Attributes:
-        needs_gradient: Whether the source asks the trace for gradients. If not, explaining needs no graph at all.
+        needs_gradient: Whether the source asks the trace for gradients. If not, explaining needs no graph at
+            all.
         differentiable: Whether the maps stay attached to the graph, so that they can guide.
     """
 
@@ -41,8 +42,8 @@ class AttributionSource(ABC):
             pairs: N (sample, class) pairs, at least one.
 
         Returns:
-            Maps `(N, h, w)` of the size that [`size`][attnguide.interfaces.AttributionSource.size] tells, raw values, never
-            detached.
+            Maps `(N, h, w)` of the size that [`size`][attnguide.interfaces.AttributionSource.size] tells, raw
+            values, never detached.
         """
 
     def size(self, trace: Trace) -> tuple[int, int]:
@@ -68,20 +69,24 @@ class PriorMaps(NamedTuple):
 class TargetPrior(ABC):
     """Where the model should look.
 
-    The keyword-only parameters of `__call__` name the annotations that the prior reads from `guide.loss(labels, **annotations)`; one
-    without a default is required.
+    The keyword-only parameters of `__call__` name the annotations that the prior reads from
+    `guide.loss(labels, **annotations)`; one without a default is required.
     """
 
     @abstractmethod
     def __call__(
-        self, trace: Trace, pairs: Pairs, size: tuple[int, int], **annotations: Any
+        self, trace: Trace, pairs: Pairs, size: tuple[int, int], *args: Any, **annotations: Any
     ) -> PriorMaps | Tensor:
         """Compute one map for each pair.
+
+        A subclass writes the annotations that it reads as keyword-only parameters:
+        `def __call__(self, trace, pairs, size, *, mask)`.
 
         Args:
             trace: The forward pass; its images and their size are what most priors need.
             pairs: N (sample, class) pairs.
             size: Size `(h, w)` of the maps.
+            *args: Nothing is passed here; it lets type checkers accept a subclass that names its annotations.
             **annotations: What the subclass names as keyword-only parameters.
 
         Returns:
@@ -119,7 +124,8 @@ class AlignmentLoss(ABC):
 class Adapter(nn.Module, ABC):
     """A method that trains something of its own beside the model.
 
-    The guide runs it at the end of every forward pass; its parameters belong to the guide (`guide.parameters()`), never to the model.
+    The guide runs it at the end of every forward pass; its parameters belong to the guide
+    (`guide.parameters()`), never to the model.
 
     Attributes:
         layer: The layer whose feature it reads: a name, or `"auto"`.

@@ -1,15 +1,17 @@
 """Finds the layer to look at, and how its output is arranged.
 
-A layer is named explicitly, or found: by the model's own metadata (timm's `feature_info`), else by a probe. Either way the output that
-a forward really gave is checked: it must have rows and columns, and for an automatic choice the logits' gradient must be spread over
-them. The last such output is the target: the deepest place where "where" still has a meaning.
+A layer is named explicitly, or found: by the model's own metadata (timm's `feature_info`), else by a probe.
+Either way the output that a forward really gave is checked: it must have rows and columns, and for an
+automatic choice the logits' gradient must be spread over them. The last such output is the target: the
+deepest place where "where" still has a meaning.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from math import isqrt
 from weakref import WeakKeyDictionary
 
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from attnguide.errors import LayerError, nearest
-from attnguide.hooks import evaluating, find_logits, unwrap
+from attnguide.hooks import evaluating, find_logits, muted, unwrap
 from attnguide.trace import Layout
 
 __all__ = ["Candidate", "check_name", "choose", "find_layer", "layout_of", "list_candidates", "stand_ins"]
@@ -44,7 +46,8 @@ class Candidate:
         shape: Shape of its output for the probe's images.
         layout: How the output is arranged.
         spread: Share of the positions that carry a gradient of the logits, 0 to 1.
-        active: Whether the layer computes features of its own; pooling and projections inside attention don't.
+        active: Whether the layer computes features of its own; pooling and projections inside attention
+            don't.
         how: How the layer was found: `"feature_info"` or `"probe"`.
     """
 
@@ -135,8 +138,8 @@ def check_name(model: nn.Module, layer: str) -> str:
 def list_candidates(model: nn.Module, images: Tensor) -> list[Candidate]:
     """Run a probe and list every layer whose output has rows and columns.
 
-    Costs one forward and one backward pass of at most two images. Training flags, buffers and gradients of the model are left as
-    they were.
+    Costs one forward and one backward pass of at most two images. Training flags, buffers and gradients of
+    the model are left as they were.
 
     Args:
         model: Any classifier.
@@ -162,7 +165,13 @@ def list_candidates(model: nn.Module, images: Tensor) -> list[Candidate]:
             outputs[id(output)] = (output, [*names, name])
 
     # The probe may be called from a validation loop that records no graph.
-    with torch.inference_mode(False), torch.enable_grad(), evaluating(model), _watching(model, record):
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        evaluating(model),
+        muted(),
+        _watching(model, record),
+    ):
         probe = images[:2].detach().clone()
         # A frozen model has a graph only if it begins at the images.
         probe.requires_grad_(probe.is_floating_point())
@@ -192,7 +201,7 @@ def list_candidates(model: nn.Module, images: Tensor) -> list[Candidate]:
 
 
 def stand_ins(model: nn.Module) -> dict[str, Tensor]:
-    """Stand-ins for weights that are all zero, as some models initialise their heads: no gradient would pass them."""
+    """Stand-ins for all-zero weights, as in some models' fresh heads: no gradient would pass them."""
     return {
         name: torch.linspace(-1, 1, weight.numel(), device=weight.device).view_as(weight).to(weight.dtype)
         for name, weight in model.named_parameters()
@@ -200,18 +209,20 @@ def stand_ins(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def _pass_to(
+    record: Callable[[str, object], None], name: str, module: nn.Module, args: object, output: object
+) -> None:
+    record(name, output)
+
+
 @contextmanager
-def _watching(model: nn.Module, record: object) -> Iterator[None]:
+def _watching(model: nn.Module, record: Callable[[str, object], None]) -> Iterator[None]:
     """Call `record(name, output)` after every module's forward."""
     handles = []
     try:
         for name, module in model.named_modules():
             if name and not isinstance(module, _PASS_ON):
-                handles.append(
-                    module.register_forward_hook(
-                        lambda _module, _args, output, name=name: record(name, output)
-                    )  # type: ignore[operator]
-                )
+                handles.append(module.register_forward_hook(partial(_pass_to, record, name)))
         yield
     finally:
         for handle in handles:
@@ -231,7 +242,7 @@ def _inside_attention(name: str, modules: dict[str, nn.Module]) -> bool:
 
 
 def choose(model: nn.Module, candidates: list[Candidate]) -> Candidate:
-    """Choose the target layer: the last that the model's metadata names, if it passes, else the last of all that pass.
+    """Choose the layer: the last that the model's metadata names, if it passes, else the last that passes.
 
     Raises:
         LayerError: If none passes; the candidates are listed.
@@ -240,9 +251,10 @@ def choose(model: nn.Module, candidates: list[Candidate]) -> Candidate:
     if not usable:
         listed = "\n".join(f"  {c.name}: {c.layout}, gradient over {c.spread:.0%}" for c in candidates[-12:])
         raise LayerError(
-            f"no layer of {type(unwrap(model)).__name__} has rows and columns and a gradient spread over them, so that there is "
-            "nothing to look at. Name one with layer='…', or use a larger image or a model with a classifier head."
-            + (f" Layers with rows and columns:\n{listed}" if listed else "")
+            f"no layer of {type(unwrap(model)).__name__} has rows and columns and a gradient spread over "
+            "them, so that there is nothing to look at. Name one with layer='…', or use a larger image or "
+            "a model with a "
+            "classifier head." + (f" Layers with rows and columns:\n{listed}" if listed else "")
         )
     named = _last_of_metadata(model)
     for candidate in usable:
@@ -266,7 +278,8 @@ _found: WeakKeyDictionary[nn.Module, dict[tuple[int, ...], str]] = WeakKeyDictio
 def find_layer(model: nn.Module, images: Tensor, layer: str = "auto") -> str:
     """Return the name of the layer to look at.
 
-    An automatic choice is made once for a model and a shape of images, and remembered as long as the model lives.
+    An automatic choice is made once for a model and a shape of images, and remembered as long as the model
+    lives.
 
     Args:
         model: Any classifier.

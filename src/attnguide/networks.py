@@ -1,4 +1,4 @@
-"""A small convolutional classifier: for the demo, the tests, and the classifier that comes with the library."""
+"""A small convolutional classifier: for the demo, the tests, and the one that comes with the library."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def small_cnn(classes: int, *, width: int = 24, channels: int = 3) -> nn.Sequent
         channels: Channels of the image.
 
     Returns:
-        A module with children `block1` to `block4`, `pool`, `flatten` and `head`. It takes `(B, channels, H, W)` with H, W ≥ 16 and
-        gives logits `(B, classes)`.
+        A module with children `block1` to `block4`, `pool`, `flatten` and `head`. It takes
+        `(B, channels, H, W)` with H, W ≥ 16 and gives logits `(B, classes)`.
     """
     widths = (channels, width, 2 * width, 4 * width, 4 * width)
     blocks: list[tuple[str, nn.Module]] = []

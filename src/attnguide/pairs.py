@@ -11,7 +11,7 @@ from torch import Tensor
 
 from attnguide.errors import InputError, nearest
 
-__all__ = ["Evidence", "Pairs", "Targets", "positives", "resolve"]
+__all__ = ["Evidence", "Pairs", "Targets", "check_choice", "positives", "resolve"]
 
 #: Which pairs to look at: a name, class indices for every sample, or explicit (sample, class) pairs.
 Targets = str | Sequence[int] | Sequence[tuple[int, int]] | Tensor
@@ -33,7 +33,8 @@ class Pairs:
         cls: Class index, `(N,)`, int64.
         sign: +1, or −1 where the evidence is the negated logit, `(N,)`.
         slot: Rank of the pair among those of its sample, `(N,)`, int64, from 0.
-        slots: The largest number of pairs that one sample has. Gradients of all samples are computed together, slot by slot.
+        slots: The largest number of pairs that one sample has. Gradients of all samples are computed
+            together, slot by slot.
     """
 
     sample: Tensor
@@ -70,12 +71,13 @@ def positives(labels: Tensor, logits: Tensor) -> Tensor:
     """Check labels against the logits and return them as a boolean matrix of positives, or as class indices.
 
     Args:
-        labels: Class indices `(B,)`, or multi-hot `(B, K)` floats or bools. With one logit, `(B,)` is multi-hot.
+        labels: Class indices `(B,)`, or multi-hot `(B, K)` floats or bools. With one logit, `(B,)` is
+            multi-hot.
         logits: `(B, K)`.
 
     Returns:
-        Class indices `(B,)` int64 (−100 = no label), or positives `(B, K)` bool. A multi-hot label above 0.5 is positive;
-        NaN is none.
+        Class indices `(B,)` int64 (−100 = no label), or positives `(B, K)` bool. A multi-hot label above 0.5
+        is positive; NaN and −100 are none.
 
     Raises:
         InputError: If the shape does not fit the logits or a class index is out of range.
@@ -86,8 +88,8 @@ def positives(labels: Tensor, logits: Tensor) -> Tensor:
     if labels.ndim == 0 or len(labels) != batch:
         size = "no batch axis" if labels.ndim == 0 else f"{len(labels)} samples"
         raise InputError(
-            f"labels have {size}, but the last forward of the model had {batch}. "
-            "Call guide.loss with the labels of the batch that went through the model last."
+            f"labels have {size}, but the last forward of the model had {batch}. Call guide.loss with the "
+            "labels of the batch that went through the model last."
         )
     if classes == 1 and labels.ndim == 1:
         labels = labels[:, None]
@@ -97,15 +99,16 @@ def positives(labels: Tensor, logits: Tensor) -> Tensor:
         return labels > 0.5
     if labels.ndim != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
         raise InputError(
-            f"labels of shape {tuple(labels.shape)} and type {labels.dtype} do not fit {classes} logits: give class "
-            f"indices ({batch},) as integers, or multi-hot ({batch}, {classes}) as floats or bools."
+            f"labels of shape {tuple(labels.shape)} and type {labels.dtype} do not fit {classes} logits: "
+            f"give class indices ({batch},) as integers, or multi-hot ({batch}, {classes}) as floats or "
+            "bools."
         )
     labels = labels.long()
     wrong = (labels != IGNORE_INDEX) & ((labels < 0) | (labels >= classes))
     if bool(wrong.any()):
         raise InputError(
-            f"labels out of range: sample {int(wrong.nonzero()[0])} has class {int(labels[wrong][0])}, the model has "
-            f"classes 0 to {classes - 1}. Use {IGNORE_INDEX} for 'no label'."
+            f"labels out of range: sample {int(wrong.nonzero()[0])} has class {int(labels[wrong][0])}, the "
+            f"model has classes 0 to {classes - 1}. Use {IGNORE_INDEX} for 'no label'."
         )
     return labels
 
@@ -114,11 +117,12 @@ def _check_multi_hot(labels: Tensor) -> None:
     """Refuse labels outside [0, 1]: −1/1 coding, or a matrix of something else."""
     if labels.dtype == torch.bool:
         return
-    wrong = (labels < 0) | (labels > 1)
+    wrong = ((labels < 0) | (labels > 1)) & (labels != IGNORE_INDEX)
     if bool(wrong.any()):
         raise InputError(
-            f"labels out of range: multi-hot labels lie in [0, 1], one of them is {labels[wrong][0].item():g}. "
-            "Map −1/1 labels with (labels + 1) / 2; NaN means 'no label'."
+            "labels out of range: multi-hot labels lie in [0, 1], one of them is "
+            f"{labels[wrong][0].item():g}. Map −1/1 labels with (labels + 1) / 2; NaN or {IGNORE_INDEX} "
+            "means 'no label'."
         )
 
 
@@ -128,13 +132,13 @@ def resolve(
     """Turn a choice of targets into pairs.
 
     Args:
-        targets: `"labels"` (the positives), `"predicted"` (the arg-max; with multi-hot labels, every class whose
-            logit is positive), `"all"`, a sequence or 1-D tensor of class indices that holds for every sample, or a
-            sequence of (sample, class) tuples (or a tensor `(N, 2)`).
+        targets: `"labels"` (the positives), `"predicted"` (the arg-max; with multi-hot labels, every class
+            whose logit is positive), `"all"`, a sequence or 1-D tensor of class indices that holds for every
+            sample, or a sequence of (sample, class) tuples (or a tensor `(N, 2)`).
         logits: `(B, K)`.
         labels: As in [`positives`][attnguide.pairs.positives]; needed for `"labels"`.
-        evidence: `"logit"`, or `"decision"`: for a class with a negative logit the evidence is the negated logit (the model
-            says "no", and the map shows why), which fits binary attributes.
+        evidence: `"logit"`, or `"decision"`: for a class with a negative logit the evidence is the negated
+            logit (the model says "no", and the map shows why), which fits binary attributes.
 
     Returns:
         The pairs, on the device of the logits.
@@ -142,14 +146,30 @@ def resolve(
     Raises:
         InputError: If the targets are not of a known form or out of range, or labels are missing.
     """
+    check_choice(targets, evidence)
     truth = None if labels is None else positives(labels, logits)
     pairs = _pairs(targets, logits, truth)
     if evidence == "logit":
         return pairs
-    if evidence != "decision":
-        raise InputError(f"evidence={evidence!r} is unknown.{nearest(str(evidence), ('logit', 'decision'))}")
     sign = torch.where(logits.detach()[pairs.sample, pairs.cls] < 0, -1, 1)
     return Pairs(pairs.sample, pairs.cls, sign, pairs.slot, pairs.slots)
+
+
+def check_choice(targets: Targets, evidence: Evidence) -> None:
+    """Refuse what can be known to be wrong before there is any batch.
+
+    Raises:
+        InputError: If the targets are not of a known form, or the evidence is unknown.
+    """
+    if not isinstance(targets, str):
+        _as_index(targets)
+    elif targets not in _NAMED:
+        raise InputError(
+            f"targets={targets!r} is unknown.{nearest(targets, _NAMED)} Class indices and (sample, class) "
+            "pairs are possible too."
+        )
+    if evidence not in ("logit", "decision"):
+        raise InputError(f"evidence={evidence!r} is unknown.{nearest(str(evidence), ('logit', 'decision'))}")
 
 
 def _pairs(targets: Targets, logits: Tensor, truth: Tensor | None) -> Pairs:
@@ -160,8 +180,8 @@ def _pairs(targets: Targets, logits: Tensor, truth: Tensor | None) -> Pairs:
     limits = torch.tensor([batch, classes], device=logits.device)[-1 if index.ndim == 1 else slice(None)]
     if bool(((index < 0) | (index >= limits)).any()):
         raise InputError(
-            f"targets={targets!r} are out of range: the batch has samples 0 to {batch - 1}, "
-            f"the model has classes 0 to {classes - 1}."
+            f"targets={targets!r} are out of range: the batch has samples 0 to {batch - 1}, the model has "
+            f"classes 0 to {classes - 1}."
         )
     if index.ndim == 2:
         return Pairs.of(index[:, 0], index[:, 1])
@@ -178,24 +198,21 @@ def _named(targets: str, logits: Tensor, truth: Tensor | None) -> Pairs:
         if classes > 1 and truth is not None and truth.ndim == 2:
             return Pairs.of(*(logits.detach() > 0).nonzero(as_tuple=True))
         return Pairs.one_each(logits.detach().argmax(dim=1))
-    if targets == "labels":
-        if truth is None:
-            raise InputError(
-                "targets='labels' needs labels. Pass labels=…, or choose targets='predicted', 'all' or class indices."
-            )
-        if truth.ndim == 2:
-            return Pairs.of(*truth.nonzero(as_tuple=True))
-        pairs = Pairs.one_each(truth)
-        return pairs.select((truth != IGNORE_INDEX).nonzero()[:, 0]) if bool((truth < 0).any()) else pairs
-    raise InputError(
-        f"targets={targets!r} is unknown.{nearest(targets, _NAMED)} Class indices and (sample, class) pairs are possible too."
-    )
+    if truth is None:
+        raise InputError(
+            "targets='labels' needs labels. Pass labels=…, or choose targets='predicted', 'all' or class "
+            "indices."
+        )
+    if truth.ndim == 2:
+        return Pairs.of(*truth.nonzero(as_tuple=True))
+    pairs = Pairs.one_each(truth)
+    return pairs.select((truth != IGNORE_INDEX).nonzero()[:, 0]) if bool((truth < 0).any()) else pairs
 
 
 def _as_index(targets: Sequence[int] | Sequence[tuple[int, int]] | Tensor) -> Tensor:
     try:
         index = targets if isinstance(targets, Tensor) else torch.tensor(list(targets))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(
             f"targets={targets!r} are neither class indices nor (sample, class) pairs: {error}."
         ) from error
@@ -206,5 +223,6 @@ def _as_index(targets: Sequence[int] | Sequence[tuple[int, int]] | Tensor) -> Te
     if index.ndim == 1 or (index.ndim == 2 and index.shape[1] == 2):
         return index.long()
     raise InputError(
-        f"targets of shape {tuple(index.shape)} are neither class indices (T,) nor (sample, class) pairs (N, 2)."
+        f"targets of shape {tuple(index.shape)} are neither class indices (T,) nor (sample, class) pairs "
+        "(N, 2)."
     )

@@ -39,8 +39,9 @@ class Recipe:
 def load_recipe(name_or_path: str | Path) -> Recipe:
     """Load a recipe by its registered name, or from a TOML file.
 
-    A file has a table `[guide]` with any of `source`, `prior`, `loss`, `weight`, `layer`, `targets`, `evidence`, and may have a
-    table `[train]` and a string `about`. A part is a name, or a table with a name and options:
+    A file has a table `[guide]` with any of `source`, `prior`, `loss`, `weight`, `layer`, `targets`,
+    `evidence`, and may have a table `[train]` and a string `about`. A part is a name, or a table with a name
+    and options:
 
     ```toml
     [guide]
@@ -72,7 +73,10 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     guide = content.get("guide", {})
     _check_keys(where, "setting", guide, _SETTINGS)
     settings = {key: _part(where, key, value) if key in _PARTS else value for key, value in guide.items()}
-    return Recipe(name, str(content.get("about", "")), settings, dict(content.get("train", {})))
+    train = content.get("train", {})
+    if not isinstance(train, Mapping):
+        raise InputError(f"{where}: train = {train!r} must be a table.")
+    return Recipe(name, str(content.get("about", "")), settings, dict(train))
 
 
 def _part(where: str, kind: str, value: Any) -> Any:

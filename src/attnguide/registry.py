@@ -1,6 +1,7 @@
 """Finds parts by name, whoever provides them.
 
-Plugins are loaded one by one, so that a broken one is reported by name and takes nothing else down. Listing names imports no part.
+Plugins are loaded one by one, so that a broken one is reported by name and takes nothing else down. Listing
+names imports no part.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import pluggy
 
 from attnguide import hookspecs
-from attnguide.errors import PluginError, UnknownNameError
+from attnguide.errors import AttnGuideError, PluginError, UnknownNameError
 from attnguide.hookspecs import KINDS, PROJECT, Kind, Part
 
 __all__ = ["Broken", "Owned", "Registry", "registry"]
@@ -111,7 +112,7 @@ class Registry:
             for step in attribute.split("."):
                 target = getattr(target, step)
         # As above: importing a stranger's module may raise anything.
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise PluginError(
                 f"{kind} {name!r} of plugin {owned.owner} cannot be loaded from {owned.part.path!r}: "
                 f"{type(error).__name__}: {error}"
@@ -139,20 +140,33 @@ class Registry:
             factory = self.load_part(kind, what)
             try:
                 made = factory(**options)
-            except TypeError as error:
-                raise PluginError(f"{kind} {what!r} cannot be made with {options}: {error}") from error
+            except AttnGuideError:
+                raise
+            except Exception as error:
+                raise PluginError(
+                    f"{kind} {what!r} of plugin {self.find(kind, what).owner} cannot be made with "
+                    f"{options}: {type(error).__name__}: {error}"
+                ) from error
+            if not isinstance(made, interface):
+                raise PluginError(
+                    f"{kind} {what!r} of plugin {self.find(kind, what).owner} gives {made!r}, which is no "
+                    f"attnguide.{interface.__name__}."
+                )
         if not isinstance(made, interface):
             remedy = (
                 " Make an instance: add ()." if isinstance(made, type) and issubclass(made, interface) else ""
             )
             raise PluginError(
-                f"{kind} must be a name or an instance of attnguide.{interface.__name__}, got {made!r}.{remedy}"
+                f"{kind} must be a name or an instance of attnguide.{interface.__name__}, got "
+                f"{made!r}.{remedy}"
             )
         return made
 
 
 def _part(item: Part | tuple[Any, ...]) -> Part:
     part = item if isinstance(item, Part) else Part(*item)
+    if not (isinstance(part.name, str) and part.name and isinstance(part.path, str)):
+        raise PluginError(f"{part!r}: name and path must be text.")
     if part.kind not in KINDS:
         raise PluginError(f"part {part.name!r} has kind {part.kind!r}; kinds are {', '.join(KINDS)}.")
     if ":" not in part.path:

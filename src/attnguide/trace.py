@@ -35,7 +35,8 @@ class Layout:
             return output
         if self.kind == "nhwc":
             return output.permute(0, 3, 1, 2)
-        return output[:, self.prefix :].transpose(1, 2).unflatten(2, self.grid)
+        patches = output[:, self.prefix :].transpose(1, 2)
+        return patches.view(*patches.shape[:2], *self.grid)
 
     def __str__(self) -> str:
         prefix = f", {self.prefix} prefix" if self.prefix else ""
@@ -48,7 +49,8 @@ class Feature:
 
     Attributes:
         layer: Name of the module, as in `model.named_modules()`.
-        parts: The output as the model gave it: one tensor, or one for each device under `DataParallel`, in batch order.
+        parts: The output as the model gave it: one tensor, or one for each device under `DataParallel`, in
+            batch order.
         layout: Where rows, columns and channels are.
     """
 
@@ -58,7 +60,7 @@ class Feature:
 
     @property
     def spatial(self) -> Tensor:
-        """The feature as `(B, C, h, w)`; a view of the model's own tensor, on the device of the first part."""
+        """The feature as `(B, C, h, w)`; a view of the model's own tensor, on the first part's device."""
         return self.layout.spatial(_joined(self.parts))
 
 
@@ -70,7 +72,8 @@ class Trace:
         images: What the model was given, `(B, C, H, W)`.
         logits: What it answered, `(B, K)`, attached to the graph.
         features: The captured layers by name, in the order asked for.
-        differentiable: Whether gradients computed here are part of the graph themselves (training), or end here (explaining).
+        differentiable: Whether gradients computed here are part of the graph themselves (training), or end
+            here (explaining).
     """
 
     images: Tensor
@@ -105,9 +108,10 @@ class Trace:
     def gradients(self, pairs: Pairs, feature: Feature | None = None) -> Tensor:
         """Gradient of each pair's score with respect to a feature.
 
-        Autograd starts at the feature: whatever lies before it is not touched. All samples share a pass, so that there are as
-        many passes through the tail as one sample has classes. (Batch normalisation in training mode *after* the
-        feature couples samples; the coupling is part of the result, as in every CAM implementation.)
+        Autograd starts at the feature: whatever lies before it is not touched. All samples share a pass, so
+        that there are as many passes through the tail as one sample has classes. (Batch normalisation in
+        training mode *after* the feature couples samples; the coupling is part of the result, as in every CAM
+        implementation.)
 
         Args:
             pairs: N pairs.
@@ -122,20 +126,28 @@ class Trace:
         feature = feature or self.feature
         if not self.logits.requires_grad:
             raise GuidanceError(
-                "the logits have no graph: the model ran under torch.no_grad() or inference_mode(), or no parameter "
-                "requires a gradient. Run the forward with gradients enabled."
+                "the logits have no graph: the model ran under torch.no_grad() or inference_mode(), or no "
+                "parameter requires a gradient. Run the forward with gradients enabled."
             )
-        scores = self.scores(pairs)
+        if not all(part.requires_grad for part in feature.parts):
+            raise GuidanceError(
+                f"layer {feature.layer!r} ran without a graph, although the logits have one: the model "
+                "itself switches gradients off for a part of its forward. Choose a layer that runs after "
+                "it."
+            )
         passes = []
         for slot in range(pairs.slots):
-            # Masking rather than indexing: the shape then needs no answer from the device.
-            total = scores.sum() if pairs.slots == 1 else torch.where(pairs.slot == slot, scores, 0).sum()
+            with torch.enable_grad():
+                scores = self.scores(pairs)
+                # Masking rather than indexing: the shape then needs no answer from the device.
+                total = scores.sum() if pairs.slots == 1 else torch.where(pairs.slot == slot, scores, 0).sum()
             found = torch.autograd.grad(
                 total, feature.parts, create_graph=self.differentiable, retain_graph=True, allow_unused=True
             )
             if any(part is None for part in found):
                 raise GuidanceError(
-                    f"the logits do not depend on layer {feature.layer!r}. Choose a layer that the output is computed from."
+                    f"the logits do not depend on layer {feature.layer!r}. Choose a layer that the output "
+                    "is computed from."
                 )
             passes.append(feature.layout.spatial(_joined(found)))
         if not passes:

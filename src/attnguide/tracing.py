@@ -50,8 +50,8 @@ def _feature(model: nn.Module, shards: Sequence[Shard], layer: str) -> Feature:
     layout = layout_of(parts[0].shape, size, getattr(model, "num_prefix_tokens", None))
     if layout is None:
         raise LayerError(
-            f"layer {layer!r} gives a tensor of shape {tuple(parts[0].shape)}, which has no rows and columns in the proportions of a "
-            f"{size[0]}×{size[1]} image.{_alternatives(model, shards[0])}"
+            f"layer {layer!r} gives a tensor of shape {tuple(parts[0].shape)}, which has no rows and "
+            f"columns in the proportions of a {size[0]}×{size[1]} image.{_alternatives(model, shards[0])}"
         )
     return Feature(layer, parts, layout)
 

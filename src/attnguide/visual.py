@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["colourise", "contact_sheet", "displayable", "overlay", "save_explanation", "to_pil"]
 
-#: From cold to hot through colours that keep their order in grey and for the colour-blind: violet, magenta, orange, yellow.
+#: From cold to hot through colours that keep their order in grey and for the colour-blind: violet, magenta,
+#: orange, yellow.
 _PALETTE = torch.tensor(
     [
         [0.05, 0.03, 0.25],
@@ -67,7 +68,8 @@ def overlay(images: Tensor, maps: Tensor, alpha: float = 0.5) -> Tensor:
     """
     if images.ndim != 4 or images.shape[1] != 3 or maps.ndim != 4 or len(images) != len(maps):
         raise InputError(
-            f"cannot lay maps {tuple(maps.shape)} over images {tuple(images.shape)}: give (B, T, h, w) and (B, 3, H, W)."
+            f"cannot lay maps {tuple(maps.shape)} over images {tuple(images.shape)}: give (B, T, h, w) and "
+            "(B, 3, H, W)."
         )
     if not 0 <= alpha <= 1:
         raise InputError(f"alpha={alpha} must be in [0, 1].")
@@ -75,10 +77,11 @@ def overlay(images: Tensor, maps: Tensor, alpha: float = 0.5) -> Tensor:
     height, width = images.shape[-2:]
     if not count:
         return torch.zeros(batch, 0, 3, height, width, dtype=torch.uint8)
-    sized = functional.resize(maps.flatten(0, 1).float(), (height, width)).unflatten(0, (batch, count))
+    sized = functional.resize(maps.flatten(0, 1).float(), (height, width)).view(batch, count, height, width)
     opacity = (alpha * (0.25 + 0.75 * sized))[:, :, None]
     mixed = images.to(sized)[:, None] * (1 - opacity) + colourise(sized) * opacity
-    return (mixed.clamp(0, 1) * 255).round().byte().cpu()
+    picture: Tensor = (mixed.clamp(0, 1) * 255).round().byte().cpu()
+    return picture
 
 
 def to_pil(picture: Tensor) -> Image.Image:
@@ -89,15 +92,22 @@ def to_pil(picture: Tensor) -> Image.Image:
 
 
 def contact_sheet(
-    pictures: Sequence[Image.Image], captions: Sequence[str] = (), *, columns: int = 0, cell: int = 160
+    pictures: Sequence[Image.Image | None],
+    captions: Sequence[str] = (),
+    *,
+    columns: int = 0,
+    cell: int = 160,
+    group: int = 1,
 ) -> Image.Image:
     """Put pictures on one page, row by row.
 
     Args:
-        pictures: Any sizes; each is fitted into a square cell.
+        pictures: Any sizes; each is fitted into a square cell. None leaves the cell empty.
         captions: One for each picture, or none.
-        columns: Pictures a row; by default about as many as rows.
+        columns: Groups a row; by default such that the page is a little wider than high.
         cell: Side of a cell in pixels.
+        group: So many pictures in succession belong together, such as an image and its maps. They touch, and
+            the caption of the first is muted.
 
     Returns:
         The page.
@@ -105,30 +115,44 @@ def contact_sheet(
     Raises:
         InputError: If there are no pictures, or the captions do not fit.
     """
-    from PIL import ImageDraw, ImageFont  # noqa: PLC0415  (only here, and fonts are slow to load)
+    from PIL import ImageDraw, ImageFont  # only here, and fonts are slow to load
 
-    if not pictures or len(captions) not in (0, len(pictures)):
+    if not pictures or len(captions) not in (0, len(pictures)) or len(pictures) % group:
         raise InputError(
-            f"a contact sheet needs pictures, and a caption for each or none; got {len(pictures)} and {len(captions)}."
+            f"a contact sheet needs pictures, a caption for each or none, and whole groups of {group}; got "
+            f"{len(pictures)} and {len(captions)}."
         )
-    columns = columns or max(1, round(len(pictures) ** 0.5 * 1.3))
-    rows = -(-len(pictures) // columns)
-    gap, line = 8, 18 if captions else 0
-    page = Image.new("RGB", (columns * (cell + gap) + gap, rows * (cell + line + gap) + gap), (250, 250, 248))
+    count = len(pictures) // group
+    columns = min(count, columns or max(1, round((count * 1.4 / group) ** 0.5)))
+    inner, gap, line = 2, 10 if group == 1 else 18, 20 if captions else 0
+    wide, high = group * (cell + inner) - inner + gap, cell + line + gap
+    page = Image.new("RGB", (columns * wide + gap, -(-count // columns) * high + gap), (250, 250, 248))
     draw, font = ImageDraw.Draw(page), ImageFont.load_default(size=12)
     for index, picture in enumerate(pictures):
-        small = picture.copy()
-        scale = cell / max(small.size)
-        small = small.resize((max(1, round(small.width * scale)), max(1, round(small.height * scale))))
-        left = gap + (index % columns) * (cell + gap)
-        top = gap + (index // columns) * (cell + line + gap)
-        page.paste(small, (left + (cell - small.width) // 2, top + (cell - small.height) // 2))
+        place, within = divmod(index, group)
+        left = gap + (place % columns) * wide + within * (cell + inner)
+        top = gap + (place // columns) * high
+        if picture is not None:
+            scale = cell / max(picture.size)
+            size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+            small = picture.resize(size, Image.Resampling.LANCZOS)
+            page.paste(small, (left + (cell - small.width) // 2, top + (cell - small.height) // 2))
         if captions:
-            text = captions[index]
-            while text and draw.textlength(text, font=font) > cell:
-                text = text[:-2] + "…" if len(text) > 2 else ""
-            draw.text((left, top + cell + 2), text, fill=(40, 40, 40), font=font)
+            muted = group > 1 and within == 0
+            text = _fitted(captions[index], cell - 4, lambda text: draw.textlength(text, font=font))
+            draw.text(
+                (left + 1, top + cell + 3), text, fill=(130, 130, 126) if muted else (30, 30, 30), font=font
+            )
     return page
+
+
+def _fitted(text: str, width: float, measure: Callable[[str], float]) -> str:
+    """Shorten a text until it is no wider."""
+    # A file name need not be valid Unicode, but what is drawn must be.
+    text = text.encode("utf-8", "replace").decode()
+    while text and measure(text) > width:
+        text = text[:-2] + "…" if len(text) > 2 else ""
+    return text
 
 
 def save_explanation(

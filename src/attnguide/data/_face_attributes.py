@@ -96,7 +96,7 @@ class AttributeModel:
         if self.prevalence["bangs"] > 1 - hair[_BALD] + 1e-9:
             raise InputError(
                 f"prevalence of bangs is {self.prevalence['bangs']:.3g} and of bald {hair[_BALD]:.3g}: bangs "
-                f"need hair, so at most {1 - hair[_BALD]:.3g} of the faces can have them. Lower one of the two."
+                f"need hair, so at most {1 - hair[_BALD]:.3g} of faces can have them. Lower one of the two."
             )
         self._edges = self._forest(_checked_pairs(cooccurrence or {}))
         self.force, self._hair_allowed = self._forced(force or {})
@@ -165,9 +165,9 @@ class AttributeModel:
         def link(a: str, b: str, pair: Pair | None) -> None:
             if tree[a] == tree[b]:
                 raise InputError(
-                    f"cooccurrence[{pair!r}] closes a cycle: other pairs already tie {a} to {b}. Pairs must form a "
-                    "forest, in which black_hair, blond_hair, brown_hair, bald and bangs count as tied to each "
-                    "other. Remove one of the pairs."
+                    f"cooccurrence[{pair!r}] closes a cycle: other pairs already tie {a} to {b}. Pairs "
+                    "must form a forest, in which black_hair, blond_hair, brown_hair, bald and bangs count "
+                    "as tied to each other. Remove one of the pairs."
                 )
             links.setdefault(a, []).append((b, pair))
             links.setdefault(b, []).append((a, pair))
@@ -217,8 +217,9 @@ class AttributeModel:
         low, high = max(0.0, p + q - 1), min(p, q)  # what P(both) can be
         if {a, b} <= set(_HAIR) or {a, b} == {"bald", "bangs"}:
             raise InputError(
-                f"cooccurrence[{pair!r}] = {agreement:g}: {a} and {b} exclude each other, so at their prevalence "
-                f"of {p:g} and {q:g} they always agree with probability {1 - p - q:.3g}. Remove the pair."
+                f"cooccurrence[{pair!r}] = {agreement:g}: {a} and {b} exclude each other, so at their "
+                f"prevalence of {p:g} and {q:g} the attainable range is {1 - p - q:.3g} alone. Remove the "
+                "pair."
             )
         if "bangs" in pair and set(pair) & set(_HAIR):
             colour = a if b == "bangs" else b
@@ -276,7 +277,7 @@ def _checked_pairs(cooccurrence: Mapping[Pair, float]) -> dict[Pair, float]:
     for pair, value in cooccurrence.items():
         if not isinstance(pair, tuple) or len(pair) != 2:
             raise InputError(
-                f"cooccurrence has the key {pair!r}; give a pair of attributes, such as ('lipstick', 'bangs')."
+                f"cooccurrence has the key {pair!r}; give two attributes, such as ('lipstick', 'bangs')."
             )
         for name in pair:
             if name not in PREVALENCE:

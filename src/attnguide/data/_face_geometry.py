@@ -62,7 +62,8 @@ class ExpressionShape(NamedTuple):
 EXPRESSION_SHAPES: dict[str, ExpressionShape] = {
     "neutral": ExpressionShape(gap=0.026, teeth=0.35),
     "happiness": ExpressionShape(
-        brow_raise=0.006, lid_raise=0.35, lip_corner=0.042, mouth_width=1.12, lip_press=0.92, gap=0.052, teeth=0.62
+        brow_raise=0.006, lid_raise=0.35, lip_corner=0.042, mouth_width=1.12, lip_press=0.92,
+        gap=0.052, teeth=0.62
     ),
     "sadness": ExpressionShape(
         brow_inner=0.034, eye_open=0.74, lip_corner=-0.030, mouth_width=0.90, gap=0.020
@@ -71,15 +72,16 @@ EXPRESSION_SHAPES: dict[str, ExpressionShape] = {
         brow_raise=0.034, eye_open=1.42, mouth_width=0.76, gap=0.085
     ),
     "fear": ExpressionShape(
-        brow_raise=0.020, brow_inner=0.028, eye_open=1.32, lip_corner=-0.016, mouth_width=1.06, gap=0.048, teeth=0.45
+        brow_raise=0.020, brow_inner=0.028, eye_open=1.32, lip_corner=-0.016, mouth_width=1.06,
+        gap=0.048, teeth=0.45
     ),
     "disgust": ExpressionShape(
         brow_raise=-0.012, brow_inner=-0.014, eye_open=0.66, lid_raise=0.3, nose_up=0.014,
         lip_corner=-0.024, mouth_width=0.88, lip_press=1.04, gap=0.020, teeth=0.5
     ),
     "anger": ExpressionShape(
-        brow_raise=-0.014, brow_inner=-0.036, eye_open=0.92, lip_corner=-0.020, mouth_width=0.96, lip_press=0.80,
-        gap=0.040, teeth=0.85
+        brow_raise=-0.014, brow_inner=-0.036, eye_open=0.92, lip_corner=-0.020, mouth_width=0.96,
+        lip_press=0.80, gap=0.040, teeth=0.85
     ),
 }  # fmt: skip
 
@@ -155,7 +157,8 @@ def between(low: float, high: float, u: float) -> float:
 
 def moved(points: Points, x: float, y: float) -> Points:
     """Return the points (..., 2) shifted."""
-    return points + np.array((x, y))
+    place: Points = points + np.array((x, y))
+    return place
 
 
 @lru_cache(maxsize=64)
@@ -175,7 +178,8 @@ def _basis(n: int, closed: bool, steps: int) -> Points:
 
 def smooth(points: Points, *, closed: bool = False, steps: int = 5) -> Points:
     """Return smooth curves (..., m, 2) through control points (..., n, 2), both ends included if open."""
-    return _basis(points.shape[-2], closed, steps) @ points
+    curves: Points = _basis(points.shape[-2], closed, steps) @ points
+    return curves
 
 
 def normals(curve: Points) -> Points:

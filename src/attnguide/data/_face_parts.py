@@ -150,13 +150,13 @@ def _nose(d: Draws, points: Points, skin: Colour) -> list[Shape]:
 
 def _mouth(d: Draws, lipstick: bool, teeth: float, points: Points, skin: Colour) -> list[Shape]:
     """Lips through landmarks 48 to 67, and what an open mouth shows."""
-    if lipstick:
-        lower = dim(pick(LIPSTICKS, d.lipstick_hue), between(0.88, 1.08, d.lipstick_depth))
-        upper, gloss = dim(lower, 0.86), mix(lower, _WHITE, 0.62)
-    else:
-        rosy = between(0.76, 0.64, d.lip_tone)  # the colour of the skin, a little pinker
-        lower = (skin[0] * 0.89, skin[1] * rosy, skin[2] * (rosy + 0.02))
-        upper, gloss = dim(lower, 0.90), mix(lower, _WHITE, 0.10)
+    rosy = between(0.78, 0.60, d.lip_tone)  # the colour of the skin, from hardly to clearly pinker
+    lower: Colour = (skin[0] * 0.89, skin[1] * rosy, skin[2] * (rosy + 0.02))
+    shine = 0.10
+    if lipstick:  # from a thin coat to a full one: plain to see, yet harder to learn than make-up on the eyes
+        coat = between(0.36, 0.80, d.lipstick_depth)
+        lower, shine = mix(lower, pick(LIPSTICKS, d.lipstick_hue), coat), 0.40
+    upper, gloss = dim(lower, 0.88), mix(lower, _WHITE, shine)
     over, under = (
         geo.smooth(points[48:55], steps=4),
         geo.smooth(points[[54, 55, 56, 57, 58, 59, 48]], steps=4),

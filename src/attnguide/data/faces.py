@@ -80,7 +80,7 @@ TEMPLATES: dict[str, tuple[tuple[float, float, float, float], ...]] = {
     "chin": ((0.5, 0.915, 0.19, 0.11),),
     "ears": ((0.19, 0.56, 0.10, 0.16), (0.81, 0.56, 0.10, 0.16)),
     "forehead": ((0.5, 0.30, 0.30, 0.13),),
-    "hair": ((0.5, 0.22, 0.46, 0.23), (0.15, 0.62, 0.17, 0.50), (0.85, 0.62, 0.17, 0.50)),
+    "hair": ((0.5, 0.22, 0.45, 0.22), (0.13, 0.60, 0.16, 0.48), (0.87, 0.60, 0.16, 0.48)),
     "face": ((0.5, 0.56, 0.34, 0.43),),
 }
 
@@ -151,7 +151,7 @@ class ProceduralFaces(Dataset[FaceSample]):
         force: Attributes to switch on or off in every face, after everything was drawn. Hair that may not
             stay is drawn again among what may.
         pose: How far faces depart from the aligned position, 0 for not at all. At 1, up to 2.5 % of the
-            image sideways, 6 % in scale, and 6 degrees.
+            image sideways, 9 % in scale, and 6 degrees.
         clutter: How busy backgrounds are, in [0, 1].
         noise: Standard deviation of the noisiest images' noise, in units of the image range.
 

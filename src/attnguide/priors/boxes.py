@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -19,47 +20,52 @@ __all__ = ["BoxPrior"]
 
 
 class BoxPrior(TargetPrior):
-    """Boxes `(x1, y1, x2, y2)` in pixels of the images; each cell of the map holds the share of it that a box covers.
+    """Boxes `(x1, y1, x2, y2)` in pixels of the images; a cell of the map is the share that a box covers.
 
-    With `guide.loss(labels, boxes=…)` boxes are a tensor `(B, 4)` or `(B, n, 4)`, or a list with one entry for each sample: `(n, 4)`,
-    `(4,)`, a `tv_tensors.BoundingBoxes` of any format, or None. A row of NaN or −1 is no box; a sample without a box
-    drops out. The map is the same for every class of a sample.
+    With `guide.loss(labels, boxes=…)` boxes are a tensor `(B, 4)` or `(B, n, 4)`, or a list with one entry
+    for each sample: `(n, 4)`, `(4,)`, a `tv_tensors.BoundingBoxes` of any format, or None. A row of NaN or −1
+    is no box; a sample without a box drops out. The map is the same for every class of a sample.
     """
 
     def __call__(self, trace: Trace, pairs: Pairs, size: tuple[int, int], *, boxes: Any) -> PriorMaps:
         """Draw the boxes of each pair's sample.
 
         Raises:
-            InputError: If the shape does not fit the batch, a box has no area inside the image, or holds NaN next to numbers.
+            InputError: If the shape does not fit the batch, a box has no area inside the image, or holds NaN
+                next to numbers.
         """
         batch = len(trace.logits)
         device = trace.logits.device
         if boxes is None:
             boxes = [None] * batch
+        if not isinstance(boxes, (Tensor, np.ndarray, list, tuple)):
+            raise InputError(f"boxes must be a tensor, an array or a list, got {type(boxes).__name__}.")
         entries = list(boxes)
         if len(entries) != batch:
             raise InputError(
-                f"boxes have {len(entries)} entries, the batch has {batch} samples; give one each, None for missing."
+                f"boxes have {len(entries)} entries, the batch has {batch} samples; give one each, None for "
+                "missing."
             )
         if isinstance(boxes, BoundingBoxes):  # iteration gives plain tensors
             entries = [_as_xyxy(boxes, "boxes")[index] for index in range(batch)]
-        rows = [_rows(entry, sample) for sample, entry in enumerate(entries)]
+        rows = [_rows(entry, sample).to(device, non_blocking=True) for sample, entry in enumerate(entries)]
         table = pad_sequence(rows, batch_first=True, padding_value=torch.nan)  # (B, n, 4)
         present = ~table.isnan().all(dim=2)
         _check(table, present, trace.image_size)
         maps = _cover(table.nan_to_num(0.0), size, trace.image_size)
         weights = present.any(dim=1).to(maps)
         sample = pairs.sample
-        return PriorMaps(
-            maps.to(device, non_blocking=True)[sample], weights.to(device, non_blocking=True)[sample]
-        )
+        return PriorMaps(maps[sample], weights[sample])
 
 
 def _as_xyxy(boxes: Any, what: str) -> Tensor:
     if isinstance(boxes, BoundingBoxes):
-        plain = boxes.as_subclass(Tensor)  # type: ignore[no-untyped-call]
-        return box_convert(plain.float(), boxes.format.value.lower(), "xyxy")
-    tensor = torch.as_tensor(boxes, dtype=torch.float32)
+        converted: Tensor = box_convert(boxes.as_subclass(Tensor).float(), boxes.format.value.lower(), "xyxy")
+        return converted
+    try:
+        tensor = torch.as_tensor(boxes, dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{what} must be (x1, y1, x2, y2), got {boxes!r}: {error}.") from error
     if tensor.shape[-1:] != (4,):
         raise InputError(f"{what} must be (x1, y1, x2, y2), got a tensor of shape {tuple(tensor.shape)}.")
     return tensor
@@ -84,8 +90,9 @@ def _check(table: Tensor, present: Tensor, image_size: tuple[int, int]) -> None:
     if bool(wrong.any()):
         sample, row = (int(value) for value in wrong.nonzero()[0])
         raise InputError(
-            f"box {row} of sample {sample}, {table[sample, row].tolist()}, has no area inside the {width}×{height} image. Boxes are "
-            "(x1, y1, x2, y2) in pixels with x1 < x2 and y1 < y2; a row of NaN or −1 means 'no box'."
+            f"box {row} of sample {sample}, {table[sample, row].tolist()}, has no area inside the "
+            f"{width}×{height} image. Boxes are (x1, y1, x2, y2) in pixels with x1 < x2 and y1 < y2; a row "
+            "of NaN or −1 means 'no box'."
         )
 
 

@@ -25,11 +25,19 @@ class _GradientCAM(AttributionSource):
         self.relu = relu
 
     def __call__(self, trace: Trace, pairs: Pairs) -> Tensor:
-        return self.combine(trace.feature.spatial[pairs.sample], trace.gradients(pairs))
+        """Compute the maps `(N, h, w)`.
+
+        In training a map without any evidence for its class keeps its negative values: zeros could not be
+        guided.
+        """
+        maps = self.combine(trace.feature.spatial[pairs.sample], trace.gradients(pairs))
+        if not self.relu:
+            return maps
+        return functional.rectify(maps) if trace.differentiable else maps.relu()
 
     @abstractmethod
     def combine(self, features: Tensor, gradients: Tensor) -> Tensor:
-        """Combine features and gradients, both `(N, C, h, w)`, into maps `(N, h, w)`."""
+        """Combine features and gradients, both `(N, C, h, w)`, into signed maps `(N, h, w)`."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(relu={self.relu})"
@@ -44,7 +52,7 @@ class GradCAM(_GradientCAM):
 
     def combine(self, features: Tensor, gradients: Tensor) -> Tensor:
         """Weight each channel by its mean gradient."""
-        return functional.grad_cam(features, gradients, relu=self.relu)
+        return functional.grad_cam(features, gradients, relu=False)
 
 
 class GradCAMPlusPlus(_GradientCAM):
@@ -56,7 +64,7 @@ class GradCAMPlusPlus(_GradientCAM):
 
     def combine(self, features: Tensor, gradients: Tensor) -> Tensor:
         """Weight each channel by its positive gradients."""
-        return functional.grad_cam_plus_plus(features, gradients, relu=self.relu)
+        return functional.grad_cam_plus_plus(features, gradients, relu=False)
 
 
 class LayerCAM(_GradientCAM):
@@ -68,7 +76,7 @@ class LayerCAM(_GradientCAM):
 
     def combine(self, features: Tensor, gradients: Tensor) -> Tensor:
         """Weight each position by its positive gradient."""
-        return functional.layer_cam(features, gradients, relu=self.relu)
+        return functional.layer_cam(features, gradients, relu=False)
 
 
 class HiResCAM(_GradientCAM):
@@ -80,4 +88,4 @@ class HiResCAM(_GradientCAM):
 
     def combine(self, features: Tensor, gradients: Tensor) -> Tensor:
         """Multiply gradient and feature position by position."""
-        return functional.hires_cam(features, gradients, relu=self.relu)
+        return functional.hires_cam(features, gradients, relu=False)

@@ -1,0 +1,153 @@
+"""Reads weights from files without running what a file brings along."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from attnguide.data.files import check_file
+from attnguide.errors import DataError, InputError
+
+__all__ = ["digest", "load_into", "read_weights"]
+
+#: Where training scripts put the weights among other things.
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
+#: What parallel training, `torch.compile` and Lightning put before every name.
+_PREFIXES = ("module.", "_orig_mod.", "model.")
+_LISTED = 5
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """Read the weights in a `.safetensors` file, or in a checkpoint of PyTorch without other objects.
+
+    Dictionaries around the weights (`state_dict`, `model`, `model_state_dict`) and prefixes that all names
+    share (`module.`) are taken off.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Tensors by name, on the CPU.
+
+    Raises:
+        DataError: If the file cannot be read, holds no weights, or holds objects that only running its code
+            could restore.
+    """
+    path = check_file(path)
+    if path.suffix == ".safetensors":
+        try:
+            return _without_prefix(load_file(path))
+        except (SafetensorError, OSError) as error:
+            raise DataError(
+                f"{path} is not a safetensors file: {error}. Download or export it again."
+            ) from error
+    try:
+        # Command-line options, which timm's training script saves along; they restore as plain values.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise DataError(_refusal(path, str(error))) from error
+    # A file that is cut off or something else altogether fails in the reader's own ways.
+    except Exception as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise DataError(
+            f"{path} is not a checkpoint of PyTorch: {reason}. Give a .safetensors file, or one of "
+            "torch.save."
+        ) from error
+    return _without_prefix(_unwrapped(content, path))
+
+
+def _refusal(path: Path, reason: str) -> str:
+    found = re.search(r"GLOBAL (\S+)", reason)
+    what = f"a Python object ({found[1]})" if found else "more than tensors and plain values"
+    return (
+        f"{path} holds {what}. Such a pickle runs whatever code its author put there, so attnguide never "
+        "unpickles one. "
+        "If you trust the file, load it yourself, save the weights with "
+        "safetensors.torch.save_file(model.state_dict(), 'weights.safetensors') and give that."
+    )
+
+
+def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
+    while isinstance(content, Mapping):
+        inner = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
+        if inner is None:
+            break
+        content = inner
+    found = dict(content) if isinstance(content, Mapping) else {}
+    weights = {
+        name: value for name, value in found.items() if isinstance(name, str) and isinstance(value, Tensor)
+    }
+    if not weights:
+        keys = f" with {', '.join(map(repr, list(found)[:_LISTED]))}" if found else ""
+        raise DataError(
+            f"{path} holds no weights but a {type(content).__name__}{keys}. Save model.state_dict(), alone "
+            "or as 'state_dict'."
+        )
+    return weights
+
+
+def _without_prefix(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    for prefix in (*_PREFIXES, *_PREFIXES):  # twice, because they nest in any order
+        if all(name.startswith(prefix) for name in weights):
+            weights = {name.removeprefix(prefix): value for name, value in weights.items()}
+    return weights
+
+
+def load_into(model: nn.Module, weights: Mapping[str, Tensor], path: str | Path) -> None:
+    """Load weights into a model that has exactly these.
+
+    Args:
+        model: The model.
+        weights: Tensors by name.
+        path: Where they come from, for the error.
+
+    Raises:
+        InputError: If names or shapes differ; some of them are listed.
+    """
+    own = model.state_dict()
+    # Checkpoints from before PyTorch 0.4.1 lack this counter, which evaluation does not read.
+    missing = [name for name in own if name not in weights and not name.endswith("num_batches_tracked")]
+    unexpected = [name for name in weights if name not in own]
+    shapes = [
+        f"{name} is {tuple(weights[name].shape)}, not {tuple(value.shape)}"
+        for name, value in own.items()
+        if name in weights and weights[name].shape != value.shape
+    ]
+    if missing or unexpected or shapes:
+        problems = (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+        listed = "; ".join(f"{_some(names)} {what}" for what, names in problems if names)
+        raise InputError(
+            f"{path} does not fit {type(model).__name__}: {listed}. Name the model that it was made with "
+            "(and its number of classes)."
+        )
+    model.load_state_dict(dict(weights), strict=False)
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more
+
+
+def digest(path: str | Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal.
+
+    Raises:
+        DataError: If it cannot be read.
+    """
+    path = check_file(path)
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}. Check its permissions.") from error
