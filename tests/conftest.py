@@ -1,4 +1,4 @@
-"""What every test has in common: few threads, and the same random numbers each time."""
+"""What every test has in common: one thread, and the same random numbers each time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 if str(ROOT) not in sys.path:  # so that `from tests.helpers…` works however pytest is started
     sys.path.insert(0, str(ROOT))
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # the models are small; threads would wait for each other
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             ) from error
     try:
         # Command-line options, which timm's training script saves along; they restore as plain values.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+            warnings.simplefilter("ignore")  # of odd pickles, which are refused all the same
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise DataError(_refusal(path, str(error))) from error

@@ -32,6 +32,8 @@ __all__ = [
 ]
 
 EPSILON = 1e-6
+#: Share of a map's range that counts as evidence in training, even where all of it is negative.
+TOP_SHARE = 0.05
 
 
 def full_precision(tensor: Tensor) -> Tensor:
@@ -129,27 +131,27 @@ def channel_mean(features: Tensor) -> Tensor:
 
 
 def rectify(maps: Tensor) -> Tensor:
-    """Keep the positive part of each map, but leave a map that has none as it is.
+    """Keep the positive part of each map, but at least the top of it, so that something is left to guide.
 
-    For training: a map that is rectified to zeros has no gradient, so that a class without any evidence could
-    never be guided.
+    Plain rectification turns a map without any evidence into zeros, which have no gradient, and one with next to none into
+    a speck whose gradient explodes when it is scaled. Here the threshold is 0 as long as the maximum is at least
+    5 % of the map's range, and else falls just so far that the top 5 % stay; it moves continuously.
 
     Args:
         maps: Signed maps `(N, h, w)`.
 
     Returns:
-        Maps `(N, h, w)`.
+        Maps `(N, h, w)`, at least 0.
     """
-    alive = maps.amax(dim=(-2, -1), keepdim=True) > 0
-    return torch.where(alive, maps.relu(), maps)
+    top = maps.amax(dim=(-2, -1), keepdim=True)
+    threshold = top - TOP_SHARE * (top - maps.amin(dim=(-2, -1), keepdim=True))
+    return (maps - threshold.clamp(max=0)).relu()
 
 
 def unit(maps: Tensor) -> Tensor:
-    """Scale the positive part of each map to a maximum of 1.
+    """Scale the positive part of each map to a maximum of 1; a map without a positive value becomes zeros.
 
-    Zero stays zero, so "no evidence here" keeps its meaning, which min-max scaling would lose. A map without
-    a positive value is scaled by its minimum and maximum instead, where it can still tell more from less; a
-    flat one becomes zeros.
+    Zero stays zero, so "no evidence here" keeps its meaning, which min-max scaling would lose.
 
     Args:
         maps: Maps `(N, h, w)`.
@@ -157,11 +159,9 @@ def unit(maps: Tensor) -> Tensor:
     Returns:
         Maps `(N, h, w)` in [0, 1].
     """
-    maps = full_precision(maps)
-    peak = maps.amax(dim=(-2, -1), keepdim=True)
-    alive = peak > 0
-    # Each branch is given values at which its gradient is finite, also where the other one is taken.
-    return torch.where(alive, maps.relu() / torch.where(alive, peak, torch.ones_like(peak)), min_max(maps))
+    positive = full_precision(maps).relu()
+    peak = positive.amax(dim=(-2, -1), keepdim=True)
+    return positive / torch.where(peak > 0, peak, torch.ones_like(peak))
 
 
 def min_max(maps: Tensor) -> Tensor:

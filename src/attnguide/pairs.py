@@ -93,7 +93,7 @@ def positives(labels: Tensor, logits: Tensor) -> Tensor:
         )
     if classes == 1 and labels.ndim == 1:
         labels = labels[:, None]
-    labels = labels.to(logits.device)
+    labels = _recordable(labels.to(logits.device))
     if labels.ndim == 2 and labels.shape[1] == classes:
         _check_multi_hot(labels)
         return labels > 0.5
@@ -111,6 +111,11 @@ def positives(labels: Tensor, logits: Tensor) -> Tensor:
             f"model has classes 0 to {classes - 1}. Use {IGNORE_INDEX} for 'no label'."
         )
     return labels
+
+
+def _recordable(tensor: Tensor) -> Tensor:
+    """Return a tensor that a graph may hold, whichever mode it was made in."""
+    return tensor.clone() if tensor.is_inference() else tensor
 
 
 def _check_multi_hot(labels: Tensor) -> None:
@@ -221,7 +226,7 @@ def _as_index(targets: Sequence[int] | Sequence[tuple[int, int]] | Tensor) -> Te
             f"targets={targets!r} must be integers, at least one: class indices or (sample, class) pairs."
         )
     if index.ndim == 1 or (index.ndim == 2 and index.shape[1] == 2):
-        return index.long()
+        return _recordable(index.long())
     raise InputError(
         f"targets of shape {tuple(index.shape)} are neither class indices (T,) nor (sample, class) pairs "
         "(N, 2)."

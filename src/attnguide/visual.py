@@ -33,6 +33,8 @@ _PALETTE = torch.tensor(
         [0.99, 0.97, 0.50],
     ]
 )
+#: How bright red, green and blue look (ITU-R 601).
+_LUMA = (0.299, 0.587, 0.114)
 
 
 def colourise(maps: Tensor) -> Tensor:
@@ -53,12 +55,12 @@ def displayable(images: Tensor) -> Tensor:
 
 
 def overlay(images: Tensor, maps: Tensor, alpha: float = 0.5) -> Tensor:
-    """Lay maps over images; the hotter, the more opaque.
+    """Lay coloured maps over images, whose own colours fade by as much, so that the two are told apart.
 
     Args:
         images: `(B, 3, H, W)` in [0, 1].
         maps: `(B, T, h, w)` in [0, 1]; resized to the images.
-        alpha: Opacity where the map is 1, in [0, 1].
+        alpha: Opacity of the maps, in [0, 1]; 0 gives the images as they are.
 
     Returns:
         uint8 pictures `(B, T, 3, H, W)`, on the CPU.
@@ -78,8 +80,10 @@ def overlay(images: Tensor, maps: Tensor, alpha: float = 0.5) -> Tensor:
     if not count:
         return torch.zeros(batch, 0, 3, height, width, dtype=torch.uint8)
     sized = functional.resize(maps.flatten(0, 1).float(), (height, width)).view(batch, count, height, width)
-    opacity = (alpha * (0.25 + 0.75 * sized))[:, :, None]
-    mixed = images.to(sized)[:, None] * (1 - opacity) + colourise(sized) * opacity
+    base = images.to(sized)[:, None]
+    grey = (base * base.new_tensor(_LUMA)[:, None, None]).sum(dim=2, keepdim=True)
+    faded = torch.lerp(base, grey, alpha)
+    mixed = torch.lerp(faded.expand(-1, count, -1, -1, -1), colourise(sized), alpha)
     picture: Tensor = (mixed.clamp(0, 1) * 255).round().byte().cpu()
     return picture
 

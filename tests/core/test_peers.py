@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -39,21 +40,22 @@ def from_torchvision(name: str) -> nn.Module:
     return torchvision.models.get_model(name, weights=None)
 
 
-# Name, how it is built, the layer that "auto" must find, and how its output becomes (B, C, h, w).
+# How it is built, the layer that "auto" must find, and how its output becomes (B, C, h, w).
 MODELS: dict[str, tuple[Any, str, Any]] = {
     "timm resnet18": (lambda: timm.create_model("resnet18"), "layer4", None),
     "torchvision resnet18": (lambda: from_torchvision("resnet18"), "layer4", None),
     "torchvision vgg11": (lambda: from_torchvision("vgg11"), "features.19", None),
     "torchvision alexnet": (lambda: from_torchvision("alexnet"), "features.11", None),
-    "timm mobilenetv3": (lambda: timm.create_model("mobilenetv3_small_050"), "blocks.5.0", None),
+    "timm mobilenetv3": (lambda: timm.create_model("mobilenetv3_small_050"), "blocks.5", None),
     "timm convnext": (lambda: timm.create_model("convnext_atto"), "stages.3", None),
     "timm vit": (
-        lambda: timm.create_model("vit_tiny_patch16_224"),
+        lambda: timm.create_model("vit_tiny_patch16_224", img_size=96),
         "blocks.11.norm1",
-        lambda x: x[:, 1:].reshape(len(x), 14, 14, -1).permute(0, 3, 1, 2),
+        lambda x: x[:, 1:].reshape(len(x), 6, 6, -1).permute(0, 3, 1, 2),
     ),
     "timm swin": (
-        lambda: timm.create_model("swin_tiny_patch4_window7_224"),
+        # A normalisation follows its last layer, so that gradient times feature sums up to nearly nothing.
+        lambda: timm.create_model("swin_tiny_patch4_window7_224", img_size=96).double(),
         "layers.3",
         lambda x: x.permute(0, 3, 1, 2),
     ),
@@ -61,8 +63,20 @@ MODELS: dict[str, tuple[Any, str, Any]] = {
 TARGETS = [3, 7]
 
 
+@dataclass
+class Case:
+    """A model, the layer by hand, and what pytorch-grad-cam saw there."""
+
+    model: nn.Module
+    images: Tensor
+    layer: str
+    transform: Any
+    activations: Any
+    gradients: Any
+
+
 @pytest.fixture(scope="module", params=list(MODELS))
-def case(request: pytest.FixtureRequest) -> tuple[nn.Module, str, Any, Tensor]:
+def case(request: pytest.FixtureRequest) -> Case:
     torch.manual_seed(1)
     build, layer, transform = MODELS[request.param]
     model = build().eval()
@@ -70,7 +84,13 @@ def case(request: pytest.FixtureRequest) -> tuple[nn.Module, str, Any, Tensor]:
         for parameter in model.parameters():  # fresh weights leave some paths all but closed
             if parameter.ndim <= 1:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
-    return model, layer, transform, torch.rand(2, 3, 224, 224)
+    images = torch.rand(2, 3, 96, 96).to(next(model.parameters()))
+    targets = [ClassifierOutputTarget(cls) for cls in TARGETS]
+    with pytorch_grad_cam.GradCAM(model, [model.get_submodule(layer)], transform) as cam:
+        cam(images, targets)
+        record = cam.activations_and_grads
+        activations, gradients = (part[0].detach().numpy() for part in (record.activations, record.gradients))
+    return Case(model, images, layer, transform, activations, gradients)
 
 
 def ours(model: nn.Module, images: Tensor, source: Any, layer: str = "auto") -> Tensor:
@@ -86,29 +106,24 @@ def assert_same(mine: Tensor, theirs: Tensor) -> None:
     assert bool(((mine - theirs).abs() <= limit).all()), ((mine - theirs).abs() / limit).amax()
 
 
-def test_the_layer_is_the_one_that_people_choose_by_hand(case: Any) -> None:
-    model, layer, _, images = case
-    assert ag.layers.find_layer(model, images) == layer
+def test_the_layer_is_the_one_that_people_choose_by_hand(case: Case) -> None:
+    assert ag.layers.find_layer(case.model, case.images) == case.layer
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_pytorch_grad_cam(case: Any, name: str) -> None:
-    model, layer, transform, images = case
-    module = model.get_submodule(layer)
-    targets = [ClassifierOutputTarget(cls) for cls in TARGETS]
-    with THEIRS[name](model, [module], reshape_transform=transform) as cam:
-        cam(images, targets)
-        record = cam.activations_and_grads
-        activations, gradients = (part[0].detach().numpy() for part in (record.activations, record.gradients))
-        raw = torch.from_numpy(cam.get_cam_image(images, module, targets, activations, gradients, False))
-    assert_same(ours(model, images, OURS[name](relu=False)), raw)
-    if bool((raw > 0).any(2).any(1).all()):
-        assert_same(ours(model, images, name), raw.relu())
+def test_pytorch_grad_cam(case: Case, name: str) -> None:
+    module = case.model.get_submodule(case.layer)
+    with THEIRS[name](case.model, [module], reshape_transform=case.transform) as cam:
+        raw = cam.get_cam_image(case.images, module, None, case.activations, case.gradients, False)
+    raw = torch.from_numpy(raw)
+    assert_same(ours(case.model, case.images, OURS[name](relu=False), case.layer), raw)
+    if bool((raw > 0).any(dim=2).any(dim=1).all()):
+        assert_same(ours(case.model, case.images, name, case.layer), raw.relu())
 
 
-def test_captum(case: Any) -> None:
-    model, layer, transform, images = case
-    module, targets = model.get_submodule(layer), torch.tensor(TARGETS)
+def test_captum(case: Case) -> None:
+    model, images, transform = case.model, case.images, case.transform
+    module, targets = model.get_submodule(case.layer), torch.tensor(TARGETS)
     product = LayerGradientXActivation(model, module).attribute(images, targets).detach()
     product = product if transform is None else transform(product)
     assert_same(ours(model, images, HiResCAM(relu=False)), product.sum(dim=1))

@@ -85,6 +85,10 @@ def _overlay(folder: Path, line: dict[str, Any], original: Tensor | None, alpha:
         return read_image(files[".png"])
     if original is None:
         return None
-    raw = np.load(files[".npy"]) if ".npy" in files else np.load(files[".npz"])["map"]
+    if ".npy" in files:
+        raw = np.load(files[".npy"])
+    else:
+        with np.load(files[".npz"]) as saved:
+            raw = saved["map"]
     sized = functional.resize(torch.from_numpy(raw)[None], (original.shape[-2], original.shape[-1]))
     return visual.to_pil(visual.overlay(original[None], functional.min_max(sized)[None], alpha)[0, 0])
