@@ -96,9 +96,8 @@ def check(
     Raises:
         GuidanceError: If the gradient reaches nothing.
     """
-    model = unwrap(
-        model
-    )  # parallel wrappers have nothing to add, but expect a backward pass after each forward
+    # Parallel wrappers have nothing to add, but wait for other processes.
+    model = unwrap(model)
     # Zeros would hide a path that opens with the first step of training.
     replaced = {name: value.requires_grad_() for name, value in stand_ins(model).items()}
     parameters = {name: replaced.get(name, weight) for name, weight in model.named_parameters()}

@@ -133,9 +133,10 @@ def channel_mean(features: Tensor) -> Tensor:
 def rectify(maps: Tensor) -> Tensor:
     """Keep the positive part of each map, but at least the top of it, so that something is left to guide.
 
-    Plain rectification turns a map without any evidence into zeros, which have no gradient, and one with next to none into
-    a speck whose gradient explodes when it is scaled. Here the threshold is 0 as long as the maximum is at least
-    5 % of the map's range, and else falls just so far that the top 5 % stay; it moves continuously.
+    Plain rectification turns a map without any evidence into zeros, which have no gradient, and one with next
+    to none into a speck whose gradient explodes when it is scaled. Here the threshold is 0 as long as the
+    maximum is at least 5 % of the map's range, and else falls just so far that the top 5 % stay; it moves
+    continuously.
 
     Args:
         maps: Signed maps `(N, h, w)`.

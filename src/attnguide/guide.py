@@ -423,8 +423,6 @@ def _checked_prior(
     if not bool(((weights >= 0) & weights.isfinite()).all()):
         raise GuidanceError(f"prior {prior!r} gave a negative or infinite weight.")
     device = pairs.sample.device
-    # What was made in inference mode cannot be part of a graph.
-    maps, weights = (tensor.clone() if tensor.is_inference() else tensor for tensor in (maps, weights))
     return maps.to(device), weights.to(device)
 
 

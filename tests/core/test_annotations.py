@@ -5,16 +5,15 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from tests.helpers.models import CLASSES, batch, cnn
 from torch import Tensor
 from torchvision.tv_tensors import BoundingBoxes, Mask
 
 import attnguide as ag
 from attnguide.priors.boxes import BoxPrior
 from attnguide.priors.mask import MaskPrior
-from tests.helpers.models import CLASSES, batch, cnn
 
 NAN = math.nan
 
@@ -128,7 +127,10 @@ def lacking(masks: Tensor, how: str) -> dict[str, Any]:
         "NaN in a list": {"mask": list(nan)},
         "-1": {"mask": ignored},
         "weight": {"mask": masks, "weight": torch.tensor([1, 0, 0, 1])},
-        "weight per class": {"mask": masks, "weight": torch.tensor([1.0, 0, 0, 1])[:, None].expand(4, CLASSES)},
+        "weight per class": {
+            "mask": masks,
+            "weight": torch.tensor([1.0, 0, 0, 1])[:, None].expand(4, CLASSES),
+        },
         "weight over garbage": {"mask": garbage, "weight": torch.tensor([1, 0, 0, 1])},
         "empty": {"mask": empty},
         "empty in a list": {"mask": list(empty)},
@@ -248,12 +250,15 @@ def test_every_form_of_boxes_means_the_same() -> None:
         "xywh": BoundingBoxes(torch.cat([boxes[:, :2], size], 1), format="XYWH", **canvas),
         "cxcywh": BoundingBoxes(torch.cat([centre, size], 1), format="CXCYWH", **canvas),
         "list of xywh": [
-            BoundingBoxes(torch.cat([box[:2], box[2:] - box[:2]])[None], format="XYWH", **canvas) for box in boxes
+            BoundingBoxes(torch.cat([box[:2], box[2:] - box[:2]])[None], format="XYWH", **canvas)
+            for box in boxes
         ],
     }
     expected = prior_maps("boxes", boxes=boxes)
     for name, form in forms.items():
-        torch.testing.assert_close(prior_maps("boxes", boxes=form), expected, msg=lambda text, n=name: f"{n}: {text}")
+        torch.testing.assert_close(
+            prior_maps("boxes", boxes=form), expected, msg=lambda text, n=name: f"{n}: {text}"
+        )
 
 
 def test_several_boxes_of_an_image_are_joined() -> None:

@@ -8,14 +8,21 @@ from typing import Any
 
 import pytest
 import torch
+from tests.helpers.models import CLASSES, Wrapped, batch, cnn
 from torch import Tensor, nn
 
 import attnguide as ag
-from attnguide.errors import AttnGuideError, GuidanceError, InputError, LayerError, PluginError, UnknownNameError
+from attnguide.errors import (
+    AttnGuideError,
+    GuidanceError,
+    InputError,
+    LayerError,
+    PluginError,
+    UnknownNameError,
+)
 from attnguide.priors.boxes import BoxPrior
 from attnguide.priors.mask import MaskPrior
 from attnguide.sources.grad_cam import GradCAM
-from tests.helpers.models import CLASSES, Wrapped, batch, cnn
 
 IMAGES, LABELS, MASKS = batch()
 

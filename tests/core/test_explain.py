@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.helpers.models import batch, cnn, tiny_vit
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 import attnguide as ag
 from attnguide.interfaces import AttributionSource
 from attnguide.registry import registry
-from tests.helpers.models import batch, cnn, tiny_vit
 
 IMAGES, LABELS, _ = batch()
 
@@ -46,7 +46,9 @@ def test_values_are_raw_and_resized_bilinearly() -> None:
     torch.testing.assert_close(sized.maps, resized)
 
 
-@pytest.mark.parametrize(("size", "shape"), [("input", (32, 32)), (None, (4, 4)), ((5, 9), (5, 9)), ((2, 2), (2, 2))])
+@pytest.mark.parametrize(
+    ("size", "shape"), [("input", (32, 32)), (None, (4, 4)), ((5, 9), (5, 9)), ((2, 2), (2, 2))]
+)
 def test_sizes(size: Any, shape: tuple[int, int]) -> None:
     found = ag.explain(cnn(), IMAGES, targets="all", size=size)
     assert found.maps.shape == (4, 4, *shape)
@@ -58,7 +60,9 @@ def test_scaled_maps_lie_in_0_to_1_and_flat_ones_are_zero() -> None:
     flat = (found.maps.amax(dim=(2, 3)) == found.maps.amin(dim=(2, 3)))[:, :, None, None]
     torch.testing.assert_close(scaled.amax(dim=(2, 3), keepdim=True), torch.where(flat, 0.0, 1.0))
     torch.testing.assert_close(scaled.amin(dim=(2, 3)), torch.zeros(4, 4))
-    constant = ag.Explanation(torch.full((1, 1, 3, 3), 7.0), LABELS[:1, None], found.logits[:1], IMAGES[:1], "", "")
+    constant = ag.Explanation(
+        torch.full((1, 1, 3, 3), 7.0), LABELS[:1, None], found.logits[:1], IMAGES[:1], "", ""
+    )
     assert not bool(constant.scaled().any())
 
 
@@ -110,7 +114,9 @@ def test_nothing_before_the_layer_records_a_graph(build: Any, layer: str) -> Non
     handles = [m.register_forward_pre_hook(note(n)) for n, m in model.named_modules() if n]
     ag.layers.find_layer(model, IMAGES)  # the search is not what is measured
     order.clear()
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(order[-1]) or tensor, lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: saved.append(order[-1]) or tensor, lambda t: t
+    ):
         ag.explain(model, IMAGES, layer=layer)
     for handle in handles:
         handle.remove()
@@ -119,7 +125,7 @@ def test_nothing_before_the_layer_records_a_graph(build: Any, layer: str) -> Non
     before = set(order[: start + 1]) - set(order[start + 1 :])
     assert saved, "the tail records one"
     assert not before & set(saved) - {inside[-1]}
-    # Not a value of the layer itself is kept for a backward pass either, except in what follows its last module.
+    # Of the layer itself no value is kept for a backward pass either.
     assert all(order.index(name) >= start for name in saved)
 
 
@@ -218,7 +224,8 @@ def test_images_that_are_not_square(side: tuple[int, int], grid: tuple[int, int]
     found = ag.explain(model, images)
     assert found.maps.shape == (2, 1, *side)
     torch.testing.assert_close(
-        ag.explain(model, images, targets=[1], size=None).maps[:, 0], by_hand(model, images, torch.tensor([1, 1]))
+        ag.explain(model, images, targets=[1], size=None).maps[:, 0],
+        by_hand(model, images, torch.tensor([1, 1])),
     )
 
 

@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from tests.helpers.models import batch, smooth_cnn, tiny_vit
 from torch import nn
 
 import attnguide as ag
 from attnguide.interfaces import AlignmentLoss
 from attnguide.registry import registry
-from tests.helpers.models import batch, smooth_cnn, tiny_vit
 
 LOSSES = registry().names("loss")
 
@@ -130,6 +130,6 @@ def test_the_graph_reaches_the_layers_before_and_after() -> None:
     guide = ag.Guide(model, layer="2")
     model(images)
     guide.loss(labels, mask=masks).backward()
-    # Before the layer through the features, after it through their gradient: the second derivative is at work.
+    # Before the layer through the features, after it through their gradient: a second derivative.
     assert float(model[0].weight.grad.abs().sum()) > 0
     assert float(model[8].weight.grad.abs().sum()) > 0

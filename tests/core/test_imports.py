@@ -14,7 +14,7 @@ import attnguide as ag
     "code",
     [
         "import attnguide",
-        "import attnguide; attnguide.hookimpl, attnguide.Part, attnguide.AttnGuideError, attnguide.__version__",
+        "import attnguide; attnguide.hookimpl, attnguide.Part, attnguide.AttnGuideError",
         "import attnguide.hookspecs",
         "import attnguide.standard; attnguide.standard.attnguide_parts()",
         "from attnguide.registry import registry; assert 'mask' in registry().names('prior')",
@@ -22,9 +22,15 @@ import attnguide as ag
     ],
 )
 def test_without_torch(code: str) -> None:
-    check = "import sys; bad = {'torch', 'torchvision', 'timm', 'numpy'} & set(sys.modules); assert not bad, bad"
+    check = (
+        "import sys; bad = {'torch', 'torchvision', 'timm', 'numpy'} & set(sys.modules); assert not bad, bad"
+    )
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", f"{code}\n{check}"], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-W", "error", "-c", f"{code}\n{check}"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
 
@@ -36,7 +42,7 @@ def test_every_public_name_exists(name: str) -> None:
 
 
 def test_unknown_names_are_attribute_errors() -> None:
-    with pytest.raises(AttributeError, match="attnguide.*guidance"):
+    with pytest.raises(AttributeError, match=r"attnguide.*guidance"):
         _ = ag.guidance
 
 
@@ -49,5 +55,7 @@ assert all(getattr(ag, name) is value for name, value in first.items())
 """
     other = "import attnguide.registry, attnguide.guide, attnguide.explanation\n" + code
     for program in (code, other + "assert ag.registry.registry().names('prior')"):
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+        )
         assert done.returncode == 0, done.stderr

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.helpers.models import batch, cnn
 from torch.nn.functional import interpolate
 
 import attnguide as ag
 from attnguide.registry import registry
-from tests.helpers.models import batch, cnn
 
 LOSSES = registry().names("loss")
 

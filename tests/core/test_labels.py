@@ -6,11 +6,11 @@ import math
 
 import pytest
 import torch
+from tests.helpers.models import batch, cnn
 from torch import Tensor, nn
 
 import attnguide as ag
 from attnguide.pairs import Pairs, resolve
-from tests.helpers.models import batch, cnn
 
 NAN = math.nan
 LOGITS = torch.tensor([[0.5, -1.0, 2.0], [-3.0, -1.0, -2.0], [1.0, 4.0, -0.5]])
@@ -40,7 +40,9 @@ def test_labels(labels: Tensor, expected: list[tuple[int, int]]) -> None:
     assert listed(resolve("labels", LOGITS, labels)) == expected
 
 
-@pytest.mark.parametrize("labels", [[1, 0, 1], [1.0, 0.0, 1.0], [True, False, True], [1.0, NAN, 1.0], [1, -100, 1]])
+@pytest.mark.parametrize(
+    "labels", [[1, 0, 1], [1.0, 0.0, 1.0], [True, False, True], [1.0, NAN, 1.0], [1, -100, 1]]
+)
 def test_one_logit_makes_labels_binary(labels: list[float]) -> None:
     one = LOGITS[:, :1]
     assert listed(resolve("labels", one, torch.tensor(labels))) == [(0, 0), (2, 0)]

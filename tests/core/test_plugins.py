@@ -15,14 +15,14 @@ from attnguide.interfaces import TargetPrior
 from attnguide.registry import Registry, registry
 from attnguide.standard import attnguide_parts
 
-PLUGIN = '''
+PLUGIN = """
 import attnguide
 
 @attnguide.hookimpl
 def attnguide_parts():
     return [attnguide.Part("prior", "centre", "centred.priors:Centre", "the middle of the image")]
-'''
-PRIOR = '''
+"""
+PRIOR = """
 import torch
 import attnguide
 
@@ -32,7 +32,7 @@ class Centre(attnguide.TargetPrior):
         rows, columns = (round(side * (1 - share) / 2) for side in size)
         maps[:, rows : size[0] - rows, columns : size[1] - columns] = 1
         return maps
-'''
+"""
 
 
 def install(folder: Path, name: str, files: dict[str, str], entry: str, version: str = "1.0") -> None:
@@ -51,7 +51,11 @@ def run(folder: Path, code: str) -> str:
     """Run code in a process that sees the packages in a folder."""
     program = f"import sys; sys.path.insert(0, {str(folder)!r})\n" + textwrap.dedent(code)
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-W", "error", "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -90,7 +94,10 @@ BROKEN = {
     "imports": ("import a_package_that_nobody_has", ["ModuleNotFoundError", "a_package_that_nobody_has"]),
     "misspells": (PLUGIN.replace("attnguide_parts", "attnguide_prts"), ["attnguide_prts"]),
     "invents": (PLUGIN.replace('"prior"', '"priour"'), ["'priour'", "source, prior, loss"]),
-    "forgets": (PLUGIN.replace("centred.priors:Centre", "centred.priors.Centre"), ["package.module:attribute"]),
+    "forgets": (
+        PLUGIN.replace("centred.priors:Centre", "centred.priors.Centre"),
+        ["package.module:attribute"],
+    ),
     "is_nameless": (PLUGIN.replace('"centre"', "None"), ["name and path must be text"]),
     "is_silent": ("answer = 42", ["declares no part"]),
     "is_empty": (PLUGIN[: PLUGIN.index("[")] + "[]", ["declares no part"]),
@@ -117,7 +124,10 @@ def test_broken_plugins_are_named_and_hurt_nobody(tmp_path: Path) -> None:
         """,
     )
     reports = {line.split()[1]: line for line in output.splitlines() if line.startswith("BROKEN")}
-    for name, (_, parts) in {**BROKEN, "gone": ("", ["ModuleNotFoundError", "a_module_that_is_gone"])}.items():
+    for name, (_, parts) in {
+        **BROKEN,
+        "gone": ("", ["ModuleNotFoundError", "a_module_that_is_gone"]),
+    }.items():
         assert f"{name} (dist_{name} 1.0)" in reports[name]
         for part in parts:
             assert part in reports[name]
@@ -181,7 +191,9 @@ def test_parts_may_be_tuples() -> None:
 
 
 def test_an_unknown_name_lists_what_there_is() -> None:
-    with pytest.raises(UnknownNameError, match=r"unknown prior 'maks'\. Did you mean 'mask'\? Known: .*boxes") as caught:
+    with pytest.raises(
+        UnknownNameError, match=r"unknown prior 'maks'\. Did you mean 'mask'\? Known: .*boxes"
+    ) as caught:
         registry().find("prior", "maks")
     assert (caught.value.kind, caught.value.name) == ("prior", "maks")
     assert "mask" in caught.value.known

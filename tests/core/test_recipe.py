@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.helpers.models import batch, cnn
 
 import attnguide as ag
 from attnguide.errors import AttnGuideError, InputError, PluginError, UnknownNameError
 from attnguide.recipe import load_recipe
 from attnguide.registry import registry
-from tests.helpers.models import batch, cnn
 
 GOOD = """
 about = "For the tests."

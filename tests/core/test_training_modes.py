@@ -11,6 +11,8 @@ import pytest
 import timm
 import torch
 import torchvision
+from tests.helpers.models import CLASSES, Wrapped, batch, cnn, tiny_vit
+from tests.helpers.state import process
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -18,8 +20,6 @@ import attnguide as ag
 from attnguide.hooks import Shard, find_logits, replace_logits
 from attnguide.pairs import resolve
 from attnguide.tracing import trace_of
-from tests.helpers.models import CLASSES, Wrapped, batch, cnn, tiny_vit
-from tests.helpers.state import process
 
 
 def gradients(model: nn.Module) -> dict[str, Tensor | None]:
@@ -313,7 +313,9 @@ class Checkpointed(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         for name, block in self.body.named_children():
-            images = checkpoint(block, images, use_reentrant=False) if name.startswith("block") else block(images)
+            images = (
+                checkpoint(block, images, use_reentrant=False) if name.startswith("block") else block(images)
+            )
         return images
 
 
@@ -406,7 +408,9 @@ def test_several_layers_at_once() -> None:
     assert float(loss.detach()) == pytest.approx(singles[0] + 0.5 * singles[1], rel=1e-6)
 
 
-@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext", "test_efficientnet", "test_mambaout"])
+@pytest.mark.parametrize(
+    "name", ["test_resnet", "test_vit", "test_convnext", "test_efficientnet", "test_mambaout"]
+)
 def test_small_models_of_timm(name: str) -> None:
     model = timm.create_model(name, num_classes=CLASSES)
     side = model.default_cfg["input_size"][-1]
@@ -438,7 +442,7 @@ def test_data_parallel_without_devices() -> None:
 
 def test_two_parts_of_a_batch_are_one_pass() -> None:
     model = cnn().eval()
-    images, labels, masks = batch(6)
+    images = batch(6)[0]
     features: dict[str, Tensor] = {}
 
     def run(part: Tensor) -> Shard:

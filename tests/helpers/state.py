@@ -55,7 +55,9 @@ def snapshot(model: nn.Module) -> dict[str, Any]:
         "hooks": hooks(model),
         "training": {name: module.training for name, module in model.named_modules()},
         "requires_grad": {name: p.requires_grad for name, p in model.named_parameters()},
-        "gradients": {name: None if p.grad is None else p.grad.tolist() for name, p in model.named_parameters()},
+        "gradients": {
+            name: None if p.grad is None else p.grad.tolist() for name, p in model.named_parameters()
+        },
         "places": {name: p.data_ptr() for name, p in model.named_parameters()},
         "values": {
             name: value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).tolist()

@@ -27,8 +27,8 @@ class _GradientCAM(AttributionSource):
     def __call__(self, trace: Trace, pairs: Pairs) -> Tensor:
         """Compute the maps `(N, h, w)`.
 
-        In training a map without any evidence for its class keeps its negative values: zeros could not be
-        guided.
+        In training something of a map without any evidence for its class is kept, since zeros could not be
+        guided; see [`functional.rectify`][attnguide.functional.rectify].
         """
         maps = self.combine(trace.feature.spatial[pairs.sample], trace.gradients(pairs))
         if not self.relu:

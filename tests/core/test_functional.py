@@ -1,0 +1,182 @@
+"""The mathematics, against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from attnguide import functional as F
+from attnguide.errors import InputError
+
+LEFT = torch.tensor([[[1.0, 0.0], [1.0, 0.0]]])
+
+
+def maps(*rows: list[float]) -> Tensor:
+    return torch.tensor([rows])
+
+
+# ------------------------------------------------------------------ attribution
+
+
+def test_the_cam_family_on_two_channels() -> None:
+    features = torch.tensor([[[[1.0, 2.0]], [[3.0, -1.0]]]])  # (1, 2, 1, 2)
+    gradients = torch.tensor([[[[1.0, 3.0]], [[-2.0, 0.0]]]])
+    # Mean gradients are 2 and -1.
+    assert F.grad_cam(features, gradients, relu=False).tolist() == [[[-1.0, 5.0]]]
+    assert F.grad_cam(features, gradients).tolist() == [[[0.0, 5.0]]]
+    assert F.hires_cam(features, gradients, relu=False).tolist() == [[[-5.0, 6.0]]]
+    assert F.hires_cam(features, gradients).tolist() == [[[0.0, 6.0]]]
+    assert F.layer_cam(features, gradients).tolist() == [[[1.0, 6.0]]]
+    assert F.channel_mean(features).tolist() == [[[2.0, 0.5]]]
+    # Grad-CAM++: alpha = g² / (2 g² + Σ A · g³); Σ A is 3 in channel 0, which alone has positive gradients.
+    weight = 1 / (2 + 3 * 1) * 1 + 9 / (18 + 3 * 27) * 3
+    expected = torch.tensor([[[weight * 1.0, weight * 2.0]]])
+    torch.testing.assert_close(F.grad_cam_plus_plus(features, gradients), expected)
+
+
+def test_half_precision_is_added_up_in_full() -> None:
+    features = torch.full((1, 512, 2, 2), 300.0).half()
+    gradients = torch.full((1, 512, 2, 2), 2.0).half()
+    for function in (F.grad_cam, F.hires_cam, F.layer_cam):
+        assert function(features, gradients).unique().tolist() == [512 * 600.0]  # beyond what half can hold
+    assert F.channel_mean(features).dtype == torch.float32
+    assert F.full_precision(torch.zeros(1, dtype=torch.float64)).dtype == torch.float64
+
+
+# ---------------------------------------------------------------------- scaling
+
+
+def test_rectify_keeps_what_is_positive_and_always_the_top() -> None:
+    cases = {
+        (-1.0, 0.5, 2.0): (0.0, 0.5, 2.0),
+        (0.0, 1.0, 2.0): (0.0, 1.0, 2.0),
+        (-2.0, -1.04, -1.0): (0.0, 0.01, 0.05),  # the top 5 % of a range of 1
+        (-1.0, -0.02, 0.0): (0.0, 0.03, 0.05),
+        (0.0, 0.0, 0.0): (0.0, 0.0, 0.0),
+        (-3.0, -3.0, -3.0): (0.0, 0.0, 0.0),
+    }
+    for values, expected in cases.items():
+        torch.testing.assert_close(F.rectify(maps(list(values))), maps(list(expected)))
+
+
+def test_rectify_moves_continuously_and_never_loses_its_gradient() -> None:
+    shape = torch.tensor([[[-1.0, -0.5], [-0.2, 0.0]]])
+    last = F.rectify(shape - 0.2)
+    for shift in torch.arange(-0.2, 0.2, 0.001).tolist():
+        moved = (shape + shift).requires_grad_()
+        found = F.rectify(moved)
+        assert float((found - last).detach().abs().max()) < 0.0011
+        assert float(found.detach().max()) >= 0.05 - 1e-6
+        (gradient,) = torch.autograd.grad(F.unit(found).sum(), moved)
+        assert bool(gradient.isfinite().all())
+        last = found.detach()
+
+
+def test_unit_scales_the_positive_part_to_one() -> None:
+    assert F.unit(maps([-3.0, 0.0], [1.0, 4.0])).tolist() == [[[0.0, 0.0], [0.25, 1.0]]]
+    for flat in (0.0, -5.0):
+        assert not bool(F.unit(torch.full((2, 3, 3), flat)).any())
+    assert F.unit(torch.full((1, 2, 2), 7.0)).unique().tolist() == [1.0]
+
+
+def test_min_max() -> None:
+    assert F.min_max(maps([-1.0, 0.0], [1.0, 3.0])).tolist() == [[[0.0, 0.25], [0.5, 1.0]]]
+    assert not bool(F.min_max(torch.full((1, 2, 2), 3.0)).any())
+
+
+def test_resize_averages_down_and_interpolates_up() -> None:
+    assert F.resize(maps([1.0, 0.0, 0.0, 4.0]), (1, 2)).tolist() == [[[0.5, 2.0]]]
+    up = F.resize(maps([0.0, 1.0]), (1, 4))
+    torch.testing.assert_close(up, maps([0.0, 0.25, 0.75, 1.0]))
+    same = torch.rand(2, 3, 5)
+    assert F.resize(same, (3, 5)) is same
+    noise = (torch.rand(3, 13, 21) > 0.5).float()
+    for size in ((4, 4), (13, 7), (50, 5), (5, 50), (40, 60), (1, 1)):
+        resized = F.resize(noise, size)
+        assert resized.shape == (3, *size)
+        assert float(resized.min()) >= 0
+        assert float(resized.max()) <= 1 + 1e-6
+    torch.testing.assert_close(F.resize(noise, (1, 1))[:, 0, 0], noise.mean(dim=(1, 2)))
+
+
+# ----------------------------------------------------------------------- losses
+
+
+@pytest.mark.parametrize(
+    ("attribution", "overlap"),
+    [
+        (LEFT * 7, 1.0),
+        (maps([1.0, 1.0], [1.0, 1.0]), 0.5),
+        (maps([1.0, 0.0], [0.0, 0.0]), 0.5),
+        (maps([2.0, 1.0], [0.0, 0.0]), 1 / 2.5),
+        (maps([1.0, -9.0], [1.0, -9.0]), 1.0),
+    ],
+)
+def test_iou(attribution: Tensor, overlap: float) -> None:
+    assert float(F.iou(attribution, LEFT)) == pytest.approx(-math.log(overlap), abs=1e-5)
+
+
+def test_iou_without_overlap_is_finite_and_still_pulls() -> None:
+    attribution = maps([0.0, 1.0], [0.0, 1.0]).requires_grad_()
+    loss = F.iou(attribution, LEFT)
+    assert 10 < float(loss.detach()) < 20
+    loss.sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("attribution", "expected"),
+    [
+        (LEFT * 3, 0.0),
+        (-LEFT, 2.0),
+        (1 - LEFT, 1.0),
+        (maps([1.0, 1.0], [1.0, 1.0]), 1 - 1 / math.sqrt(2)),
+        (torch.zeros(1, 2, 2), 1.0),
+        (LEFT * 1e-20, 0.0),
+    ],
+)
+def test_cosine(attribution: Tensor, expected: float) -> None:
+    assert float(F.cosine(attribution, LEFT)) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("attribution", "expected"),
+    [
+        (LEFT * 3, 0.0),
+        (1 - LEFT, 1.0),
+        (maps([3.0, 1.0], [0.0, 0.0]), 0.25),
+        (maps([3.0, 1.0], [-8.0, -8.0]), 0.25),
+        (torch.zeros(1, 2, 2), 1.0),
+    ],
+)
+def test_energy(attribution: Tensor, expected: float) -> None:
+    assert float(F.energy(attribution, LEFT)) == pytest.approx(expected, abs=1e-6)
+
+
+def test_mse() -> None:
+    assert float(F.mse(LEFT * 5, LEFT)) == 0
+    assert float(F.mse(maps([4.0, 2.0], [0.0, 0.0]), LEFT)) == pytest.approx((0.25 + 1) / 4)
+
+
+@pytest.mark.parametrize("loss", [F.iou, F.cosine, F.energy, F.mse])
+def test_losses_refuse_maps_that_do_not_fit(loss: object) -> None:
+    with pytest.raises(InputError, match=r"\(1, 2, 2\).*\(1, 4, 4\).*resize"):
+        loss(LEFT, torch.ones(1, 4, 4))  # type: ignore[operator]
+    with pytest.raises(InputError, match=r"\(2, 2\)"):
+        loss(LEFT[0], LEFT[0])  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("loss", [F.iou, F.cosine, F.energy, F.mse])
+def test_descent_leads_to_the_prior(loss: object) -> None:
+    attribution = torch.rand(1, 6, 6).requires_grad_()
+    prior = torch.zeros(1, 6, 6)
+    prior[:, 1:4, 2:5] = 1
+    optimiser = torch.optim.Adam([attribution], lr=0.05)
+    for _ in range(200):
+        optimiser.zero_grad()
+        loss(attribution, prior).sum().backward()  # type: ignore[operator]
+        optimiser.step()
+    found = F.unit(attribution.detach())
+    assert float((found * prior).sum() / found.sum()) > 0.95

@@ -1,0 +1,104 @@
+"""Every script in `examples/` runs offline, and shows what it claims."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tests.helpers.celeba import make_celeba
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    def run_script(name: str, *arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run_script
+
+
+def numbers(pattern: str, text: str) -> list[float]:
+    return [float(number) for number in re.findall(pattern, text)]
+
+
+def test_two_lines(run: Callable[..., str]) -> None:
+    printed = run("two_lines.py")
+    plain, guided = numbers(r"on the mouth: (\d+)%", printed)
+    assert guided > 1.3 * plain
+    losses = numbers(r"loss ([\d.]+)", printed)
+    half = len(losses) // 2
+    assert losses[half - 1] < 0.5 * losses[0]
+    assert losses[-1] < 0.7 * losses[half]
+
+
+def test_own_prior(run: Callable[..., str]) -> None:
+    printed = run("own_prior.py")
+    assert "NearPoints()" in printed
+    losses = numbers(r"guidance loss ([\d.]+)", printed)
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_celeba_lipstick_on_drawn_faces(run: Callable[..., str]) -> None:
+    printed = run("celeba_lipstick.py", "--epochs", 4)
+    before, after = numbers(r"in the template: (\d+)%", printed)
+    assert after > 1.3 * before
+    overlaps = numbers(r"IoU ([\d.]+)", printed)
+    assert overlaps[-1] > overlaps[3] + 0.1
+
+
+def test_celeba_lipstick_on_celeba(run: Callable[..., str], tmp_path: Path) -> None:
+    make_celeba(tmp_path, 6, size=(60, 70))
+    mask = np.zeros((70, 60), dtype=np.uint8)
+    mask[45:60, 15:45] = 255
+    (tmp_path / "regions").mkdir()
+    Image.fromarray(mask).save(tmp_path / "regions" / "Wearing_Lipstick.png")
+    printed = run(
+        *(
+            "celeba_lipstick.py",
+            "--data",
+            tmp_path,
+            "--template",
+            tmp_path / "regions",
+            "--arch",
+            "resnet10t",
+        ),
+        *("--random", "--epochs", 1, "--batch-size", 3, "--limit", 3, "--device", "cpu"),
+    )
+    assert len(numbers(r"guidance loss ([\d.]+), accuracy [\d.]+%, IoU", printed)) == 2
+
+
+def test_explain_a_model(run: Callable[..., str], tmp_path: Path) -> None:
+    printed = run("explain_a_model.py", "--out", tmp_path / "out")
+    assert "resnet18: looked at layer layer4" in printed
+    assert "as it was" in printed
+    (picture,) = (tmp_path / "out").iterdir()
+    assert picture.name in printed
+    with Image.open(picture) as image:
+        assert image.size == (224, 224)
+    again = run(
+        "explain_a_model.py",
+        picture,
+        "--model",
+        "resnet10t",
+        "--source",
+        "hires_cam",
+        "--out",
+        tmp_path / "two",
+    )
+    assert "resnet10t: looked at layer" in again
+
+
+def test_every_example_is_tested() -> None:
+    tested = set(re.findall(r"\w+\.py", Path(__file__).read_text(encoding="utf-8")))
+    assert {path.name for path in EXAMPLES.glob("*.py")} <= tested
+    assert torch.get_num_threads() == 1
