@@ -47,7 +47,7 @@ def train(images: Tensor, labels: Tensor, mouth: Tensor, epochs: int, *, guided:
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--faces", type=int, default=500, help="number of faces to train on")
+    parser.add_argument("--faces", type=int, default=400, help="number of faces to train on")
     parser.add_argument("--epochs", type=int, default=6)
     options = parser.parse_args()
 

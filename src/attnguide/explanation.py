@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -195,7 +195,10 @@ def _is_size(size: object) -> bool:
 
 def _chunks(pairs: Pairs) -> Iterator[tuple[int, Pairs]]:
     """Split pairs so that no sample has more than a bounded number; with the first slot of each chunk."""
+    if pairs.slots <= _CHUNK:
+        if len(pairs):
+            yield 0, pairs
+        return
     for first in range(0, pairs.slots, _CHUNK):
         inside = (pairs.slot >= first) & (pairs.slot < first + _CHUNK)
-        chunk = pairs if pairs.slots <= _CHUNK else pairs.select(inside.nonzero()[:, 0])
-        yield first, replace(chunk, slot=chunk.slot - first, slots=min(_CHUNK, pairs.slots - first))
+        yield first, pairs.select(inside.nonzero()[:, 0])

@@ -32,8 +32,6 @@ __all__ = [
 ]
 
 EPSILON = 1e-6
-#: Share of a map's range that counts as evidence in training, even where all of it is negative.
-TOP_SHARE = 0.05
 
 
 def full_precision(tensor: Tensor) -> Tensor:
@@ -131,22 +129,19 @@ def channel_mean(features: Tensor) -> Tensor:
 
 
 def rectify(maps: Tensor) -> Tensor:
-    """Keep the positive part of each map, but at least the top of it, so that something is left to guide.
+    """Keep the positive part of each map; a map that has none is scaled to [0, 1] by its range instead.
 
-    Plain rectification turns a map without any evidence into zeros, which have no gradient, and one with next
-    to none into a speck whose gradient explodes when it is scaled. Here the threshold is 0 as long as the
-    maximum is at least 5 % of the map's range, and else falls just so far that the top 5 % stay; it moves
-    continuously.
+    For training. Plain rectification turns a map without any evidence for its class into zeros, whose
+    gradient is zero too, so that the pair could never be guided again. Its range still tells more from less.
 
     Args:
         maps: Signed maps `(N, h, w)`.
 
     Returns:
-        Maps `(N, h, w)`, at least 0.
+        Maps `(N, h, w)`, at least 0; a flat map without a positive value becomes zeros.
     """
-    top = maps.amax(dim=(-2, -1), keepdim=True)
-    threshold = top - TOP_SHARE * (top - maps.amin(dim=(-2, -1), keepdim=True))
-    return (maps - threshold.clamp(max=0)).relu()
+    alive = maps.amax(dim=(-2, -1), keepdim=True) > 0
+    return torch.where(alive, maps.relu(), min_max(maps))
 
 
 def unit(maps: Tensor) -> Tensor:

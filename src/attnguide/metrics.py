@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attnguide.errors import InputError
@@ -28,21 +27,31 @@ def energy_in_mask(maps: Tensor, masks: Tensor) -> Tensor:
     """
     if maps.ndim != 3 or masks.shape not in (maps.shape, maps.shape[1:]):
         raise InputError(
-            f"maps {tuple(maps.shape)} and masks {tuple(masks.shape)} do not fit: give (N, H, W), and masks alike or (H, W)."
+            f"maps {tuple(maps.shape)} and masks {tuple(masks.shape)} do not fit: give (N, H, W), and masks "
+            "alike or (H, W)."
         )
     positive = full_precision(maps).relu()
     total = positive.sum(dim=(1, 2))
-    return (positive * masks.to(positive)).sum(dim=(1, 2)) / torch.where(total > 0, total, torch.ones_like(total))
+    return (positive * masks.to(positive)).sum(dim=(1, 2)) / torch.where(
+        total > 0, total, torch.ones_like(total)
+    )
 
 
 @torch.no_grad()
 def occlusion(
-    model: nn.Module, images: Tensor, classes: Tensor, *, window: int = 16, stride: int = 8, batch_size: int = 512
+    model: nn.Module,
+    images: Tensor,
+    classes: Tensor,
+    *,
+    window: int = 16,
+    stride: int = 8,
+    batch_size: int = 512,
 ) -> Tensor:
-    """Occlusion maps: by how much the class's logit falls when a window is painted over (Zeiler and Fergus, ECCV 2014).
+    """Occlusion maps: how far the class's logit falls when a window is painted over.
 
-    A window slides over the image and is filled with the image's mean colour; each pixel gets the mean fall over the windows
-    that cover it. The model runs in evaluation mode and comes back as it was.
+    A window slides over the image and is filled with the image's mean colour; each pixel gets the mean fall
+    over the windows that cover it (Zeiler and Fergus, ECCV 2014). The model runs in evaluation mode and comes
+    back as it was.
 
     Args:
         model: Any classifier.
@@ -60,7 +69,8 @@ def occlusion(
     """
     batch, _, height, width = images.shape
     if not 0 < stride <= window <= min(height, width):
-        raise InputError(f"window={window} and stride={stride}: 0 < stride ≤ window ≤ {min(height, width)} is needed.")
+        limit = min(height, width)
+        raise InputError(f"window={window} and stride={stride}: 0 < stride ≤ window ≤ {limit} is needed.")
     rows, columns = _starts(height, window, stride), _starts(width, window, stride)
     covers = torch.zeros(len(rows) * len(columns), height, width, device=images.device, dtype=images.dtype)
     for index, (row, column) in enumerate((r, c) for r in rows for c in columns):
@@ -69,14 +79,14 @@ def occlusion(
     falls = images.new_empty(batch, len(covers))
     sample = torch.arange(batch * len(covers), device=images.device)
     with evaluating(model):
-        plain = torch.cat([find_logits(model(part)) for part in images.split(batch_size)])
+        plain = torch.cat([find_logits(model(part)) for part in torch.split(images, batch_size)])
         plain = plain.gather(1, classes[:, None])[:, 0]
-        for chunk in sample.split(batch_size):
+        for chunk in torch.split(sample, batch_size):
             which, cover = chunk // len(covers), covers[chunk % len(covers)][:, None]
             occluded = images[which] * (1 - cover) + mean[which] * cover
             scores = find_logits(model(occluded)).gather(1, classes[which][:, None])[:, 0]
             falls.view(-1)[chunk] = (plain[which] - scores).to(falls)
-    return F.linear(falls, covers.flatten(1).T).unflatten(1, (height, width)) / covers.sum(0)
+    return (falls @ covers.flatten(1)).view(batch, height, width) / covers.sum(0)
 
 
 def _starts(length: int, window: int, stride: int) -> list[int]:

@@ -182,7 +182,7 @@ def embedded(path: str | Path | None = None) -> LoadedModel:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
         classes, side = tuple(str(name) for name in about["classes"]), int(about["size"])
         mean, std = (tuple(float(value) for value in about[key]) for key in ("mean", "std"))
-        model = networks.small_cnn(len(classes), width=int(about["width"]))
+        model = networks.small_cnn(len(classes), width=int(about["width"]), reduction=int(about["reduction"]))
         multi_label = bool(about["multi_label"])
     except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
         raise DataError(
@@ -204,7 +204,7 @@ def embedded(path: str | Path | None = None) -> LoadedModel:
     )
 
 
-_KEYS = ("classes", "size", "width", "mean", "std", "multi_label")
+_KEYS = ("classes", "size", "width", "reduction", "mean", "std", "multi_label")
 
 
 def write_embedded(
@@ -216,6 +216,7 @@ def write_embedded(
     width: int,
     mean: Sequence[float],
     std: Sequence[float],
+    reduction: int = 4,
     multi_label: bool = True,
 ) -> None:
     """Save a [`small_cnn`][attnguide.networks.small_cnn] with all that it takes to use it.
@@ -226,6 +227,7 @@ def write_embedded(
         classes: Name of each class.
         size: Side of the square images in pixels.
         width: The network's `width`.
+        reduction: The network's `reduction`.
         mean: What was subtracted from each channel of an image in [0, 1].
         std: What it was divided by.
         multi_label: Whether classes don't exclude each other.
@@ -233,7 +235,7 @@ def write_embedded(
     Raises:
         InputError: If the file cannot be written.
     """
-    values = (list(classes), size, width, list(mean), list(std), multi_label)
+    values = (list(classes), size, width, reduction, list(mean), list(std), multi_label)
     about = {key: json.dumps(value) for key, value in zip(_KEYS, values, strict=True)}
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     with atomic_write(path) as temporary:

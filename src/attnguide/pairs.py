@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -63,8 +63,12 @@ class Pairs:
         return cls(sample, classes, torch.ones_like(classes), slot, int(count.max()) if len(sample) else 0)
 
     def select(self, index: Tensor) -> Pairs:
-        """Return the pairs at the given positions, `index` of shape `(M,)`."""
-        return Pairs(self.sample[index], self.cls[index], self.sign[index], self.slot[index], self.slots)
+        """Return the pairs at the given positions, `index` of shape `(M,)`, ascending."""
+        sample, classes, sign = self.sample[index], self.cls[index], self.sign[index]
+        if self.slots <= 1:
+            return Pairs(sample, classes, sign, self.slot[index], self.slots)
+        # Ranked anew: each slot costs a pass through the tail, and what is left may need only one.
+        return replace(Pairs.of(sample, classes), sign=sign)
 
 
 def positives(labels: Tensor, logits: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ CLASSES = 4
 
 def cnn(classes: int = CLASSES, width: int = 4) -> nn.Module:
     """A CNN with batch normalisation."""
-    return small_cnn(classes, width=width)
+    return small_cnn(classes, width=width, reduction=8)
 
 
 def smooth_cnn(classes: int = CLASSES) -> nn.Module:

@@ -1,0 +1,51 @@
+"""Metrics against captum and hand-made cases."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tests.helpers.models import cnn
+
+from attnguide import metrics
+from attnguide.errors import InputError
+
+
+def test_energy_in_mask_counts_what_is_positive() -> None:
+    maps = torch.tensor([[[1.0, 3.0], [-5.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]], [[-1.0, -1.0], [-1.0, -1.0]]])
+    mask = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    assert metrics.energy_in_mask(maps, mask).tolist() == [0.25, 0.0, 0.0]
+    assert metrics.energy_in_mask(maps * 1e-20, mask.expand(3, 2, 2)).tolist() == [0.25, 0.0, 0.0]
+    with pytest.raises(InputError, match="do not fit"):
+        metrics.energy_in_mask(maps, torch.ones(3, 3))
+
+
+def test_occlusion_agrees_with_captum() -> None:
+    from captum.attr import Occlusion
+
+    torch.manual_seed(0)
+    model = cnn(classes=3).eval()
+    images, classes = torch.rand(2, 3, 32, 32), torch.tensor([0, 2])
+    ours = metrics.occlusion(model, images, classes, window=8, stride=8)
+    filled = images.mean(dim=(2, 3), keepdim=True).expand_as(images)
+    theirs = Occlusion(model).attribute(
+        images, target=classes, sliding_window_shapes=(3, 8, 8), strides=(3, 8, 8), baselines=filled
+    )
+    torch.testing.assert_close(ours, theirs[:, 0].to(ours), atol=1e-5, rtol=1e-4)
+
+
+def test_occlusion_reaches_every_pixel_and_changes_nothing() -> None:
+    model = cnn(classes=2).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    maps = metrics.occlusion(
+        model, torch.rand(3, 3, 33, 45), torch.tensor([0, 1, 0]), window=16, stride=8, batch_size=7
+    )
+    assert maps.shape == (3, 33, 45)
+    assert bool(maps.isfinite().all())
+    assert model.training
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+    for window, stride in ((0, 1), (64, 8), (8, 9)):
+        with pytest.raises(InputError, match="stride ≤ window"):
+            metrics.occlusion(
+                model, torch.rand(1, 3, 32, 32), torch.tensor([0]), window=window, stride=stride
+            )
