@@ -28,11 +28,18 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file like the one that comes with the package: four attributes, 32 pixels."""
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        model = small_cnn(len(CLASSES), width=4)
+        model = small_cnn(len(CLASSES), width=4, reduction=8)
         model.get_submodule("head").bias.data = torch.tensor([1.0, -1.0, 0.5, -2.0])
     path = tmp_path_factory.mktemp("weights") / "faces.safetensors"
     models.write_embedded(
-        path, model, classes=CLASSES, size=32, width=4, mean=[0.5, 0.4, 0.3], std=[0.2, 0.25, 0.3]
+        path,
+        model,
+        classes=CLASSES,
+        size=32,
+        width=4,
+        reduction=8,
+        mean=[0.5, 0.4, 0.3],
+        std=[0.2, 0.25, 0.3],
     )
     return path
 

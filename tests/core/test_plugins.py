@@ -76,7 +76,7 @@ def test_a_prior_of_twenty_lines_guides(tmp_path: Path) -> None:
         print(registry().find("prior", "centre"))
         import torch
         from attnguide.networks import small_cnn
-        model = small_cnn(4, width=4).eval()
+        model = small_cnn(4, width=4, reduction=8).eval()
         guide = ag.Guide(model, prior="centre")
         model(torch.rand(2, 3, 32, 32))
         guide.loss(torch.tensor([0, 1]), share=0.5).backward()
