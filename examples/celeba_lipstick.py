@@ -105,7 +105,7 @@ def main() -> None:
             template=template,
             validation=validation,
             epochs=options.epochs,
-            learning_rate=options.learning_rate,
+            learning_rate=options.learning_rate or (None if options.data else 0.002),  # drawn: from scratch
             batch_size=options.batch_size,
             guidance_weight=weight,
             device=options.device,

@@ -1,8 +1,8 @@
 """One call explains a classifier that it has never seen, and leaves no trace in it.
 
 Takes any model of timm, or of torchvision as `torchvision/NAME`, finds the layer to look at, and writes an
-overlay for each image. Without images it draws a face; without `--pretrained` the weights are random, so that
-nothing is downloaded.
+overlay for each image. Without images it draws a face, without `--model` it takes the classifier of faces that
+comes with the library, and without `--pretrained` the weights are random, so that nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("images", nargs="*", type=Path, help="image files")
-    parser.add_argument("--model", default="resnet18", help="such as resnet50 or torchvision/alexnet")
+    parser.add_argument("--model", help="such as resnet50 or torchvision/alexnet")
     parser.add_argument("--pretrained", action="store_true", help="download the published weights")
     parser.add_argument("--source", default="grad_cam", help="such as hires_cam or layer_cam")
     parser.add_argument("--out", type=Path, default=Path("attnguide-explained"), help="folder for overlays")
@@ -39,7 +39,7 @@ def main() -> None:
 
     seen = ag.explain(loaded.model, torch.stack(images), options.source)
 
-    print(f"{options.model}: looked at layer {seen.layer}")
+    print(f"{loaded.name}: looked at layer {seen.layer}")
     for name, cls, score in zip(names, seen.classes[:, 0].tolist(), seen.scores[:, 0].tolist(), strict=True):
         print(f"{name}: {loaded.classes[cls]}, logit {score:.2f}")
     for path in seen.save(options.out, names):

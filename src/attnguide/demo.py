@@ -45,8 +45,8 @@ LIPSTICK = CLASSES.index("lipstick")
 COOCCURRENCE = {("lipstick", "heavy_makeup"): 0.98}
 SIZE = 64
 TRAIN, TEST = 2400, 600
-#: Chosen on faces of other seeds (100 and 101), never on those of the default ones. λ is the recipe's.
-EPOCHS, TUNING_EPOCHS = 6, 7
+#: Chosen on faces of other seeds (100 to 102), never on those that the figures in the documentation come from.
+WEIGHT, EPOCHS, TUNING_EPOCHS, LEARNING_RATE = 2.0, 5, 8, 3e-3
 
 Report = Callable[[str, float], None]
 
@@ -109,12 +109,19 @@ def run_demo(out: str | Path, *, seed: int = 0, report: Report | None = None) ->
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         before = small_cnn(len(CLASSES)).to(memory_format=torch.channels_last)
-    _train(before, train, EPOCHS, 3e-3, seed, progress=_Share(told, "training on biased faces", 0.12, 0.35))
+    _train(
+        before,
+        train,
+        EPOCHS,
+        LEARNING_RATE,
+        seed,
+        progress=_Share(told, "training on biased faces", 0.12, 0.35),
+    )
 
     control, after = deepcopy(before), deepcopy(before)
-    tuning = (train, TUNING_EPOCHS, 2e-3, seed + 1)
+    tuning = (train, TUNING_EPOCHS, LEARNING_RATE, seed + 1)
     _train(control, *tuning, progress=_Share(told, "fine-tuning without guidance", 0.35, 0.6))
-    with Guide.from_recipe(after, "gradcam-iou", prior=MaskPrior(_template())) as guide:
+    with Guide.from_recipe(after, "gradcam-iou", prior=MaskPrior(_template()), weight=WEIGHT) as guide:
         _train(after, *tuning, guide=guide, progress=_Share(told, "fine-tuning with guidance", 0.6, 0.9))
 
     measured = {}
@@ -127,6 +134,7 @@ def run_demo(out: str | Path, *, seed: int = 0, report: Report | None = None) ->
         "settings": {
             "seed": seed,
             "recipe": "gradcam-iou",
+            "weight": WEIGHT,
             "epochs": EPOCHS,
             "tuning_epochs": TUNING_EPOCHS,
             "train_faces": TRAIN,

@@ -49,11 +49,11 @@ def test_half_precision_is_added_up_in_full() -> None:
 # ---------------------------------------------------------------------- scaling
 
 
-def test_rectify_keeps_what_is_positive_and_scales_what_has_nothing() -> None:
+def test_rectify_keeps_what_is_positive_and_a_trace_of_the_rest() -> None:
     cases = {
-        (-1.0, 0.5, 2.0): (0.0, 0.5, 2.0),
-        (0.0, 1.0, 2.0): (0.0, 1.0, 2.0),
-        (-3.0, -2.0, -1.0): (0.0, 0.5, 1.0),
+        (0.0, 1.0, 2.0): (0.0, 1.001, 2.002),
+        (-1.0, 0.5, 2.0): (0.0, 0.5015, 2.003),
+        (-3.0, -2.0, -1.0): (0.0, 0.001, 0.002),
         (0.0, 0.0, 0.0): (0.0, 0.0, 0.0),
         (-3.0, -3.0, -3.0): (0.0, 0.0, 0.0),
     }
@@ -61,12 +61,13 @@ def test_rectify_keeps_what_is_positive_and_scales_what_has_nothing() -> None:
         torch.testing.assert_close(F.rectify(maps(list(values))), maps(list(expected)))
 
 
-def test_rectify_leaves_a_gradient_to_a_map_without_evidence() -> None:
-    signed = torch.tensor([[[-1.0, -0.5], [-0.2, -0.1]]], requires_grad=True)
+@pytest.mark.parametrize("outside", [-0.1, 2.0])
+def test_rectify_leaves_a_gradient_where_there_is_no_evidence(outside: float) -> None:
+    signed = torch.tensor([[[-1.0, -0.5], [-0.2, outside]]], requires_grad=True)
     prior = torch.tensor([[[1.0, 1.0], [0.0, 0.0]]])
     (gradient,) = torch.autograd.grad(F.iou(F.rectify(signed), prior).sum(), signed)
     assert bool(gradient.isfinite().all())
-    assert float(gradient[0, 0, 1]) < 0 < float(gradient[0, 1, 0])  # up inside the prior, down outside
+    assert float(gradient[0, 0, 1]) < 0 < float(gradient[0, 1, 1])  # up inside the prior, down outside
 
 
 def test_unit_scales_the_positive_part_to_one() -> None:
