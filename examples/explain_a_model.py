@@ -1,8 +1,8 @@
 """One call explains a classifier that it has never seen, and leaves no trace in it.
 
 Takes any model of timm, or of torchvision as `torchvision/NAME`, finds the layer to look at, and writes an
-overlay for each image. Without images it draws a face, without `--model` it takes the classifier of faces that
-comes with the library, and without `--pretrained` the weights are random, so that nothing is downloaded.
+overlay for each image. Without images it draws a face, without `--model` it takes the classifier of faces
+that comes with the library, and without `--pretrained` weights are random, so that nothing is downloaded.
 """
 
 from __future__ import annotations

@@ -134,9 +134,9 @@ def rectify(maps: Tensor) -> Tensor:
     """Keep the positive part of each map, and a trace of the rest, for training.
 
     Plain rectification loses the gradient wherever there is no evidence for the class: a map that is negative
-    throughout, or positive only outside the prior, could never be guided again. Here each value also counts, from
-    the map's minimum upwards, with a weight of 0.001: too little to change a map that has evidence, enough to
-    tell more from less where it has none.
+    throughout, or positive only outside the prior, could never be guided again. Here each value also
+    counts, from the map's minimum upwards, with a weight of 0.001: too little to change a map that has
+    evidence, enough to tell more from less where it has none.
 
     Args:
         maps: Signed maps `(N, h, w)`.
