@@ -34,8 +34,9 @@ def test_public_modules_are_in_the_reference(package: str) -> None:
     folder = ROOT / package
     for file in sorted(folder.rglob("*.py")):
         steps = file.relative_to(folder.parent).with_suffix("").parts
-        # The command line has a page of its own, and packages only hold modules.
-        if steps[1] == "cli" or steps[-1].startswith("_"):
+        # The command line has a page of its own, assets are data and how it was made, and packages only hold
+        # modules.
+        if steps[1] in ("cli", "assets") or steps[-1].startswith("_"):
             continue
         assert f"::: {'.'.join(steps)}\n" in pages + "\n", f"no reference page shows {'.'.join(steps)}"
 
