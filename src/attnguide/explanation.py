@@ -63,7 +63,7 @@ class Explanation:
             images: What to draw on, `(B, C, H0, W0)` in [0, 1]; by default the images that were explained,
                 brought to [0, 1] each by its minimum and maximum, because the model's normalisation is not
                 known here.
-            alpha: Opacity of the map at its maximum, 0 to 1.
+            alpha: Opacity of the maps, 0 to 1; 0 gives the images as they are.
 
         Returns:
             uint8 pictures `(B, T, 3, H0, W0)`, on the CPU.
