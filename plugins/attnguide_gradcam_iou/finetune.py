@@ -393,13 +393,9 @@ def _arguments(
             raise InputError(f"{template} can only be read with the names of the attributes. Give classes=.")
         template = load_template(template, classes)
     masks = template.masks if isinstance(template, Template) else template
-    prior = MaskPrior(masks)
-    arguments["prior"] = prior
-    if arguments.get("targets") == "all" and masks.ndim == 3:
-        # A pass through the head is made for each class, so classes without a region are not asked for.
-        arguments["targets"] = [int(k) for k in (~masks.flatten(1).isnan().all(dim=1)).nonzero()]
-        if not arguments["targets"]:
-            raise InputError("the template has no region: every class is NaN. Paint at least one.")
+    arguments["prior"] = MaskPrior(masks)
+    if arguments.get("targets") == "all" and masks.ndim == 3 and bool(masks.isnan().all()):
+        raise InputError("the template has no region: every class is NaN. Paint at least one.")
     return arguments
 
 

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from attnguide import functional, visual
-from attnguide.errors import GuidanceError, InputError
+from attnguide.errors import InputError
 from attnguide.hooks import Recorder, aside, evaluating, unwrap
 from attnguide.interfaces import AttributionSource
 from attnguide.layers import find_layer
 from attnguide.pairs import Evidence, Pairs, Targets, resolve
 from attnguide.registry import registry
-from attnguide.tracing import trace_of
+from attnguide.tracing import maps_of, trace_of
 
 __all__ = ["Explanation", "explain"]
 
@@ -164,13 +164,7 @@ def explain(
             maps = trace.logits.new_zeros(len(images), pairs.slots, *made.size(trace), dtype=torch.float32)
             classes = torch.full((len(images), pairs.slots), -1, device=maps.device)
             for first, chunk in _chunks(pairs):
-                found = made(trace, chunk)
-                if found.shape != (len(chunk), *maps.shape[2:]):
-                    raise GuidanceError(
-                        f"source {made!r} gave maps of shape {tuple(found.shape)}, expected "
-                        f"{(len(chunk), *maps.shape[2:])}: one (h, w) map for each pair, of the size that "
-                        "its size() tells."
-                    )
+                found = maps_of(made, trace, chunk)
                 maps = maps.to(found.dtype)  # float64 models keep their precision
                 maps[chunk.sample, chunk.slot + first] = found
                 classes[chunk.sample, chunk.slot + first] = chunk.cls

@@ -21,7 +21,7 @@ from attnguide.pairs import Evidence, Pairs, Targets, check_choice, resolve
 from attnguide.recipe import load_recipe
 from attnguide.registry import registry
 from attnguide.trace import Trace
-from attnguide.tracing import trace_of
+from attnguide.tracing import maps_of, trace_of
 
 __all__ = ["Guide", "Term", "TermMaps"]
 
@@ -253,12 +253,7 @@ class Guide:
         if not len(pairs):
             nothing = prior.detach()
             return TermMaps(layer, pairs, nothing, nothing, weights), None
-        maps = bound.source(trace, pairs)
-        if maps.shape != prior.shape:
-            raise GuidanceError(
-                f"source {bound.source!r} gave maps of shape {tuple(maps.shape)}, expected "
-                f"{tuple(prior.shape)}: one (h, w) map for each pair, of the size that its size() tells."
-            )
+        maps = maps_of(bound.source, trace, pairs)
         losses = bound.loss(maps, prior)
         if losses.shape != weights.shape:
             raise GuidanceError(

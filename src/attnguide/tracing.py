@@ -1,18 +1,20 @@
-"""Makes a trace of what a recorder holds, and checks it."""
+"""Makes a trace of what a recorder holds, and maps of a trace, and checks both."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from attnguide.errors import AttnGuideError, GuidanceError, LayerError
 from attnguide.hooks import Shard
+from attnguide.interfaces import AttributionSource
 from attnguide.layers import layout_of, list_candidates
+from attnguide.pairs import Pairs
 from attnguide.trace import Feature, Trace
 
-__all__ = ["trace_of"]
+__all__ = ["maps_of", "trace_of"]
 
 
 def trace_of(
@@ -38,6 +40,22 @@ def trace_of(
     scores = torch.cat([part.to(device) for part in logits]) if len(logits) > 1 else logits[0]
     features = {layer: _feature(model, shards, layer) for layer in layers}
     return Trace(images, scores, features, differentiable)
+
+
+def maps_of(source: AttributionSource, trace: Trace, pairs: Pairs) -> Tensor:
+    """Compute a source's maps `(N, h, w)`; a stranger's source may give anything.
+
+    Raises:
+        GuidanceError: If the maps are not of the size that the source tells.
+    """
+    maps = source(trace, pairs)
+    expected = (len(pairs), *source.size(trace))
+    if maps.shape != expected:
+        raise GuidanceError(
+            f"source {source!r} gave maps of shape {tuple(maps.shape)}, expected {expected}: one (h, w) map "
+            "for each pair, of the size that its size() tells."
+        )
+    return maps
 
 
 def _feature(model: nn.Module, shards: Sequence[Shard], layer: str) -> Feature:

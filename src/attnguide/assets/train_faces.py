@@ -45,12 +45,10 @@ def main(out: Path, faces: int, epochs: int, weight: float) -> None:
     model.train()
     with Guide.from_recipe(model, "gradcam-iou", prior=MaskPrior(regions), weight=weight) as guide:
         for chosen in track(steps, "training", console=console):
-            flipped = (
-                images[chosen].flip(-1) if torch.rand(()) < 0.5 else images[chosen]
-            )  # regions are symmetric
-            loss = F.binary_cross_entropy_with_logits(model(flipped), labels[chosen]) + guide.loss(
-                labels[chosen]
-            )
+            batch, truth = images[chosen], labels[chosen]
+            if torch.rand(()) < 0.5:
+                batch = batch.flip(-1)  # the regions are symmetric
+            loss = F.binary_cross_entropy_with_logits(model(batch), truth) + guide.loss(truth)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
