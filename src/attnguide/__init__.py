@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from attnguide.check import CheckReport
     from attnguide.errors import AttnGuideError
     from attnguide.explanation import Explanation, explain
-    from attnguide.guide import Guide, Term, TermMaps
+    from attnguide.guide import Guide
     from attnguide.hookspecs import Part, hookimpl
     from attnguide.interfaces import Adapter, AlignmentLoss, AttributionSource, PriorMaps, TargetPrior
     from attnguide.pairs import Pairs
+    from attnguide.terms import Term, TermMaps
     from attnguide.trace import Trace
 
 __version__ = "0.1.0"
@@ -40,8 +41,8 @@ _HOMES = {
     "Part": "hookspecs",
     "PriorMaps": "interfaces",
     "TargetPrior": "interfaces",
-    "Term": "guide",
-    "TermMaps": "guide",
+    "Term": "terms",
+    "TermMaps": "terms",
     "Trace": "trace",
     "explain": "explanation",
     "hookimpl": "hookspecs",

@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from attnguide.errors import GuidanceError
 from attnguide.hooks import aside, evaluating, unwrap
-from attnguide.layers import stand_ins
+from attnguide.layers.probe import stand_ins
 
 __all__ = ["CheckReport", "ParameterGroup", "check"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -13,11 +13,14 @@ from torch import Tensor, nn
 
 from attnguide import functional, visual
 from attnguide.errors import InputError
+from attnguide.functional import full_precision
 from attnguide.hooks import Recorder, aside, evaluating, unwrap
 from attnguide.interfaces import AttributionSource
-from attnguide.layers import find_layer
+from attnguide.layers import LayerSpec, find_layers
 from attnguide.pairs import Evidence, Pairs, Targets, resolve
 from attnguide.registry import registry
+from attnguide.terms import check_reach
+from attnguide.trace import Trace
 from attnguide.tracing import maps_of, trace_of
 
 __all__ = ["Explanation", "explain"]
@@ -35,8 +38,9 @@ class Explanation:
         classes: Class of each map, `(B, T)`, int64; −1 where an image has fewer than T.
         logits: What the model answered, `(B, K)`.
         images: What it was given, `(B, C, H0, W0)`.
-        layer: The layer that was looked at.
+        layer: The layer that was looked at; several names with a + between them.
         source: Name of the attribution source.
+        by_layer: With several layers, the maps of each, as `maps`, before they were joined.
     """
 
     maps: Tensor
@@ -45,6 +49,7 @@ class Explanation:
     images: Tensor
     layer: str
     source: str
+    by_layer: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def scores(self) -> Tensor:
@@ -96,11 +101,13 @@ def explain(
     images: Tensor,
     source: str | AttributionSource = "grad_cam",
     targets: Targets = "predicted",
-    layer: str = "auto",
+    layer: LayerSpec = "auto",
     size: tuple[int, int] | Literal["input"] | None = "input",
     *,
     labels: Tensor | None = None,
     evidence: Evidence = "logit",
+    fuse: str = "mean",
+    verify: bool = True,
 ) -> Explanation:
     """Explain the answers of a classifier, without leaving a trace in it.
 
@@ -112,10 +119,14 @@ def explain(
         images: `(B, C, H, W)`, as the model expects them, on its device.
         source: An attribution source, by name or as an object.
         targets: Which classes; see [`pairs.resolve`][attnguide.pairs.resolve].
-        layer: Name of a module, or `"auto"`: the deepest with rows and columns.
+        layer: Where to look: `"auto"`, the deepest with rows and columns, `"stage:-2"`, a module's name, a
+            pattern, or several; see [`find_layers`][attnguide.layers.find_layers].
         size: `"input"`: maps as large as the images; `(H, W)`; or None: the layer's own resolution.
         labels: Needed for `targets="labels"`.
         evidence: `"logit"`, or `"decision"`: for a negative logit the evidence is the negated logit.
+        fuse: How the maps of several layers are joined: `"mean"`, `"max"` or `"product"`, after each is scaled
+            to a maximum of 1.
+        verify: Measure how the layer's output is arranged, once for a model and a size of images.
 
     Returns:
         The explanation.
@@ -153,32 +164,59 @@ def explain(
         stack.enter_context(aside(model))
         stack.enter_context(evaluating(model))
         images = images.clone() if images.is_inference() else images.detach()
-        name = find_layer(model, images, layer)
+        layers = find_layers(model, images, layer, verify=verify)
+        if made.needs_gradient:
+            for one in layers:
+                check_reach(one)
         recorder = Recorder(model, cut=made.needs_gradient)
         stack.callback(recorder.remove)
-        recorder.attach([name])
+        recorder.attach(
+            [one.name for one in layers], [one.pooled for one in layers if one.pooled and made.needs_gradient]
+        )
         model(images)
-        trace = trace_of(model, recorder.shards, [name], differentiable=False)
-        pairs = resolve(targets, trace.logits, labels, evidence)
+        trace = trace_of(recorder.shards, layers, differentiable=False)
+        pairs = resolve(targets, trace.logits, labels, evidence).compact()
         with torch.no_grad(), torch.autocast(trace.logits.device.type, enabled=False):
-            maps = trace.logits.new_zeros(len(images), pairs.slots, *made.size(trace), dtype=torch.float32)
-            classes = torch.full((len(images), pairs.slots), -1, device=maps.device)
-            for first, chunk in _chunks(pairs):
-                found = maps_of(made, trace, chunk)
-                maps = maps.to(found.dtype)  # float64 models keep their precision
-                maps[chunk.sample, chunk.slot + first] = found
-                classes[chunk.sample, chunk.slot + first] = chunk.cls
             target = trace.image_size if size == "input" else size
-            if target is not None:
-                counts = maps.shape[:2]
-                sized = (
-                    functional.resize(maps.flatten(0, 1), target)
-                    if maps.numel()
-                    else maps.new_empty(0, *target)
-                )
-                maps = sized.view(*counts, *target)
+            by_layer = {one.name: _maps(made, trace.at(one.name), pairs, target) for one in layers}
+            maps = _joined(list(by_layer.values()), fuse)
+            classes = torch.full((len(images), pairs.slots), -1, device=maps.device)
+            classes[pairs.sample, pairs.slot] = pairs.cls
         label = source if isinstance(source, str) else repr(source)
-        return Explanation(maps, classes, trace.logits.detach(), images, name, label)
+        return Explanation(
+            maps,
+            classes,
+            trace.logits.detach(),
+            images,
+            " + ".join(by_layer),
+            label,
+            by_layer if len(by_layer) > 1 else {},
+        )
+
+
+def _maps(source: AttributionSource, trace: Trace, pairs: Pairs, target: tuple[int, int] | None) -> Tensor:
+    """Compute the maps of one layer, `(B, T, H, W)`, resized unless the target is None."""
+    shape = (len(trace.logits), pairs.slots, *source.size(trace))
+    dense = len(pairs) == shape[0] * shape[1]
+    maps = None
+    for first, chunk in _chunks(pairs):
+        found = maps_of(source, trace, chunk)
+        if dense and len(chunk) == len(pairs):
+            maps = found.view(shape)  # samples and slots are in order already
+            continue
+        if maps is None:
+            maps = found.new_zeros(shape)
+        maps[chunk.sample, chunk.slot + first] = found
+    if maps is None:
+        maps = full_precision(trace.logits).new_zeros(shape)
+    if target is None or not maps.numel():
+        return maps if target is None else maps.new_zeros(*shape[:2], *target)
+    return functional.resize(maps.flatten(0, 1), target).unflatten(0, shape[:2])
+
+
+def _joined(maps: list[Tensor], fuse: str) -> Tensor:
+    counts = maps[0].shape[:2]
+    return functional.fuse([one.flatten(0, 1) for one in maps], fuse).unflatten(0, counts)
 
 
 def _is_size(size: object) -> bool:

@@ -8,6 +8,8 @@ to resampling) to its resolution.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,6 +21,7 @@ __all__ = [
     "cosine",
     "energy",
     "full_precision",
+    "fuse",
     "grad_cam",
     "grad_cam_plus_plus",
     "hires_cam",
@@ -193,7 +196,39 @@ def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
         return maps
     if size[0] <= height and size[1] <= width:
         return F.interpolate(maps[:, None], size=size, mode="area")[:, 0]
-    return F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False, antialias=True)[:, 0]
+    # Where no side shrinks there is nothing to smooth, and the plain kernel is the faster one.
+    shrinks = size[0] < height or size[1] < width
+    return F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False, antialias=shrinks)[
+        :, 0
+    ]
+
+
+#: How maps of several layers are joined.
+FUSIONS = ("mean", "max", "product")
+
+
+def fuse(maps: Sequence[Tensor], how: str = "mean") -> Tensor:
+    """Join the maps of several layers, each scaled to a maximum of 1, at the largest of their resolutions.
+
+    Args:
+        maps: For each layer maps `(N, h, w)`; sizes may differ.
+        how: `"mean"`, `"max"`, or `"product"` (only where all agree).
+
+    Returns:
+        Maps `(N, h, w)` in [0, 1]; a single layer's maps are returned as they are.
+
+    Raises:
+        InputError: If there are no maps, or the way is unknown.
+    """
+    if how not in FUSIONS or not maps:
+        raise InputError(f"fuse={how!r} for {len(maps)} layers: choose one of {', '.join(FUSIONS)}.")
+    if len(maps) == 1:
+        return maps[0]
+    height, width = (max(one.shape[axis] for one in maps) for axis in (-2, -1))
+    joined = torch.stack([resize(unit(one), (height, width)) for one in maps])
+    if how == "mean":
+        return joined.mean(dim=0)
+    return joined.amax(dim=0) if how == "max" else joined.prod(dim=0)
 
 
 # --------------------------------------------------------------------- losses

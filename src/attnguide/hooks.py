@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from attnguide.errors import GuidanceError, InputError, LayerError
+from attnguide.attention import Attention
+from attnguide.errors import InputError, LayerError
+from attnguide.outputs import Call, Tap, find_logits, replace, select
 
 __all__ = [
     "Recorder",
     "Shard",
     "aside",
     "evaluating",
-    "find_images",
-    "find_logits",
     "muted",
-    "replace_logits",
     "unwrap",
 ]
 
@@ -94,145 +93,6 @@ def aside(model: nn.Module) -> Iterator[None]:
             recorder.bring_back(shards)
 
 
-def find_images(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    """Return the images among the arguments of a forward call: the first tensor with rows and columns."""
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, Tensor) and value.ndim >= 3:
-            return value
-    got = ", ".join(type(value).__name__ for value in (*args, *kwargs.values())) or "nothing"
-    raise InputError(f"no image tensor (B, C, H, W) among the arguments of the model's forward; got {got}.")
-
-
-def _logits_key(output: Any) -> Any:
-    """Return where in an output the logits are: None for the output itself, `.name`, or a key."""
-    if isinstance(output, Tensor):
-        return None
-    if isinstance(output, Mapping) and not isinstance(getattr(output, "logits", None), Tensor):
-        if isinstance(output.get("logits"), Tensor):
-            return "logits"
-        pairs: Any = output.items()
-    elif isinstance(getattr(output, "logits", None), Tensor):
-        return ".logits"
-    else:
-        pairs = enumerate(output) if isinstance(output, (tuple, list)) else ()
-    for key, value in pairs:
-        if isinstance(value, Tensor) and value.ndim in (1, 2):
-            return key
-    raise GuidanceError(
-        f"no logits in the model's output of type {type(output).__name__}: expected a tensor (B, K), or a "
-        "tuple, a dict or an object with .logits that holds one."
-    )
-
-
-def find_logits(output: Any) -> Tensor:
-    """Return the logits `(B, K)` in a model's output: a tensor, a tuple, a dict, or an object with `.logits`.
-
-    One logit for each sample, `(B,)`, is one class, `(B, 1)`.
-
-    Raises:
-        GuidanceError: If there are none.
-    """
-    key = _logits_key(output)
-    logits: Tensor = output if key is None else output.logits if key == ".logits" else output[key]
-    if logits.ndim == 1:
-        logits = logits[:, None]
-    if logits.ndim != 2:
-        raise GuidanceError(
-            f"the model's output has shape {tuple(logits.shape)}; a classifier gives logits (B, K). Models "
-            "without a head, or with a map of scores, cannot be explained by class."
-        )
-    return logits
-
-
-def replace_logits(output: Any, logits: Tensor) -> Any:
-    """Return the output with other logits where [`find_logits`][attnguide.hooks.find_logits] finds them."""
-    key = _logits_key(output)
-    if key is None:
-        return _like(output, logits)
-    if key == ".logits":
-        logits = _like(output.logits, logits)
-        if hasattr(output, "_replace"):  # a named tuple
-            return output._replace(logits=logits)
-        output.logits = logits
-        return output
-    logits = _like(output[key], logits)
-    if isinstance(output, Mapping):
-        return type(output)({**output, key: logits})  # type: ignore[call-arg]
-    parts = [logits if index == key else part for index, part in enumerate(output)]
-    return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
-
-
-def _like(old: Tensor, logits: Tensor) -> Tensor:
-    """Drop the class axis where the model has none."""
-    return logits[:, 0] if old.ndim == 1 and logits.ndim == 2 else logits
-
-
-class _MathAttention:
-    """Makes attention use its composite implementation, the only one with a second derivative.
-
-    The switch is global to the process, so that it is counted: overlapping users in several threads share it,
-    the last one restores it.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._users = 0
-        self._switch: AbstractContextManager[None] | None = None
-
-    def acquire(self) -> None:
-        with self._lock:
-            if self._users == 0:
-                self._switch = sdpa_kernel(SDPBackend.MATH)
-                self._switch.__enter__()
-            self._users += 1
-
-    def release(self) -> None:
-        with self._lock:
-            self._users -= 1
-            if self._users == 0 and self._switch is not None:
-                self._switch.__exit__(None, None, None)
-                self._switch = None
-
-
-_math_attention = _MathAttention()
-
-
-class Attention:
-    """How attention runs for one forward pass: fused, or so that it can be differentiated twice."""
-
-    def __init__(self) -> None:
-        self.unfused = False
-        self._backward = False
-
-    def unfuse(self) -> None:
-        """Keep attention from fusing."""
-        if not self.unfused:
-            _math_attention.acquire()
-            self.unfused = True
-
-    def fuse(self) -> None:
-        """Give fused attention back."""
-        self._backward = False
-        if self.unfused:
-            self.unfused = False
-            _math_attention.release()
-
-    # Activation checkpointing runs the model again in a backward pass. What comes after the layer has to run
-    # as it did then, unfused, and what comes before it fused.
-
-    def begin_backward(self, _gradient: Tensor) -> None:
-        """Hook of the loss, where a backward pass begins."""
-        self.unfuse()
-        self._backward = True
-        # In case the pass ends before it comes to the layer.
-        torch.autograd.Variable._execution_engine.queue_callback(self.end_backward)
-
-    def end_backward(self, _gradient: Tensor | None = None) -> None:
-        """Hook of the layer's output."""
-        if self._backward:
-            self.fuse()
-
-
 @dataclass
 class Shard:
     """What one replica of the model saw in its last forward; under `DataParallel` one a device."""
@@ -240,6 +100,7 @@ class Shard:
     images: Tensor
     features: dict[str, Tensor] = field(default_factory=dict)
     logits: Tensor | None = None
+    calls: Counter[str] = field(default_factory=Counter)
     attention: Attention = field(default_factory=Attention)
 
 
@@ -252,7 +113,7 @@ class Recorder:
             graph that the forward makes is used as it is.
         second_order: Attention after a recorded layer runs in an implementation that can be differentiated
             twice.
-        before: Called with the images as a forward begins.
+        before: Called as a forward begins, with how the model was called.
         after: Called with the finished shard and the model's output; what it returns, if not None, replaces
             the output.
     """
@@ -263,7 +124,7 @@ class Recorder:
         *,
         cut: bool = False,
         second_order: bool = False,
-        before: Callable[[Tensor], None] | None = None,
+        before: Callable[[Call], None] | None = None,
         after: Callable[[Shard, Any], Any] | None = None,
     ) -> None:
         self.model = unwrap(model)
@@ -273,6 +134,7 @@ class Recorder:
         self.inert = False  # true in a copy of the model
         self._parallel = False  # whether a wrapper's forward is running, whose replicas make a shard each
         self._open = threading.local()
+        self._attached: set[str] = set()
         self._hooks = ExitStack()
         with ExitStack() as stack:
             if model is not self.model:
@@ -286,19 +148,42 @@ class Recorder:
     def _keep(stack: ExitStack, handle: torch.utils.hooks.RemovableHandle) -> None:
         stack.callback(handle.remove)
 
-    def attach(self, layers: Sequence[str]) -> None:
-        """Record the named layers too.
+    def attach(self, layers: Sequence[str], watched: Sequence[str] = ()) -> None:
+        """Record the named layers too; a name that is attached already is left alone.
+
+        Args:
+            layers: Names of layers, to be differentiated with respect to; see
+                [`Tap`][attnguide.outputs.Tap].
+            watched: Names of other tensors behind them, recorded as they are.
 
         Raises:
             LayerError: If the model has no module of that name.
         """
+        if self._attached.issuperset((*layers, *watched)):
+            return
         modules = dict(self.model.named_modules())
+        wanted: dict[str, dict[str, Tap]] = {}
+        for name in (*layers, *watched):
+            tap = Tap.parse(name)
+            if tap.module not in modules:
+                raise LayerError(f"the model has no module {tap.module!r}.")
+            if name not in self._attached:
+                wanted.setdefault(tap.module, {})[name] = tap
+        targets = {Tap.parse(name).module for name in layers}
         with ExitStack() as stack:
-            for layer in layers:
-                if layer not in modules:
-                    raise LayerError(f"the model has no module {layer!r}.")
-                self._keep(stack, modules[layer].register_forward_hook(partial(self._tap, layer)))
+            for module, taps in wanted.items():
+                given = {name: tap for name, tap in taps.items() if tap.given}
+                if given:
+                    look = partial(self._look_at_input, given)
+                    self._keep(stack, modules[module].register_forward_pre_hook(look))
+                if len(given) < len(taps):
+                    gives = {name: tap for name, tap in taps.items() if not tap.given}
+                    begin = module in targets
+                    self._keep(
+                        stack, modules[module].register_forward_hook(partial(self._tap, module, gives, begin))
+                    )
             self._hooks.push(stack.pop_all().__exit__)
+        self._attached |= {name for taps in wanted.values() for name in taps}
 
     @contextmanager
     def differentiating(self) -> Iterator[None]:
@@ -356,8 +241,11 @@ class Recorder:
         if self._before is not None:
             # The images may still be elsewhere: DataParallel takes them from anywhere.
             place = next(self.model.parameters(), None)
-            images = find_images(args, kwargs)
-            self._before(images if place is None else images.to(place.device))
+            call = Call.of(args, kwargs)
+            if place is not None and call.images.device != place.device:
+                args, kwargs = call.arguments(call.images.to(place.device))
+                call = Call.of(args, kwargs)
+            self._before(call)
         self._parallel = True
 
     def _end_wrapper(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -369,11 +257,12 @@ class Recorder:
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if _muting.depth or self.inert:
             return
-        images = find_images(args, kwargs)
+        call = Call.of(args, kwargs)
+        images = call.images
         if not self._parallel:
             self.clear()
             if self._before is not None:
-                self._before(images)
+                self._before(call)
         previous = self._shards.pop(images.device, None)
         if previous is not None:
             previous.attention.fuse()  # a forward that was interrupted left it open
@@ -382,7 +271,7 @@ class Recorder:
     def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if _muting.depth or self.inert:
             return None
-        shard: Shard | None = getattr(self._open, "shard", None)
+        shard = self._shard()
         self._open.shard = None
         if shard is None:
             return None
@@ -392,15 +281,48 @@ class Recorder:
         shard.logits = find_logits(output)
         return None if self._after is None else self._after(shard, output)
 
-    def _tap(self, layer: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        shard: Shard | None = None if _muting.depth or self.inert else getattr(self._open, "shard", None)
+    def _look_at_input(self, taps: Mapping[str, Tap], module: nn.Module, args: tuple[Any, ...]) -> None:
+        shard = self._shard()
+        if shard is not None and args and isinstance(args[0], Tensor):
+            shard.features.update(dict.fromkeys(taps, args[0]))
+
+    def _tap(
+        self,
+        module_name: str,
+        taps: Mapping[str, Tap],
+        begin: bool,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        output: Any,
+    ) -> Any:
+        shard = self._shard()
         if shard is None:
             return None
-        feature = output[0] if isinstance(output, (tuple, list)) and output else output
-        if not isinstance(feature, Tensor):
-            raise LayerError(
-                f"layer {layer!r} gives {type(feature).__name__}, not a tensor; choose another layer."
-            )
+        call = shard.calls[module_name]
+        shard.calls[module_name] += 1
+        changed = None
+        for name, tap in taps.items():
+            if tap.call not in (None, call):  # without a number the last call stays
+                continue
+            feature = select(output, tap.path)
+            if feature is None:
+                raise LayerError(
+                    f"layer {name!r} gives {type(output).__name__}, without a tensor there; choose another layer."
+                )
+            if not begin:
+                shard.features[name] = feature
+                continue
+            feature = shard.features[name] = self._beginning(shard, feature)
+            # The model goes on with a copy: a tail that works in place must not change what was recorded.
+            output = changed = replace(output, tap.path, feature.clone())
+        return changed
+
+    def _shard(self) -> Shard | None:
+        """The recording of the forward that is running in this thread."""
+        return None if _muting.depth or self.inert else getattr(self._open, "shard", None)
+
+    def _beginning(self, shard: Shard, feature: Tensor) -> Tensor:
+        """See to it that a graph reaches, or begins at, a layer's output."""
         if self.cut:
             # Before detach(): a tensor made under no_grad would stay outside the graph.
             torch.set_grad_enabled(True)
@@ -411,13 +333,7 @@ class Recorder:
         if self.second_order and not shard.attention.unfused and feature.requires_grad:
             shard.attention.unfuse()
             feature.register_hook(shard.attention.end_backward)  # type: ignore[no-untyped-call]
-        shard.features[layer] = feature
-        # The model goes on with a copy: a tail that works in place must not change what was recorded.
-        passed_on = feature.clone()
-        if isinstance(output, Tensor):
-            return passed_on
-        rest = (passed_on, *output[1:])
-        return type(output)(*rest) if hasattr(output, "_fields") else type(output)(rest)
+        return feature
 
 
 def _inert() -> Recorder:

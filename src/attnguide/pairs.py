@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from attnguide.errors import InputError, nearest
+from attnguide.waiting import may_read
 
 __all__ = ["Evidence", "Pairs", "Targets", "check_choice", "positives", "resolve"]
 
@@ -35,6 +36,8 @@ class Pairs:
         slot: Rank of the pair among those of its sample, `(N,)`, int64, from 0.
         slots: The largest number of pairs that one sample has. Gradients of all samples are computed
             together, slot by slot.
+        present: False for a pair that only fills a place, `(N,)`; None if there are none of these. On an
+            accelerator pairs are not left out, since the number that is left would have to be waited for.
     """
 
     sample: Tensor
@@ -42,6 +45,7 @@ class Pairs:
     sign: Tensor
     slot: Tensor
     slots: int
+    present: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.sample)
@@ -65,10 +69,43 @@ class Pairs:
     def select(self, index: Tensor) -> Pairs:
         """Return the pairs at the given positions, `index` of shape `(M,)`, ascending."""
         sample, classes, sign = self.sample[index], self.cls[index], self.sign[index]
+        present = None if self.present is None else self.present[index]
         if self.slots <= 1:
-            return Pairs(sample, classes, sign, self.slot[index], self.slots)
+            return Pairs(sample, classes, sign, self.slot[index], self.slots, present)
         # Ranked anew: each slot costs a pass through the tail, and what is left may need only one.
-        return replace(Pairs.of(sample, classes), sign=sign)
+        return replace(Pairs.of(sample, classes), sign=sign, present=present)
+
+    def compact(self) -> Pairs:
+        """Leave out the pairs that only fill a place."""
+        return self if self.present is None else replace(self.select(self.present.nonzero()[:, 0]), present=None)
+
+    def draw(self, count: int, counted: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+        """Draw at most `count` pairs of each sample at random.
+
+        Args:
+            count: How many.
+            counted: True for the pairs to draw from, `(N,)`.
+            batch: Number of samples.
+
+        Returns:
+            Positions of the pairs drawn, ascending, and how many of its sample's pairs each stands for (0 for
+            one that only fills a place, where a sample has fewer).
+        """
+        # Dense, so that no shape depends on a value.
+        place = torch.zeros(batch, self.slots, dtype=torch.long, device=self.sample.device)
+        place[self.sample, self.slot] = torch.arange(len(self), device=place.device)
+        eligible = torch.zeros_like(place, dtype=torch.bool)
+        eligible[self.sample, self.slot] = counted
+        luck = torch.where(eligible, torch.rand(place.shape, device=place.device), -1.0)
+        drawn = luck.topk(min(count, self.slots), dim=1).indices
+        number = eligible.sum(dim=1, keepdim=True)
+        stands_for = eligible.gather(1, drawn) * number / number.clamp(min=1, max=count)
+        index, stands_for = place.gather(1, drawn).flatten(), stands_for.flatten()
+        if index.device.type == "cpu":
+            kept = stands_for > 0
+            index, stands_for = index[kept], stands_for[kept]
+        order = index.argsort()
+        return index[order], stands_for[order]
 
 
 def positives(labels: Tensor, logits: Tensor) -> Tensor:
@@ -109,7 +146,7 @@ def positives(labels: Tensor, logits: Tensor) -> Tensor:
         )
     labels = labels.long()
     wrong = (labels != IGNORE_INDEX) & ((labels < 0) | (labels >= classes))
-    if bool(wrong.any()):
+    if may_read(wrong) and bool(wrong.any()):
         raise InputError(
             f"labels out of range: sample {int(wrong.nonzero()[0])} has class {int(labels[wrong][0])}, the "
             f"model has classes 0 to {classes - 1}. Use {IGNORE_INDEX} for 'no label'."
@@ -127,7 +164,7 @@ def _check_multi_hot(labels: Tensor) -> None:
     if labels.dtype == torch.bool:
         return
     wrong = ((labels < 0) | (labels > 1)) & (labels != IGNORE_INDEX)
-    if bool(wrong.any()):
+    if may_read(wrong) and bool(wrong.any()):
         raise InputError(
             "labels out of range: multi-hot labels lie in [0, 1], one of them is "
             f"{labels[wrong][0].item():g}. Map −1/1 labels with (labels + 1) / 2; NaN or {IGNORE_INDEX} "
@@ -160,8 +197,7 @@ def resolve(
     pairs = _pairs(targets, logits, truth)
     if evidence == "logit":
         return pairs
-    sign = torch.where(logits.detach()[pairs.sample, pairs.cls] < 0, -1, 1)
-    return Pairs(pairs.sample, pairs.cls, sign, pairs.slot, pairs.slots)
+    return replace(pairs, sign=torch.where(logits.detach()[pairs.sample, pairs.cls] < 0, -1, 1))
 
 
 def check_choice(targets: Targets, evidence: Evidence) -> None:
@@ -187,7 +223,8 @@ def _pairs(targets: Targets, logits: Tensor, truth: Tensor | None) -> Pairs:
         return _named(targets, logits, truth)
     index = _as_index(targets).to(logits.device)
     limits = torch.tensor([batch, classes], device=logits.device)[-1 if index.ndim == 1 else slice(None)]
-    if bool(((index < 0) | (index >= limits)).any()):
+    outside = (index < 0) | (index >= limits)
+    if may_read(outside) and bool(outside.any()):
         raise InputError(
             f"targets={targets!r} are out of range: the batch has samples 0 to {batch - 1}, the model has "
             f"classes 0 to {classes - 1}."
@@ -195,17 +232,18 @@ def _pairs(targets: Targets, logits: Tensor, truth: Tensor | None) -> Pairs:
     if index.ndim == 2:
         return Pairs.of(index[:, 0], index[:, 1])
     sample = torch.arange(batch, device=logits.device).repeat_interleave(len(index))
-    return Pairs.of(sample, index.repeat(batch))
+    cls = index.repeat(batch)
+    slot = torch.arange(len(index), device=logits.device).repeat(batch)
+    return Pairs(sample, cls, torch.ones_like(cls), slot, len(index))
 
 
 def _named(targets: str, logits: Tensor, truth: Tensor | None) -> Pairs:
-    batch, classes = logits.shape
+    classes = logits.shape[1]
     if targets == "all":
-        every = torch.ones(batch, classes, dtype=torch.bool, device=logits.device)
-        return Pairs.of(*every.nonzero(as_tuple=True))
+        return _every(logits)
     if targets == "predicted":
         if classes > 1 and truth is not None and truth.ndim == 2:
-            return Pairs.of(*(logits.detach() > 0).nonzero(as_tuple=True))
+            return _where(logits.detach() > 0, logits)
         return Pairs.one_each(logits.detach().argmax(dim=1))
     if truth is None:
         raise InputError(
@@ -213,9 +251,26 @@ def _named(targets: str, logits: Tensor, truth: Tensor | None) -> Pairs:
             "indices."
         )
     if truth.ndim == 2:
-        return Pairs.of(*truth.nonzero(as_tuple=True))
-    pairs = Pairs.one_each(truth)
-    return pairs.select((truth != IGNORE_INDEX).nonzero()[:, 0]) if bool((truth < 0).any()) else pairs
+        return _where(truth, logits)
+    pairs = Pairs.one_each(truth.clamp_min(0))
+    labelled = truth != IGNORE_INDEX
+    if logits.device.type != "cpu":
+        return replace(pairs, present=labelled)
+    return pairs if bool(labelled.all()) else pairs.select(labelled.nonzero()[:, 0])
+
+
+def _every(logits: Tensor) -> Pairs:
+    batch, classes = logits.shape
+    sample = torch.arange(batch, device=logits.device).repeat_interleave(classes)
+    cls = torch.arange(classes, device=logits.device).repeat(batch)
+    return Pairs(sample, cls, torch.ones_like(cls), cls, classes)
+
+
+def _where(chosen: Tensor, logits: Tensor) -> Pairs:
+    """Pairs where a matrix `(B, K)` is true."""
+    if logits.device.type != "cpu":
+        return replace(_every(logits), present=chosen.flatten())
+    return Pairs.of(*chosen.nonzero(as_tuple=True))
 
 
 def _as_index(targets: Sequence[int] | Sequence[tuple[int, int]] | Tensor) -> Tensor:

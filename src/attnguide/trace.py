@@ -4,43 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from attnguide.errors import GuidanceError, LayerError
+from attnguide.functional import full_precision
+from attnguide.layers.layout import Layout
 from attnguide.pairs import Pairs
 
-__all__ = ["Feature", "Layout", "Trace"]
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How a layer's output is arranged in space.
-
-    Attributes:
-        kind: `"nchw"`, `"nhwc"`, or `"tokens"` (B, prefix + h·w, C) in raster order.
-        grid: Rows and columns, `(h, w)`.
-        prefix: Number of tokens before the patches (class token, registers …).
-    """
-
-    kind: Literal["nchw", "nhwc", "tokens"]
-    grid: tuple[int, int]
-    prefix: int = 0
-
-    def spatial(self, output: Tensor) -> Tensor:
-        """View an output in the model's own layout as `(B, C, h, w)`; no copy."""
-        if self.kind == "nchw":
-            return output
-        if self.kind == "nhwc":
-            return output.permute(0, 3, 1, 2)
-        patches = output[:, self.prefix :].transpose(1, 2)
-        return patches.view(*patches.shape[:2], *self.grid)
-
-    def __str__(self) -> str:
-        prefix = f", {self.prefix} prefix" if self.prefix else ""
-        return f"{self.kind} {self.grid[0]}×{self.grid[1]}{prefix}"
+__all__ = ["Feature", "Trace"]
 
 
 @dataclass(frozen=True)
@@ -48,20 +21,28 @@ class Feature:
     """The output of one layer, still attached to the graph.
 
     Attributes:
-        layer: Name of the module, as in `model.named_modules()`.
+        layer: Name of the layer; see [`find_layers`][attnguide.layers.find_layers].
         parts: The output as the model gave it: one tensor, or one for each device under `DataParallel`, in
             batch order.
         layout: Where rows, columns and channels are.
+        pooled: The mean over the positions, one tensor for each device, if the logits depend on the output
+            through it alone; gradients are then taken there, which is cheap.
     """
 
     layer: str
     parts: tuple[Tensor, ...]
     layout: Layout
+    pooled: tuple[Tensor, ...] | None = None
 
     @property
     def spatial(self) -> Tensor:
         """The feature as `(B, C, h, w)`; a view of the model's own tensor, on the first part's device."""
         return self.layout.spatial(_joined(self.parts))
+
+    @property
+    def flat(self) -> Tensor:
+        """The feature as `(B, C, h·w)`; a view where the model's own layout allows."""
+        return self.layout.flat(_joined(self.parts))
 
 
 @dataclass(frozen=True)
@@ -74,12 +55,15 @@ class Trace:
         features: The captured layers by name, in the order asked for.
         differentiable: Whether gradients computed here are part of the graph themselves (training), or end
             here (explaining).
+        second_order: Whether gradients computed here are differentiated in turn when training. Otherwise
+            they are constants, and only the features carry the guidance.
     """
 
     images: Tensor
     logits: Tensor
     features: Mapping[str, Feature]
     differentiable: bool = False
+    second_order: bool = True
 
     def at(self, *layers: str) -> Trace:
         """Return the same pass with only the named layers."""
@@ -109,8 +93,9 @@ class Trace:
         """Gradient of each pair's score with respect to a feature.
 
         Autograd starts at the feature: whatever lies before it is not touched. All samples share a pass, so
-        that there are as many passes through the tail as one sample has classes. (Batch normalisation in
-        training mode *after* the feature couples samples; the coupling is part of the result, as in every CAM
+        that there are as many passes through the tail as one sample has classes; if the tail begins with the
+        mean over all positions, they start behind it, in one batch. (Batch normalisation in training mode
+        *after* the feature couples samples; the coupling is part of the result, as in every CAM
         implementation.)
 
         Args:
@@ -124,6 +109,94 @@ class Trace:
             GuidanceError: If the logits have no graph, or do not depend on the feature.
         """
         feature = feature or self.feature
+        if feature.pooled is not None:
+            means = self.mean_gradients(pairs, feature)
+            return means[:, :, None, None].expand(*means.shape, *feature.layout.grid)
+        return _by_pair([feature.layout.spatial(one) for one in self._passes(pairs, feature)], pairs, feature)
+
+    def mean_gradients(self, pairs: Pairs, feature: Feature | None = None) -> Tensor:
+        """Gradient of each pair's score with respect to a feature, averaged over the positions.
+
+        The channel weights of Grad-CAM, without the memory that whole gradients take; see
+        [`gradients`][attnguide.trace.Trace.gradients].
+
+        Args:
+            pairs: N pairs.
+            feature: The feature; the trace's only one if left out.
+
+        Returns:
+            `(N, C)`, part of the graph if the trace is differentiable.
+
+        Raises:
+            GuidanceError: If the logits have no graph, or do not depend on the feature.
+        """
+        feature = feature or self.feature
+        passes = self._passes(pairs, feature)
+        if feature.pooled is None:
+            means = [full_precision(feature.layout.flat(one)).mean(dim=2) for one in passes]
+        else:
+            positions = feature.layout.grid[0] * feature.layout.grid[1]
+            means = [full_precision(one).flatten(1) / positions for one in passes]
+        return _by_pair(means, pairs, feature)
+
+    def weigh(self, pairs: Pairs, weights: Tensor, feature: Feature | None = None) -> Tensor:
+        """Sum a feature over its channels, weighted for each pair.
+
+        Args:
+            pairs: N pairs.
+            weights: `(N, C)`.
+            feature: The feature; the trace's only one if left out.
+
+        Returns:
+            Maps `(N, h, w)`, signed.
+        """
+        feature = feature or self.feature
+        flat = full_precision(feature.flat)
+        # One product for all classes of a sample, so that features are not copied for each of them.
+        dense = weights.new_zeros(len(flat), pairs.slots, flat.shape[1])
+        dense[pairs.sample, pairs.slot] = weights
+        maps = torch.bmm(dense, flat.to(dense.dtype))
+        return maps[pairs.sample, pairs.slot].unflatten(1, feature.layout.grid)
+
+    def _passes(self, pairs: Pairs, feature: Feature) -> list[Tensor]:
+        """Gradients slot by slot, each with a batch axis, in the layout of the model, or pooled."""
+        self._check_graph(feature)
+        places = feature.parts if feature.pooled is None else feature.pooled
+        if feature.pooled is not None and pairs.slots > 1:
+            # Behind the pooling a pass costs next to nothing, but launching it does.
+            which = self.logits.new_zeros(pairs.slots, *self.logits.shape)
+            which[pairs.slot, pairs.sample, pairs.cls] = pairs.sign.to(which.dtype)
+            found = self._grad(self.logits, places, feature, which)
+            return list(torch.cat([part.to(places[0].device) for part in found], dim=1))
+        passes = []
+        for slot in range(pairs.slots):
+            with torch.enable_grad():
+                scores = self.scores(pairs)
+                # Masking rather than indexing: the shape then needs no answer from the device.
+                total = scores.sum() if pairs.slots == 1 else torch.where(pairs.slot == slot, scores, 0).sum()
+            passes.append(_joined(self._grad(total, places, feature)))
+        return passes
+
+    def _grad(
+        self, score: Tensor, places: tuple[Tensor, ...], feature: Feature, which: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        found = torch.autograd.grad(
+            score,
+            places,
+            grad_outputs=which,
+            is_grads_batched=which is not None,
+            create_graph=self.differentiable and self.second_order,
+            retain_graph=True,
+            allow_unused=True,
+        )
+        if any(part is None for part in found):
+            raise GuidanceError(
+                f"the logits do not depend on layer {feature.layer!r}. Choose a layer that the output "
+                "is computed from."
+            )
+        return found
+
+    def _check_graph(self, feature: Feature) -> None:
         if not self.logits.requires_grad:
             raise GuidanceError(
                 "the logits have no graph: the model ran under torch.no_grad() or inference_mode(), or no "
@@ -135,24 +208,13 @@ class Trace:
                 "itself switches gradients off for a part of its forward. Choose a layer that runs after "
                 "it."
             )
-        passes = []
-        for slot in range(pairs.slots):
-            with torch.enable_grad():
-                scores = self.scores(pairs)
-                # Masking rather than indexing: the shape then needs no answer from the device.
-                total = scores.sum() if pairs.slots == 1 else torch.where(pairs.slot == slot, scores, 0).sum()
-            found = torch.autograd.grad(
-                total, feature.parts, create_graph=self.differentiable, retain_graph=True, allow_unused=True
-            )
-            if any(part is None for part in found):
-                raise GuidanceError(
-                    f"the logits do not depend on layer {feature.layer!r}. Choose a layer that the output "
-                    "is computed from."
-                )
-            passes.append(feature.layout.spatial(_joined(found)))
-        if not passes:
-            return feature.spatial[:0]
-        return passes[0][pairs.sample] if len(passes) == 1 else torch.stack(passes)[pairs.slot, pairs.sample]
+
+
+def _by_pair(passes: list[Tensor], pairs: Pairs, feature: Feature) -> Tensor:
+    """Pick each pair's own from gradients with a batch axis."""
+    if not passes:
+        return feature.spatial[:0]
+    return passes[0][pairs.sample] if len(passes) == 1 else torch.stack(passes)[pairs.slot, pairs.sample]
 
 
 def _joined(parts: tuple[Tensor, ...]) -> Tensor:

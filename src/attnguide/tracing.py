@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from attnguide.errors import AttnGuideError, GuidanceError, LayerError
+from attnguide.errors import GuidanceError, LayerError
 from attnguide.hooks import Shard
 from attnguide.interfaces import AttributionSource
-from attnguide.layers import layout_of, list_candidates
+from attnguide.layers import Layer
 from attnguide.pairs import Pairs
 from attnguide.trace import Feature, Trace
 
@@ -18,19 +18,19 @@ __all__ = ["maps_of", "trace_of"]
 
 
 def trace_of(
-    model: nn.Module, shards: Sequence[Shard], layers: Sequence[str], *, differentiable: bool
+    shards: Sequence[Shard], layers: Sequence[Layer], *, differentiable: bool, second_order: bool = True
 ) -> Trace:
     """Join the shards of a forward pass to a trace with the given layers.
 
     Args:
-        model: The unwrapped model.
         shards: What each replica saw, in batch order.
-        layers: Names of the layers wanted.
+        layers: The layers wanted.
         differentiable: Whether gradients will be part of the graph.
+        second_order: Whether gradients will be differentiated in turn.
 
     Raises:
         GuidanceError: If the forward did not finish.
-        LayerError: If a layer did not run, or its output has no rows and columns.
+        LayerError: If a layer did not run, or its output is not arranged as it was when it was found.
     """
     logits = [shard.logits for shard in shards if shard.logits is not None]
     if len(logits) != len(shards):
@@ -38,8 +38,8 @@ def trace_of(
     device = logits[0].device
     images = torch.cat([shard.images.to(device) for shard in shards]) if len(shards) > 1 else shards[0].images
     scores = torch.cat([part.to(device) for part in logits]) if len(logits) > 1 else logits[0]
-    features = {layer: _feature(model, shards, layer) for layer in layers}
-    return Trace(images, scores, features, differentiable)
+    features = {layer.name: _feature(shards, layer) for layer in layers}
+    return Trace(images, scores, features, differentiable, second_order)
 
 
 def maps_of(source: AttributionSource, trace: Trace, pairs: Pairs) -> Tensor:
@@ -58,26 +58,20 @@ def maps_of(source: AttributionSource, trace: Trace, pairs: Pairs) -> Tensor:
     return maps
 
 
-def _feature(model: nn.Module, shards: Sequence[Shard], layer: str) -> Feature:
-    if any(layer not in shard.features for shard in shards):
+def _feature(shards: Sequence[Shard], layer: Layer) -> Feature:
+    if any(layer.name not in shard.features for shard in shards):
         raise LayerError(
-            f"layer {layer!r} did not run in the last forward of the model.{_alternatives(model, shards[0])}"
+            f"layer {layer.name!r} did not run in the last forward of the model. Name one that always runs, or "
+            "leave layer='auto'."
         )
-    parts = tuple(shard.features[layer] for shard in shards)
-    size = (shards[0].images.shape[-2], shards[0].images.shape[-1])
-    layout = layout_of(parts[0].shape, size, getattr(model, "num_prefix_tokens", None))
-    if layout is None:
+    parts = tuple(shard.features[layer.name] for shard in shards)
+    if not layer.layout.fits(tuple(parts[0].shape)):
         raise LayerError(
-            f"layer {layer!r} gives a tensor of shape {tuple(parts[0].shape)}, which has no rows and "
-            f"columns in the proportions of a {size[0]}×{size[1]} image.{_alternatives(model, shards[0])}"
+            f"layer {layer.name!r} gave a tensor of shape {tuple(parts[0].shape)}, although it is arranged as "
+            f"{layer.layout} in evaluation mode: the model treats images otherwise when it trains (it may drop "
+            "patches). Switch that off, or name another layer."
         )
-    return Feature(layer, parts, layout)
-
-
-def _alternatives(model: nn.Module, shard: Shard) -> str:
-    """Name layers that would do; part of an error message, so it must not raise another."""
-    try:
-        names = [candidate.name for candidate in list_candidates(model, shard.images) if candidate.usable]
-    except (AttnGuideError, RuntimeError):
-        return " Name another, or leave layer='auto'."
-    return f" Layers that would do: {', '.join(names[-12:])}." if names else " Leave layer='auto'."
+    pooled = None
+    if layer.pooled is not None and all(layer.pooled in shard.features for shard in shards):
+        pooled = tuple(shard.features[layer.pooled] for shard in shards)
+    return Feature(layer.name, parts, layer.layout, pooled)

@@ -130,7 +130,7 @@ def test_explain_with_bad_arguments(model: Mined, source: str, bad: dict[str, An
 )
 def test_explain_while_the_model_raises(model: Mined, source: str, where: str, error: BaseException) -> None:
     images = batch()[0]
-    layer = ag.layers.find_layer(model, images)
+    layer = ag.layers.find_layers(model, images)[0].name
     getattr(model, where).error = error
     with pytest.raises(type(error)):
         ag.explain(model, images, source, layer=layer)

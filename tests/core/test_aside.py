@@ -34,10 +34,13 @@ def test_the_probe_of_an_error_message_does_not_replace_the_forward() -> None:
     model = cnn().eval()
     images, labels, masks = batch()
     wrong, right = ag.Guide(model, layer="head"), ag.Guide(model)
-    model(images)
     for _ in range(2):
         with pytest.raises(ag.AttnGuideError, match=r"layer 'head'.*block4"):
-            wrong.loss(labels, mask=masks)
+            model(images)
+    wrong.remove()
+    model(images)
+    with pytest.raises(ag.AttnGuideError, match="layer 'head'"):
+        ag.explain(model, images, layer="head")
     right.loss(labels, mask=masks)
 
 
@@ -45,7 +48,7 @@ def test_explain_within_autocast_does_not_cut_the_training_step_off() -> None:
     model = cnn()
     images, _, _ = batch()
     with torch.autocast("cpu", torch.bfloat16):
-        ag.explain(model, images, layer="block4")  # without a probe, which makes a graph
+        ag.explain(model, images, layer="block4")
         loss = model(images).float().square().mean()
     loss.backward()
     assert all(p.grad is not None for p in model.parameters())

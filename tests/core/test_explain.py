@@ -112,7 +112,7 @@ def test_nothing_before_the_layer_records_a_graph(build: Any, layer: str) -> Non
         return lambda *_: order.append(name)
 
     handles = [m.register_forward_pre_hook(note(n)) for n, m in model.named_modules() if n]
-    ag.layers.find_layer(model, IMAGES)  # the search is not what is measured
+    ag.layers.find_layers(model, IMAGES, layer)  # the search is not what is measured
     order.clear()
     with torch.autograd.graph.saved_tensors_hooks(
         lambda tensor: saved.append(order[-1]) or tensor, lambda t: t
@@ -131,9 +131,9 @@ def test_nothing_before_the_layer_records_a_graph(build: Any, layer: str) -> Non
 
 def test_a_source_without_gradients_records_nothing_at_all() -> None:
     model, saved = cnn(), []
-    layer = ag.layers.find_layer(model, IMAGES)
+    ag.layers.find_layers(model, IMAGES)
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(1) or tensor, lambda t: t):
-        ag.explain(model, IMAGES, "layer_attention", layer=layer)
+        ag.explain(model, IMAGES, "layer_attention")
     assert not saved
 
 
@@ -141,7 +141,7 @@ def test_the_model_runs_once() -> None:
     model, calls = cnn(), []
     model.register_forward_hook(lambda *_: calls.append(1))
     ag.explain(model, IMAGES)
-    assert len(calls) == 2  # with the probe
+    assert len(calls) == 3  # with two of the probe
     for name in registry().names("source"):
         calls.clear()
         if registry().create("source", name, AttributionSource).needs_gradient:

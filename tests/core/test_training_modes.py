@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import attnguide as ag
-from attnguide.hooks import Shard, find_logits, replace_logits
+from attnguide.hooks import Shard
+from attnguide.outputs import find_logits, replace_logits
 from attnguide.pairs import resolve
 from attnguide.tracing import trace_of
 
@@ -446,13 +447,20 @@ def test_two_parts_of_a_batch_are_one_pass() -> None:
     features: dict[str, Tensor] = {}
 
     def run(part: Tensor) -> Shard:
-        handle = model.block4.register_forward_hook(lambda _m, _a, output: features.update(block4=output))
+        handles = [
+            model.get_submodule(name).register_forward_hook(
+                lambda _m, _a, output, name=name: features.update({name: output})
+            )
+            for name in ("block4", "pool")
+        ]
         logits = model(part)
-        handle.remove()
+        for handle in handles:
+            handle.remove()
         return Shard(part, dict(features), logits)
 
-    whole = trace_of(model, [run(images)], ["block4"], differentiable=True)
-    halves = trace_of(model, [run(images[:4]), run(images[4:])], ["block4"], differentiable=True)
+    layers = ag.layers.find_layers(model, images, "block4")
+    whole = trace_of([run(images)], layers, differentiable=True)
+    halves = trace_of([run(images[:4]), run(images[4:])], layers, differentiable=True)
     assert len(halves.feature.parts) == 2
     torch.testing.assert_close(halves.images, images)
     torch.testing.assert_close(halves.logits, whole.logits)

@@ -21,7 +21,8 @@ from attnguide.cli.names import class_slugs
 from attnguide.cli.targets import Target
 from attnguide.errors import AttnGuideError, DataError, InputError
 from attnguide.explanation import Explanation, explain
-from attnguide.hooks import evaluating, find_logits
+from attnguide.hooks import evaluating
+from attnguide.outputs import find_logits
 from attnguide.models import LoadedModel
 from attnguide.pairs import Evidence
 

@@ -14,6 +14,7 @@ from attnguide.errors import InputError
 from attnguide.interfaces import PriorMaps, TargetPrior
 from attnguide.pairs import Pairs
 from attnguide.trace import Trace
+from attnguide.waiting import may_read
 
 __all__ = ["MaskPrior"]
 
@@ -88,7 +89,8 @@ class MaskPrior(TargetPrior):
         elif isinstance(mask, (list, tuple)):
             return self._of_list(mask, trace, pairs, size)
         else:
-            planes, index = self._of_tensor(_as_float(mask, "mask"), trace, pairs)
+            planes = _as_float(mask, "mask").to(device, non_blocking=True)
+            planes, index = self._of_tensor(planes, trace, pairs)
             maps, weights = self._prepared(planes, index, size, lambda plane: _subject(plane, index, pairs))
         index = index.to(device)
         return PriorMaps(
@@ -176,7 +178,7 @@ class MaskPrior(TargetPrior):
         partly = ~missing & absent.any(dim=1)
         outside = ~missing & ((flat < 0) | (flat > 1)).any(dim=1)
         # One question to the device instead of three; it is nearly always answered with no.
-        if bool((partly | outside | (empty if self.empty == "error" else partly)).any()):
+        if may_read(flat) and bool((partly | outside | (empty if self.empty == "error" else partly)).any()):
             for wrong, complaint in (
                 (
                     partly,

@@ -30,10 +30,14 @@ class _GradientCAM(AttributionSource):
         In training something of a map without any evidence for its class is kept, since zeros could not be
         guided; see [`functional.rectify`][attnguide.functional.rectify].
         """
-        maps = self.combine(trace.feature.spatial[pairs.sample], trace.gradients(pairs))
+        maps = self.signed(trace, pairs)
         if not self.relu:
             return maps
         return functional.rectify(maps) if trace.differentiable else maps.relu()
+
+    def signed(self, trace: Trace, pairs: Pairs) -> Tensor:
+        """Compute the maps before rectification, `(N, h, w)`."""
+        return self.combine(trace.feature.spatial[pairs.sample], trace.gradients(pairs))
 
     @abstractmethod
     def combine(self, features: Tensor, gradients: Tensor) -> Tensor:
@@ -49,6 +53,10 @@ class GradCAM(_GradientCAM):
     Args:
         relu: Keep only the evidence for the class; without it the map is signed.
     """
+
+    def signed(self, trace: Trace, pairs: Pairs) -> Tensor:
+        """Compute the maps without a copy of the features for each class."""
+        return trace.weigh(pairs, trace.mean_gradients(pairs))
 
     def combine(self, features: Tensor, gradients: Tensor) -> Tensor:
         """Weight each channel by its mean gradient."""

@@ -1,0 +1,22 @@
+"""Finds the layer to look at, and how its output is arranged in space.
+
+A layer is named by the user, or found: the deepest whose output has rows and columns over which the
+logits' gradient is spread. How the output is arranged (channels first or last, tokens with or without
+prefix, windows) is measured: see [`probe`][attnguide.layers.probe].
+"""
+
+from attnguide.layers.candidates import Candidate, Layer, choose, list_candidates, stages
+from attnguide.layers.finding import LayerSpec, check_layer, find_layers
+from attnguide.layers.layout import Layout
+
+__all__ = [
+    "Candidate",
+    "Layer",
+    "LayerSpec",
+    "Layout",
+    "check_layer",
+    "choose",
+    "find_layers",
+    "list_candidates",
+    "stages",
+]

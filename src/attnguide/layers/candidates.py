@@ -1,0 +1,372 @@
+"""Lists the layers that can be looked at, and chooses among them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from math import prod
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from attnguide.errors import LayerError
+from attnguide.hooks import unwrap
+from attnguide.layers import layout as layouts
+from attnguide.layers.layout import Kind, Layout
+from attnguide.layers.probe import (
+    FirstPass,
+    Output,
+    Positions,
+    Subject,
+    first_pass,
+    is_active,
+    kinds_of,
+    measure,
+    respond,
+)
+from attnguide.outputs import Call, Tap
+
+__all__ = ["Candidate", "Layer", "choose", "list_candidates", "stages"]
+
+#: Share of positions that must carry a gradient; global max pooling leaves few, a class token none.
+_SPREAD = 0.1
+
+#: An agreement that leaves nothing to look for.
+_CLEAR = 0.95
+
+#: How a layout was found, the most trusted first.
+How = Literal["measured", "inherited", "assumed"]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A layer whose output has rows and columns.
+
+    Attributes:
+        name: How to name the layer; the outermost module where several hand on the same output.
+        names: All the names, from the module that made the output outwards.
+        type: Name of the module's class.
+        shape: Shape of the output, without the batch axis.
+        layout: How it is arranged.
+        how: `"measured"`: the answer to perturbed images tells; `"inherited"`: measured at another layer of
+            the same shape; `"assumed"`: from the shape, and from what the model says of itself.
+        agreement: Correlation of the measured positions with those of the layout, at most 1; NaN if not
+            measured.
+        spread: Share of the positions that carry a gradient of the logits, 0 to 1; NaN if the layer runs
+            without a graph.
+        active: Whether the layer computes features of its own; pooling and projections inside attention
+            don't.
+        pooled: Where the spatial mean of the output appears, if the logits depend on nothing else.
+    """
+
+    name: str
+    names: tuple[str, ...]
+    type: str
+    shape: tuple[int, ...]
+    layout: Layout
+    how: How
+    agreement: float
+    spread: float
+    active: bool
+    pooled: str | None = None
+
+    @property
+    def usable(self) -> bool:
+        """Whether the automatic choice may take it."""
+        return self.active and self.spread > _SPREAD
+
+    @property
+    def channels(self) -> int:
+        """Number of channels."""
+        return self.shape[0] if self.layout.channels_first else self.shape[-1]
+
+    def __str__(self) -> str:
+        sure = f" (agreement {self.agreement:.2f})" if self.how == "measured" else ""
+        return f"{self.name}: {self.layout}, {self.how}{sure}, gradient over {self.spread:.0%}"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer that was found, and how sure that is.
+
+    Attributes:
+        name: Name of the module, or a tensor of it; see [`Tap`][attnguide.outputs.Tap].
+        layout: Where rows, columns and channels of its output are.
+        how: `"measured"`, `"inherited"` or `"assumed"`; see
+            [`Candidate`][attnguide.layers.Candidate].
+        agreement: Correlation of measured positions with the layout, at most 1; NaN if not measured.
+        spread: Share of the positions that the logits depend on, 0 to 1; NaN if the layer has no graph.
+        pooled: Name of the tensor that holds the output's spatial mean, if the logits depend on nothing else.
+    """
+
+    name: str
+    layout: Layout
+    how: How
+    agreement: float
+    spread: float
+    pooled: str | None = None
+
+    @classmethod
+    def of(cls, candidate: Candidate) -> Layer:
+        """Take from a candidate what is needed later on."""
+        return cls(
+            candidate.name,
+            candidate.layout,
+            candidate.how,
+            candidate.agreement,
+            candidate.spread,
+            candidate.pooled,
+        )
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.layout}, {self.how})"
+
+
+def list_candidates(
+    model: nn.Module,
+    images: Tensor,
+    *,
+    verify: bool = True,
+    wanted: Callable[[list[Output]], list[Output]] | None = None,
+    call: Call | None = None,
+) -> list[Candidate]:
+    """Run a probe and list every layer whose output has rows and columns.
+
+    Costs one forward and one backward pass of at most two images, and one forward of five (of up to sixteen
+    more for a model that shuffles its patches). Training flags, buffers and gradients of the model are left
+    as they were.
+
+    Args:
+        model: Any classifier.
+        images: Images that it accepts, `(B, C, H, W)`; the first two are used.
+        verify: Measure where positions look; otherwise layouts are assumed from shapes.
+        wanted: Chooses among the outputs that the model's modules gave; None for all of them.
+        call: How the model is called with the images, if not `model(images)`.
+
+    Returns:
+        Candidates in the order in which they ran.
+    """
+    model = unwrap(model)
+    subject = Subject(model, images, call)
+    seen = first_pass(subject, wanted)
+    found = _layouts(subject, seen.outputs) if verify else {}
+    modules = dict(model.named_modules())
+    prefix = getattr(model, "num_prefix_tokens", None)
+    candidates = []
+    for index, output in enumerate(seen.outputs):
+        layout, how, agreement = found.get(index, (None, "assumed", float("nan")))
+        if layout is None:
+            layout = layouts.assume((1, *output.shape), subject.size, prefix)
+        if layout is not None:
+            candidates.append(_candidate(output, layout, how, agreement, modules, seen))
+    return candidates
+
+
+def _candidate(
+    output: Output,
+    layout: Layout,
+    how: How,
+    agreement: float,
+    modules: dict[str, nn.Module],
+    seen: FirstPass,
+) -> Candidate:
+    spread = 0.0 if output.in_graph else float("nan")
+    if output.gradient is not None:
+        spread = _spread(layout.flat(output.gradient))
+    pooled = seen.pooled(layout, output) if spread > _SPREAD else None
+    return Candidate(
+        name=output.name,
+        names=tuple(str(tap) for tap in output.taps),
+        type=type(modules[Tap.parse(output.name).module]).__name__,
+        shape=output.shape,
+        layout=layout,
+        how=how,
+        agreement=agreement,
+        spread=spread,
+        active=is_active(modules, output.taps[0].module),
+        pooled=None if pooled is None else str(pooled),
+    )
+
+
+def _spread(gradient: Tensor) -> float:
+    """Share of the positions of `(B, C, places)` at which any channel has a gradient."""
+    size = gradient.float().abs().amax(dim=1)
+    return float((size > 1e-6 * size.amax()).float().mean()) if bool(size.amax() > 0) else 0.0
+
+
+# -------------------------------------------------------------------- layouts
+
+
+def _layouts(
+    subject: Subject, outputs: Sequence[Output]
+) -> dict[int, tuple[Layout, How, float]]:
+    """Find the layout of each output, by its index, from what it answers to perturbed images."""
+    prefix = getattr(subject.model, "num_prefix_tokens", None)
+    taps = [Tap.parse(output.name) for output in outputs]
+    positions = measure(subject, taps)
+    found: dict[int, tuple[Layout, How, float]] = {}
+    for index, output in enumerate(outputs):
+        ways = positions.get(taps[index])
+        best = None if ways is None else _best_fit(output.shape, ways, subject.size, prefix)
+        if best is not None and best[0] >= layouts.needed(prod(best[1].grid)):
+            found[index] = best[1], "measured", best[0]
+    left = [index for index in range(len(outputs)) if index not in found]
+    found |= _decoded(subject, {index: outputs[index] for index in left}, taps, positions)
+    measured = {outputs[index].shape: layout for index, (layout, _, _) in found.items()}
+    for index in left:
+        if index not in found and outputs[index].shape in measured:
+            found[index] = measured[outputs[index].shape], "inherited", float("nan")
+    return found
+
+
+def _best_fit(
+    shape: tuple[int, ...], ways: dict[Kind, Positions], size: tuple[int, int], prefix: int | None
+) -> tuple[float, Layout] | None:
+    """Find the layout that agrees best with measured positions."""
+    likely = layouts.assume((1, *shape), size, prefix)
+    if likely is not None:
+        # Nearly always this is it. What could be mistaken for it is a class token at the other end.
+        turned = replace(likely, prefix=likely.suffix, suffix=likely.prefix)
+        way = ways[likely.kind]
+        scores = [layouts.agreement(layout, way.rows, way.columns) for layout in (likely, turned)]
+        if scores[0] >= max(_CLEAR, scores[1]):
+            return scores[0], likely
+    fits = [
+        best
+        for kind, places in kinds_of(shape).items()
+        if layouts.tells(ways[kind].rows)
+        and layouts.tells(ways[kind].columns)
+        and (best := layouts.fit(kind, places, ways[kind].rows, ways[kind].columns, size)) is not None
+    ]
+    return max(fits, key=lambda item: item[0], default=None)
+
+
+def _decoded(
+    subject: Subject,
+    outputs: dict[int, Output],
+    taps: Sequence[Tap],
+    positions: dict[Tap, dict[Kind, Positions]],
+) -> dict[int, tuple[Layout, How, float]]:
+    """Find the order of patches that are in no common order, by writing their numbers into the image."""
+    shuffled = {
+        index: (kind, places)
+        for index, output in outputs.items()
+        for kind, places in kinds_of(output.shape).items()
+        if kind in ("tokens", "nct", "windows")
+        and taps[index] in positions
+        # With four axes it is windows only if it cannot be an ordinary map.
+        and (kind != "windows" or layouts.assume((1, *output.shape), subject.size) is None)
+        and _is_informative(positions[taps[index]][kind])
+    }
+    found: dict[int, tuple[Layout, How, float]] = {}
+    if not shuffled:
+        return found
+    # One grid is tried, that of the deepest: a model that shuffles does so throughout.
+    _, places = shuffled[max(shuffled)]
+    grid = layouts.likely_grid(prod(places), subject.size, spare=len(places) == 1)
+    if grid is None:
+        return found
+    extras = prod(places) - prod(grid)
+    answers = respond(subject, layouts.codes(grid, subject.size), [taps[index] for index in shuffled])
+    for index, (kind, axes) in shuffled.items():
+        if prod(axes) != prod(places) or taps[index] not in answers:
+            continue
+        layout = layouts.decode(kind, grid, extras, answers[taps[index]][kind])
+        if layout is not None:
+            way = positions[taps[index]][kind]
+            found[index] = layout, "measured", layouts.agreement(layout, way.rows, way.columns)
+    return found
+
+
+def _is_informative(positions: Positions) -> bool:
+    """Whether places differ in where they look."""
+    return min(float(positions.rows.std()), float(positions.columns.std())) > 0.1
+
+
+# --------------------------------------------------------------------- choice
+
+
+def choose(model: nn.Module, candidates: Sequence[Candidate], stage: int | None = None) -> Candidate:
+    """Choose the layer: the last that passes, of a width that the model's metadata names, if it names any.
+
+    Args:
+        model: The classifier.
+        candidates: Its layers, as [`list_candidates`][attnguide.layers.list_candidates] gives them.
+        stage: Choose within this of the [`stages`][attnguide.layers.stages] instead, −1 for the last.
+
+    Raises:
+        LayerError: If none passes, or there is no such stage; the candidates are listed.
+    """
+    if stage is not None:
+        groups = stages(candidates)
+        if not -len(groups) <= stage < len(groups):
+            raise LayerError(
+                f"layer 'stage:{stage}': {type(unwrap(model)).__name__} has {len(groups)} stages, 0 to "
+                f"{len(groups) - 1}, or −1 for the last. The last layers of each: "
+                f"{', '.join(group[-1].name for group in groups)}."
+            )
+        candidates = groups[stage]
+    usable = [candidate for candidate in candidates if candidate.usable]
+    if not usable:
+        listed = "\n".join(f"  {candidate}" for candidate in candidates[-12:])
+        raise LayerError(
+            f"no layer of {type(unwrap(model)).__name__} has rows and columns and a gradient spread over "
+            "them, so that there is nothing to look at. Name one with layer='…', or use a larger image or "
+            "a model with a "
+            "classifier head." + (f" Layers with rows and columns:\n{listed}" if listed else "")
+        )
+    widths = _widths(model)
+    chosen = ([candidate for candidate in usable if candidate.channels in widths] or usable)[-1]
+    named = _last_of_metadata(model)
+    return replace(chosen, name=named) if named in chosen.names else chosen
+
+
+def stages(candidates: Sequence[Candidate]) -> list[list[Candidate]]:
+    """Group the layers that pass: by grid, or by block where the whole model has a single grid.
+
+    Args:
+        candidates: As [`list_candidates`][attnguide.layers.list_candidates] gives them.
+
+    Returns:
+        The groups in the order in which they ran.
+    """
+    usable = [candidate for candidate in candidates if candidate.usable]
+    grids = list(dict.fromkeys(candidate.layout.grid for candidate in usable))
+    if len(grids) > 1:
+        return [[c for c in usable if c.layout.grid == grid] for grid in grids]
+    return [list(group) for _, group in groupby(usable, key=block_of)]
+
+
+def block_of(candidate: Candidate) -> str:
+    """Name of the outermost numbered module that a layer belongs to."""
+    steps = candidate.names[0].split(".")
+    ends = [depth for depth, step in enumerate(steps, 1) if step[:1].isdigit()]
+    return ".".join(steps[: ends[0]]) if ends else steps[0]
+
+
+def _widths(model: nn.Module) -> set[object]:
+    """Widths of features that the model's metadata names; empty if there is none."""
+    info = _metadata(model)
+    if not info:
+        return set()
+    model = unwrap(model)
+    names = ("num_features", "head_hidden_size", "embed_dim")
+    return {entry.get("num_chs") for entry in info} | {
+        width for name in names if isinstance(width := getattr(model, name, None), int)
+    }
+
+
+def _last_of_metadata(model: nn.Module) -> str | None:
+    """Name of the last feature module in timm's metadata, or None."""
+    info = _metadata(model)
+    module = info[-1].get("module") if info else None
+    return module if isinstance(module, str) else None
+
+
+def _metadata(model: nn.Module) -> list[dict[str, object]]:
+    """timm's description of a model's features; empty if there is none."""
+    info = getattr(unwrap(model), "feature_info", None)
+    info = getattr(info, "info", info)
+    return [entry for entry in info if isinstance(entry, dict)] if isinstance(info, list) else []

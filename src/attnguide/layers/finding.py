@@ -1,0 +1,216 @@
+"""Finds the layers that a user asks for, once for a model and a size of images, and remembers them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+
+from attnguide.errors import LayerError, nearest
+from attnguide.hooks import evaluating, muted, unwrap
+from attnguide.layers import memory
+from attnguide.layers.candidates import Candidate, Layer, choose, list_candidates, stages
+from attnguide.layers.probe import Output, Subject, is_active
+from attnguide.outputs import Call, Tap, select
+
+__all__ = ["LayerSpec", "check_layer", "find_layers"]
+
+#: How a user names layers: `"auto"`, `"stage:-2"`, a module's name, a pattern, or several of these.
+LayerSpec = str | Sequence[str]
+
+#: The automatic choice looks at so many layers from the end; further only if none of them passes.
+_NEAR_THE_END = 32
+#: So many sizes of images are measured for a model; for more, what was measured is carried over.
+_MEASURED_SIZES = 8
+
+
+def check_layer(model: nn.Module, layer: LayerSpec) -> tuple[str, ...]:
+    """Return what a user asked for, as the unwrapped model knows it.
+
+    Raises:
+        LayerError: If a name is unknown (the nearest is offered), a pattern matches nothing, or there is no
+            name at all.
+    """
+    asked = (layer,) if isinstance(layer, str) else tuple(layer)
+    if not asked:
+        raise LayerError("layer=[] names no layer; leave it out for 'auto', or name at least one.")
+    names = [name for name, _ in unwrap(model).named_modules() if name]
+    return tuple(_checked(text, names) for text in asked)
+
+
+def _checked(text: str, names: Sequence[str]) -> str:
+    if not isinstance(text, str):
+        raise LayerError(f"layer={text!r} must be a name, 'auto', 'stage:N', a pattern, or a list of them.")
+    if text == "auto" or _stage(text) is not None:
+        return text
+    text = text.removeprefix("module.")
+    if _is_pattern(text):
+        if not any(_matches(name, text) for name in names):
+            raise LayerError(f"layer {text!r} matches no module of the model; * stands for one part of a name.")
+        return text
+    if Tap.parse(text).module in names:
+        return text
+    raise LayerError(f"the model has no layer {text!r}.{nearest(text, names)}")
+
+
+def _stage(text: str) -> int | None:
+    kind, _, number = text.partition(":")
+    if kind != "stage":
+        return None
+    try:
+        return int(number)
+    except ValueError:
+        raise LayerError(f"layer {text!r}: a stage has a number, as in 'stage:0' or 'stage:-2'.") from None
+
+
+def _is_pattern(text: str) -> bool:
+    return "*" in text or "?" in text
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Compare part by part, so that * does not reach into a module."""
+    parts, wanted = name.split("."), pattern.split(".")
+    return len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted))
+
+
+def find_layers(
+    model: nn.Module,
+    images: Tensor,
+    layer: LayerSpec = "auto",
+    *,
+    verify: bool = True,
+    call: Call | None = None,
+) -> list[Layer]:
+    """Find the layers to look at.
+
+    What was found is remembered: for the model as long as it lives, for its like (same classes, same
+    settings, same shapes of weights) in this process, and for models of timm, torchvision and transformers
+    on disk; see [`memory`][attnguide.layers.memory].
+
+    Args:
+        model: Any classifier.
+        images: Images that it accepts, `(B, C, H, W)`.
+        layer: `"auto"`: the deepest with rows and columns and a spread-out gradient; `"stage:-2"`: the last
+            of a stage; a module's name; a pattern such as `"blocks.*.norm1"`, in which * stands for one part
+            of a name; or several of these.
+        verify: Measure how the layer's output is arranged. Without it, shapes and what the model says of
+            itself must do.
+        call: How the model is called with the images, if not `model(images)`.
+
+    Returns:
+        The layers, without repetition, in the order asked for.
+
+    Raises:
+        LayerError: If a name is unknown, or no layer passes.
+    """
+    model = unwrap(model)
+    # What was found was checked: asking again must cost nothing.
+    asked = (layer,) if isinstance(layer, str) else tuple(layer)
+    known = memory.recall(model, images, (asked, verify))
+    if known is None:
+        checked = check_layer(model, asked)
+        subject = Subject(model, images, call)
+        other = memory.other_sizes(model, images, (asked, verify))
+        known = _carried_over(subject, other[0]) if len(other) >= _MEASURED_SIZES else None
+        known = _found(subject, checked, verify) if known is None else known
+        memory.remember(model, images, (asked, verify), known)
+    return list(known)
+
+
+def _found(subject: Subject, asked: Sequence[str], verify: bool) -> list[Layer]:
+    layers: dict[str, Layer] = {}
+    for text in asked:
+        for candidate in _candidates_for(subject, text, verify):
+            layers.setdefault(candidate.name, Layer.of(candidate))
+    return list(layers.values())
+
+
+def _candidates_for(subject: Subject, text: str, verify: bool) -> list[Candidate]:
+    model = subject.model
+
+    def listed(wanted: Callable[[list[Output]], list[Output]] | None = None) -> list[Candidate]:
+        return list_candidates(
+            model, subject.images, verify=verify, wanted=wanted, call=subject.call
+        )
+
+    if text == "auto":
+        near = listed(lambda outputs: _active(model, outputs)[-_NEAR_THE_END:])
+        return [choose(model, near if any(candidate.usable for candidate in near) else listed())]
+    stage = _stage(text)
+    if stage is not None:
+        return [choose(model, listed(lambda outputs: _active(model, outputs)), stage)]
+    if not _is_pattern(text):
+        return [_named(subject, listed(lambda outputs: [o for o in outputs if _has(o, text)]), text)]
+    found = [
+        replace(candidate, name=name)
+        for candidate in listed(
+            lambda outputs: [o for o in outputs if any(_matches(tap.module, text) for tap in o.taps)]
+        )
+        for name in [name for name in candidate.names if _matches(name, text)][-1:]
+    ]
+    if not found:
+        raise LayerError(f"no layer that matches {text!r} gives rows and columns.{_alternatives(subject)}")
+    return found
+
+
+def _active(model: nn.Module, outputs: list[Output]) -> list[Output]:
+    modules = dict(model.named_modules())
+    return [output for output in outputs if is_active(modules, output.taps[0].module)]
+
+
+def _has(output: Output, text: str) -> bool:
+    return any(str(tap) == text for tap in output.taps)
+
+
+def _named(subject: Subject, found: list[Candidate], text: str) -> Candidate:
+    if found:
+        return replace(found[-1], name=text)
+    shape = _shape(subject, Tap.parse(text))
+    reason = (
+        "did not run, or gives no tensor"
+        if shape is None
+        else f"gives a tensor of shape {shape}, in which no rows and columns of a "
+        f"{subject.size[0]}×{subject.size[1]} image can be told"
+    )
+    raise LayerError(f"layer {text!r} {reason}.{_alternatives(subject)}")
+
+
+def _alternatives(subject: Subject) -> str:
+    candidates = list_candidates(subject.model, subject.images, verify=False, call=subject.call)
+    usable = [group[-1].name for group in stages(candidates)]
+    return f" Layers that would do: {', '.join(usable[-12:])}." if usable else " Leave layer='auto'."
+
+
+def _shape(subject: Subject, tap: Tap) -> tuple[int, ...] | None:
+    """Shape of a layer's output for such images; None if there is none."""
+    shapes: list[tuple[int, ...]] = []
+
+    def look(module: nn.Module, args: object, output: object) -> None:
+        tensor = select(output, tap.path)
+        if tensor is not None:
+            shapes.append(tuple(tensor.shape))
+
+    handle = subject.model.get_submodule(tap.module).register_forward_hook(look)
+    try:
+        with torch.inference_mode(False), torch.no_grad(), evaluating(subject.model), muted():
+            subject.run(subject.images[:1].detach())
+    finally:
+        handle.remove()
+    if tap.call is not None:
+        return shapes[tap.call] if tap.call < len(shapes) else None
+    return shapes[-1] if shapes else None
+
+
+def _carried_over(subject: Subject, known: memory.Known) -> list[Layer] | None:
+    """Carry what was measured at another size of images over to these; None where it must be measured."""
+    carried = []
+    for layer in known.layers:
+        shape = _shape(subject, Tap.parse(layer.name))
+        layout = None if shape is None else layer.layout.resized(known.size, shape, subject.size)
+        if layout is None:
+            return None
+        carried.append(replace(layer, layout=layout, how="inherited", agreement=float("nan")))
+    return carried

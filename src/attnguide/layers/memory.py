@@ -1,0 +1,205 @@
+"""Remembers which layers were found: for a model, for its like, and on disk for models with a name.
+
+On disk there is one small JSON file for each architecture and question, in `$ATTNGUIDE_CACHE`, else in
+`attnguide` under the user's cache folder (`$XDG_CACHE_HOME`, else `~/.cache`). Only what was measured is
+kept there. The files may be deleted at any time; with `ATTNGUIDE_CACHE=off` none are read or written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from weakref import ReferenceType, WeakKeyDictionary, ref
+
+from torch import Tensor, nn
+
+from attnguide import __version__
+from attnguide.data.files import atomic_write
+from attnguide.errors import InputError
+from attnguide.layers.candidates import Layer
+from attnguide.layers.layout import Layout
+from attnguide.outputs import Tap
+
+__all__ = ["Known", "fingerprint", "folder", "forget", "other_sizes", "recall", "remember"]
+
+#: What was asked: the layers, and whether to measure.
+Question = tuple[tuple[str, ...], bool]
+
+#: So many answers are kept for a model, and for all models that are gone.
+_MOST = 256
+
+
+@dataclass(frozen=True)
+class Known:
+    """An answer.
+
+    Attributes:
+        layers: The layers found.
+        size: `(H, W)` of the images that they were found with.
+    """
+
+    layers: tuple[Layer, ...]
+    size: tuple[int, int]
+
+
+#: Shape of one image, with the question.
+_Key = tuple[tuple[int, ...], Question]
+#: The modules that an answer speaks of.
+_Modules = tuple[ReferenceType[nn.Module], ...]
+_of_models: WeakKeyDictionary[nn.Module, OrderedDict[_Key, tuple[Known, _Modules]]] = WeakKeyDictionary()
+_of_kinds: OrderedDict[tuple[str, _Key], Known] = OrderedDict()
+_lock = threading.Lock()
+
+
+def recall(model: nn.Module, images: Tensor, question: Question) -> tuple[Layer, ...] | None:
+    """Return what was found for this model, or one like it, and images of this size; None if nothing was."""
+    key: _Key = (tuple(images.shape[1:]), question)
+    own = _of_models.get(model, OrderedDict()).get(key)
+    if own is not None and all(
+        reference() is module for reference, module in zip(own[1], _modules(model, own[0]), strict=True)
+    ):
+        return own[0].layers
+    print_ = fingerprint(model)
+    known = _of_kinds.get((print_, key)) or _read(_file(model, print_, key), key)
+    if known is None or None in _modules(model, known):
+        return None
+    _keep(model, print_, key, known)
+    return known.layers
+
+
+def other_sizes(model: nn.Module, images: Tensor, question: Question) -> list[Known]:
+    """Return what was measured for this model and other sizes of images."""
+    shape = tuple(images.shape[1:])
+    return [
+        known
+        for (other, asked), (known, _) in _of_models.get(model, OrderedDict()).items()
+        if asked == question
+        and other[:-2] == shape[:-2]
+        and all(layer.how == "measured" for layer in known.layers)
+    ]
+
+
+def remember(model: nn.Module, images: Tensor, question: Question, layers: Sequence[Layer]) -> None:
+    """Keep an answer."""
+    key: _Key = (tuple(images.shape[1:]), question)
+    print_ = fingerprint(model)
+    known = Known(tuple(layers), (images.shape[-2], images.shape[-1]))
+    _keep(model, print_, key, known)
+    if all(layer.how == "measured" for layer in layers):
+        _write(_file(model, print_, key), known)
+
+
+def forget() -> None:
+    """Drop every answer in memory; files stay."""
+    with _lock:
+        _of_models.clear()
+        _of_kinds.clear()
+
+
+def _keep(model: nn.Module, print_: str, key: _Key, known: Known) -> None:
+    references = tuple(ref(module) for module in _modules(model, known) if module is not None)
+    with _lock:
+        own = _of_models.setdefault(model, OrderedDict())
+        own[key] = known, references
+        _of_kinds[print_, key] = known
+        while len(own) > _MOST:
+            own.popitem(last=False)
+        while len(_of_kinds) > _MOST:
+            _of_kinds.popitem(last=False)
+
+
+def _modules(model: nn.Module, known: Known) -> list[nn.Module | None]:
+    """Return the modules that an answer speaks of; None for one that is gone, as a head may be."""
+    names = [name for layer in known.layers for name in (layer.name, layer.pooled) if name is not None]
+    found = []
+    for name in names:
+        module: nn.Module | None = model
+        for step in Tap.parse(name).module.split("."):
+            module = None if module is None else module._modules.get(step)
+        found.append(module)
+    return found
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Return a digest of a model's classes, plain settings and shapes of weights.
+
+    Models of the same digest arrange their outputs in the same way, whatever their weights are.
+    """
+    digest = hashlib.sha256()
+    for name, module in model.named_modules():
+        kind = type(module)
+        plain = {
+            key: value
+            for key, value in vars(module).items()
+            if key != "training" and isinstance(value, (bool, int, float, str, tuple, type(None)))
+        }
+        shapes = {key: tuple(value.shape) for key, value in module._parameters.items() if value is not None}
+        digest.update(repr((name, kind.__module__, kind.__qualname__, plain, shapes)).encode())
+    return digest.hexdigest()
+
+
+# -------------------------------------------------------------------------- disk
+
+
+def folder() -> Path | None:
+    """Return where answers are kept on disk; None if they are not."""
+    chosen = os.environ.get("ATTNGUIDE_CACHE")
+    if chosen is not None:
+        return None if chosen.lower() in ("", "off") else Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "attnguide"
+
+
+def _file(model: nn.Module, print_: str, key: _Key) -> Path | None:
+    root, name = folder(), _name_of(model)
+    if root is None or name is None:
+        return None
+    digest = hashlib.sha256(repr((print_, key, __version__)).encode()).hexdigest()[:16]
+    return root / "layers" / f"{name}-{digest}.json"
+
+
+def _name_of(model: nn.Module) -> str | None:
+    """Name of an architecture that others know too; None for a class of the user's own, which may change."""
+    kind = type(model)
+    if kind.__module__.partition(".")[0] not in ("timm", "torchvision", "transformers"):
+        return None
+    config = getattr(model, "pretrained_cfg", None)
+    name = config.get("architecture") if isinstance(config, dict) else None
+    return str(name or kind.__name__).replace("/", "_")
+
+
+def _read(file: Path | None, key: _Key) -> Known | None:
+    if file is None or not file.is_file():
+        return None
+    try:
+        entries = json.loads(file.read_text(encoding="utf-8"))
+        layers = []
+        for entry in entries:
+            layout = entry.pop("layout")
+            layout["grid"] = tuple(layout["grid"])
+            layout["order"] = None if layout["order"] is None else tuple(layout["order"])
+            layers.append(Layer(layout=Layout(**layout), **entry))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        logging.getLogger(__name__).info("%s is not used: %s", file, error)
+        return None
+    shape = key[0]
+    return Known(tuple(layers), (shape[-2], shape[-1]))
+
+
+def _write(file: Path | None, known: Known) -> None:
+    if file is None or any(math.isnan(layer.agreement) for layer in known.layers):
+        return
+    text = json.dumps([asdict(layer) for layer in known.layers])
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(file) as part:
+            part.write_text(text, encoding="utf-8")
+    except (OSError, InputError) as error:  # a cache that cannot be written is no reason to stop
+        logging.getLogger(__name__).info("%s was not written: %s", file, error)

@@ -1,0 +1,424 @@
+"""Measures what a layer's output looks at: a model is run on a few perturbed images, and differentiated once.
+
+Two passes. The first runs two images and takes one gradient of the logits: it finds the tensors that modules
+give, and the share of their positions that the logits depend on. The second runs a base image and copies of
+it with noise whose strength rises or falls along the rows, or the columns. How much stronger a position
+answers to the rising noise than to the falling one tells where in the image it looks; thus rows, columns and
+channels are told apart without knowing anything of the model.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from attnguide.functional import full_precision
+from attnguide.hooks import evaluating, muted
+from attnguide.layers.layout import Kind, Layout
+from attnguide.outputs import Call, Tap, find_logits, replace, select, tensors_in
+
+__all__ = ["FirstPass", "Output", "Positions", "Subject", "first_pass", "is_active", "kinds_of", "measure", "respond", "stand_ins"]
+
+#: Modules that hand on what they are given: their output says nothing about who made it.
+_PASS_ON = (nn.Dropout, nn.Dropout2d, nn.Flatten, nn.Identity, nn.Unflatten)
+#: Modules whose output only resamples or projects what another layer found.
+_PASSIVE = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.AvgPool2d, nn.Linear, nn.MaxPool2d, nn.Upsample)
+_ATTENTION = re.compile("attention|attn", re.IGNORECASE)
+_CONTAINER = re.compile("block|layer|stage|net$|former$", re.IGNORECASE)
+
+
+@dataclass(eq=False)
+class Output:
+    """A tensor that modules gave in the first pass.
+
+    Attributes:
+        taps: Where it was seen, from the module that made it outwards.
+        value: The tensor, detached.
+        gradient: Gradient of the logits with respect to it; None if there is none, or it was not asked for.
+        dropped: Whether some of it is dropped in training before others see it.
+        in_graph: Whether it has a graph at all.
+    """
+
+    taps: list[Tap]
+    value: Tensor
+    gradient: Tensor | None = None
+    dropped: bool = False
+    in_graph: bool = True
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape, without the batch axis."""
+        return tuple(self.value.shape[1:])
+
+    @property
+    def name(self) -> str:
+        """Name of the outermost module that gave it as it is, rather than in a tuple."""
+        return next((str(tap) for tap in reversed(self.taps) if not tap.path), str(self.taps[-1]))
+
+
+@dataclass(frozen=True)
+class FirstPass:
+    """What the first pass saw.
+
+    Attributes:
+        outputs: Tensors that may have rows and columns, in the order in which they were last seen.
+        vectors: Tensors with one value for each channel, such as pooled features.
+    """
+
+    outputs: list[Output]
+    vectors: list[Output]
+
+    def pooled(self, layout: Layout, output: Output) -> Tap | None:
+        """Return where the mean of an output over its places appears, if the logits depend on nothing else.
+
+        The gradient of the logits is then the same at each place, and can be taken at the mean instead.
+        """
+        if output.gradient is None or output.dropped:
+            return None
+        feature, gradient = layout.flat(output.value).float(), layout.flat(output.gradient).float()
+        mean, slope = feature.mean(dim=2), gradient.mean(dim=2)
+        for vector in self.vectors:
+            if (
+                vector.gradient is not None
+                and vector.value.numel() == mean.numel()
+                and _alike(vector.value.float().view_as(mean), mean)
+                and _alike(vector.gradient.float().view_as(mean) / feature.shape[2], slope)
+                and _alike(gradient, slope[:, :, None].expand_as(gradient))
+            ):
+                return vector.taps[0]
+        return None
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    return bool((a - b).abs().amax() <= 1e-4 * b.abs().amax())
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Where the places of an output look: rows and columns in [0, 1], each `(places,)`."""
+
+    rows: Tensor
+    columns: Tensor
+
+
+def kinds_of(shape: Sequence[int]) -> dict[Kind, tuple[int, ...]]:
+    """List the ways to take an output apart into channels and places.
+
+    Args:
+        shape: Shape without the batch axis.
+
+    Returns:
+        For each way the sizes of the axes that are not channels; empty if there can be no rows and columns.
+    """
+    shape = tuple(shape)
+    if len(shape) == 3:
+        return {"nchw": shape[1:], "nhwc": shape[:-1], "windows": shape[:-1]}
+    if len(shape) == 2:
+        return {"tokens": shape[:-1], "nct": shape[1:]}
+    return {"windows": shape[:-1]} if len(shape) in (4, 5) else {}
+
+
+def _over_channels(tensor: Tensor, kind: Kind, reduce: Callable[..., Tensor]) -> Tensor:
+    """Reduce `(B, …)` over the channels to `(B, places)`."""
+    return reduce(tensor, dim=1 if kind in ("nchw", "nct") else -1).flatten(1)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model, images that it accepts, and how it is called.
+
+    Attributes:
+        model: Any classifier, unwrapped.
+        images: `(B, C, H, W)`.
+        call: How the model was called with these images; None for `model(images)`.
+    """
+
+    model: nn.Module
+    images: Tensor
+    call: Call | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows and columns of the images."""
+        return self.images.shape[-2], self.images.shape[-1]
+
+    def run(self, images: Tensor) -> Any:
+        """Run other images, with stand-ins for weights that are zero."""
+        args, kwargs = ((images,), {}) if self.call is None else self.call.arguments(images)
+        return functional_call(self.model, stand_ins(self.model), args, kwargs)
+
+
+# -------------------------------------------------------------------- first pass
+
+
+def first_pass(
+    subject: Subject, wanted: Callable[[list[Output]], list[Output]] | None = None
+) -> FirstPass:
+    """Run at most two images forward and back, and list what the modules gave.
+
+    Args:
+        subject: The model, and images.
+        wanted: Chooses the outputs that are listed and get a gradient, among all of them; None for all.
+
+    Returns:
+        The tensors.
+    """
+    model = subject.model
+    modules = dict(model.named_modules())
+    seen: list[Output] = []
+    vectors: list[Output] = []
+    #: By identity of the tensor that was handed on: which output it is, and of which version.
+    handed_on: dict[int, tuple[Output, Tensor, int]] = {}
+    counts: dict[str, int] = {}
+
+    def look_at(name: str, tap: Tap, tensor: Tensor) -> Tensor | None:
+        known, _, version = handed_on.get(id(tensor), (None, None, 0))
+        if known is not None and tensor._version == version:
+            known.taps.append(tap)
+            known.dropped |= isinstance(modules[name], nn.modules.dropout._DropoutNd) and modules[name].p > 0
+            if not isinstance(modules[name], _PASS_ON):
+                seen.remove(known)
+                seen.append(known)
+            return None
+        if _is_vector(tensor, batch):
+            vectors.append(Output([tap], tensor))
+        elif kinds_of(tensor.shape[1:]) and not isinstance(modules[name], _PASS_ON):
+            seen.append(Output([tap], tensor))
+            # A copy goes on, lest the next layer works in place and overwrites what this one gave.
+            passed_on = tensor.clone()
+            handed_on[id(passed_on)] = seen[-1], passed_on, passed_on._version
+            return passed_on
+        return None
+
+    def record(name: str, args: tuple[Any, ...], output: Any) -> Any:
+        call = counts[name] = counts.get(name, -1) + 1
+        changed = None
+        for path, tensor in list(tensors_in(output)):
+            if tensor.is_floating_point() and tensor.ndim > 1 and len(tensor) == batch:
+                passed_on = look_at(name, Tap(name, call, path), tensor)
+                if passed_on is not None:
+                    output = changed = replace(output, path, passed_on)
+        given = args[0] if args else None
+        if isinstance(given, Tensor) and given.is_floating_point() and _is_vector(given, batch):
+            vectors.append(Output([Tap(name, call, given=True)], given))
+        return changed
+
+    # The probe may be called from a validation loop that records no graph.
+    with torch.inference_mode(False), torch.enable_grad(), _on_its_own(model), _watching(model, record):
+        probe = subject.images[:2].detach().clone()
+        batch = len(probe)
+        # A frozen model has a graph only if it begins at the images.
+        probe.requires_grad_(probe.is_floating_point())
+        logits = find_logits(subject.run(probe)).float()
+        # Unequal weights: probabilities, which sum to one, would have no gradient otherwise.
+        score = (logits * torch.linspace(1, 2, logits.shape[1], device=logits.device)).sum()
+        for output in (*seen, *vectors):
+            output.taps = [_plain(tap, counts) for tap in output.taps]
+        outputs = seen if wanted is None else wanted(seen)
+        _differentiate(score, [output for output in (*outputs, *vectors) if output.value.requires_grad])
+    for output in (*outputs, *vectors):
+        output.in_graph = output.value.requires_grad
+        output.value = output.value.detach()
+    return FirstPass(outputs, vectors)
+
+
+def _is_vector(tensor: Tensor, batch: int) -> bool:
+    """Whether there is one value for each channel: `(B, C)`, `(B, C, 1, 1)` …"""
+    return tensor.ndim > 1 and len(tensor) == batch and tensor.numel() == batch * max(tensor.shape[1:])
+
+
+def _differentiate(score: Tensor, outputs: Sequence[Output]) -> None:
+    if outputs and score.requires_grad:
+        values = [output.value for output in outputs]
+        gradients = torch.autograd.grad(score, values, allow_unused=True)
+        for output, gradient in zip(outputs, gradients, strict=True):
+            output.gradient = gradient
+
+
+def is_active(modules: Mapping[str, nn.Module], name: str) -> bool:
+    """Whether a module computes features of its own: no pooling, no projection, no part of an attention."""
+    steps = name.split(".")
+    ancestors = (modules[".".join(steps[:depth])] for depth in range(1, len(steps)))
+    return not isinstance(modules[name], _PASSIVE) and not any(
+        _ATTENTION.search(type(ancestor).__name__) and not _CONTAINER.search(type(ancestor).__name__)
+        for ancestor in ancestors
+    )
+
+
+def _plain(tap: Tap, counts: dict[str, int]) -> Tap:
+    """Leave out what goes without saying: the last call, the first tensor."""
+    call = None if tap.call == counts[tap.module] else tap.call
+    return Tap(tap.module, call, () if not any(tap.path) else tap.path, tap.given)
+
+
+def stand_ins(model: nn.Module) -> dict[str, Tensor]:
+    """Stand-ins for all-zero weights, which let no gradient pass.
+
+    Fresh heads are such, and the last scale of a residual branch, which begins as nothing in many models.
+    """
+    return {
+        name: _stand_in(weight)
+        for name, weight in model.named_parameters()
+        if not name.rpartition(".")[2].endswith("bias") and not bool(weight.any())
+    }
+
+
+def _stand_in(weight: Tensor) -> Tensor:
+    if weight.ndim < 2:
+        return torch.ones_like(weight, requires_grad=False)
+    values = torch.linspace(-1, 1, weight.numel(), device=weight.device)
+    return values.view_as(weight).to(weight.dtype)
+
+
+@contextmanager
+def _on_its_own(model: nn.Module) -> Iterator[None]:
+    """Run the model unseen by recorders, in evaluation mode, and as if it had seen data.
+
+    Fresh statistics of batch normalisation let the signal fade with depth, until rounding hides it.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(evaluating(model))
+        stack.enter_context(muted())
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and _is_fresh(module):
+                stack.callback(module.register_forward_pre_hook(_standardise).remove)
+        yield
+
+
+def _is_fresh(module: nn.modules.batchnorm._BatchNorm) -> bool:
+    mean, variance = module.running_mean, module.running_var
+    return mean is not None and variance is not None and not bool(mean.any()) and bool((variance == 1).all())
+
+
+def _standardise(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Give the input of a batch normalisation mean 0 and variance 1, all images alike."""
+    values = args[0]
+    channels = values.shape[1]
+    mean, variance = full_precision(values.new_zeros(channels)), full_precision(values.new_ones(channels))
+    with torch.no_grad():  # the statistics are to be constants
+        F.batch_norm(values.detach(), mean, variance, training=True, momentum=1.0)
+    return (F.batch_norm(values, mean, variance, training=False, eps=1e-12), *args[1:])
+
+
+@contextmanager
+def _watching(
+    model: nn.Module, record: Callable[[str, Any, Any], Any], names: frozenset[str] | None = None
+) -> Iterator[None]:
+    """Call `record(name, args, output)` after every module's forward; what it gives replaces the output."""
+    with ExitStack() as stack:
+        for name, module in model.named_modules():
+            if name and (names is None or name in names):
+                handle = module.register_forward_hook(partial(_pass_to, record, name))
+                stack.callback(handle.remove)
+        yield
+
+
+def _pass_to(
+    record: Callable[[str, Any, Any], Any], name: str, module: nn.Module, args: object, output: object
+) -> Any:
+    return record(name, args, output)
+
+
+# ------------------------------------------------------------------- second pass
+
+
+def measure(subject: Subject, taps: Sequence[Tap]) -> dict[Tap, dict[Kind, Positions]]:
+    """Run perturbed copies of the first image, and tell where in it the places of outputs look.
+
+    Args:
+        subject: The model, and images.
+        taps: The outputs to measure.
+
+    Returns:
+        For each output that was seen, and each way to take its channels, the positions of its places.
+    """
+    height, width = subject.size
+    down = _ramp(height)[:, None].expand(height, width)
+    right = _ramp(width).expand(height, width)
+    answers = respond(subject, torch.stack([down, 1 - down, right, 1 - right]), taps)
+    return {
+        tap: {kind: Positions(_balance(*sizes[:2]), _balance(*sizes[2:])) for kind, sizes in ways.items()}
+        for tap, ways in answers.items()
+    }
+
+
+def _ramp(length: int) -> Tensor:
+    return (torch.arange(length) + 0.5) / length
+
+
+def _balance(rising: Tensor, falling: Tensor) -> Tensor:
+    """Share of the rising noise in the answer; a half where there is no answer."""
+    total = rising + falling
+    return torch.where(total > 0, rising / torch.where(total > 0, total, 1), 0.5)
+
+
+def respond(
+    subject: Subject, patterns: Tensor, taps: Sequence[Tap]
+) -> dict[Tap, dict[Kind, Tensor]]:
+    """Run the first image with noise in given patterns, and tell how strongly the places of outputs answer.
+
+    Args:
+        subject: The model, and images.
+        patterns: Strength of the noise, `(P, H, W)` in [0, 1].
+        taps: The outputs to measure.
+
+    Returns:
+        For each output that was seen, and each way to take its channels, the root mean square of the change,
+        `(P, places)`.
+    """
+    wanted: dict[str, dict[int | None, list[Tap]]] = {}
+    for tap in taps:
+        wanted.setdefault(tap.module, {}).setdefault(tap.call, []).append(tap)
+    answers: dict[Tap, dict[Kind, Tensor]] = {}
+    counts: dict[str, int] = {}
+
+    def record(name: str, args: object, output: object) -> None:
+        call = counts[name] = counts.get(name, -1) + 1
+        # What has no number is measured at every call, so that the last one stays.
+        for tap in (*wanted[name].get(call, ()), *wanted[name].get(None, ())):
+            tensor = select(output, tap.path)
+            if tensor is None or not tensor.is_floating_point() or len(tensor) != len(batch):
+                continue
+            change = (tensor[1:].detach() - tensor[:1].detach()).float()
+            # Deep in a model with fresh weights the squares may be too small for float32.
+            peak = change.abs().amax()
+            change = change / torch.where(peak > 0, peak, 1)
+            answers[tap] = {
+                kind: _over_channels(change.square(), kind, torch.mean).sqrt().cpu()
+                for kind in kinds_of(tensor.shape[1:])
+            }
+
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        _on_its_own(subject.model),
+        _watching(subject.model, record, frozenset(wanted)),
+    ):
+        batch = _perturbed(subject.images[:1].detach(), patterns.to(subject.images.device))
+        subject.run(batch)
+    return answers
+
+
+def _perturbed(image: Tensor, patterns: Tensor) -> Tensor:
+    """Return the image `(1, C, H, W)` and a noisy copy of it for each pattern."""
+    generator = torch.Generator().manual_seed(0)
+    fine = torch.randn(image.shape, generator=generator)
+    # Stems blur and pool: some of the noise has to be coarse.
+    small = [max(side // 8, 1) for side in image.shape[-2:]]
+    coarse = torch.randn(*image.shape[:2], *small, generator=generator)
+    noise = fine + F.interpolate(coarse, size=image.shape[-2:], mode="nearest")
+    noise = noise.to(image.device)
+    base = image.float()
+    spread = base.std()
+    scale = torch.where(spread > 0, spread, torch.ones_like(spread))
+    batch = torch.cat([base, base + scale * noise * patterns[:, None]])
+    return batch.to(image.dtype) if image.is_floating_point() else batch.round().clamp(0, 255).to(image.dtype)
