@@ -28,7 +28,7 @@ from attnguide import functional, models
 from attnguide.data.faces import FaceSample
 from attnguide.errors import DataError, GuidanceError, InputError
 from attnguide.guide import Guide
-from attnguide.hooks import evaluating
+from attnguide.modes import evaluating
 from attnguide.outputs import find_logits
 from attnguide.pairs import IGNORE_INDEX
 from attnguide.priors.mask import MaskPrior

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from attnguide.errors import GuidanceError
-from attnguide.hooks import aside, evaluating, unwrap
+from attnguide.hooks import aside, unwrap
 from attnguide.layers.probe import stand_ins
+from attnguide.modes import evaluating
 
 __all__ = ["CheckReport", "ParameterGroup", "check"]
 

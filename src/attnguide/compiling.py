@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from attnguide.errors import GuidanceError
-from attnguide.hooks import evaluating, muted
 from attnguide.layers import Layer
+from attnguide.modes import evaluating, muted
 from attnguide.outputs import Tap
 
 __all__ = ["compile_before"]
@@ -47,7 +47,7 @@ def compile_before(
             "nothing to compile. Guide a later layer, or train without compiling."
         )
     for name in names:
-        modules[name].compile(**options)  # type: ignore[no-untyped-call]
+        modules[name].compile(**options)
     return names
 
 

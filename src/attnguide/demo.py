@@ -34,7 +34,7 @@ from attnguide.errors import InputError
 from attnguide.explanation import explain
 from attnguide.functional import unit
 from attnguide.guide import Guide
-from attnguide.hooks import evaluating
+from attnguide.modes import evaluating
 from attnguide.networks import small_cnn
 from attnguide.priors.mask import MaskPrior
 

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from attnguide import functional, visual
 from attnguide.errors import InputError
 from attnguide.functional import full_precision
-from attnguide.hooks import Recorder, aside, evaluating, unwrap
+from attnguide.hooks import Recorder, aside, unwrap
 from attnguide.interfaces import AttributionSource
 from attnguide.layers import LayerSpec, find_layers
+from attnguide.modes import evaluating
 from attnguide.pairs import Evidence, Pairs, Targets, resolve
 from attnguide.registry import registry
 from attnguide.terms import check_reach
@@ -124,8 +125,8 @@ def explain(
         size: `"input"`: maps as large as the images; `(H, W)`; or None: the layer's own resolution.
         labels: Needed for `targets="labels"`.
         evidence: `"logit"`, or `"decision"`: for a negative logit the evidence is the negated logit.
-        fuse: How the maps of several layers are joined: `"mean"`, `"max"` or `"product"`, after each is scaled
-            to a maximum of 1.
+        fuse: How the maps of several layers are joined: `"mean"`, `"max"` or `"product"`, after each is
+            scaled to a maximum of 1.
         verify: Measure how the layer's output is arranged, once for a model and a size of images.
 
     Returns:
@@ -211,12 +212,12 @@ def _maps(source: AttributionSource, trace: Trace, pairs: Pairs, target: tuple[i
         maps = full_precision(trace.logits).new_zeros(shape)
     if target is None or not maps.numel():
         return maps if target is None else maps.new_zeros(*shape[:2], *target)
-    return functional.resize(maps.flatten(0, 1), target).unflatten(0, shape[:2])
+    return functional.resize(maps.flatten(0, 1), target).view(*shape[:2], *target)
 
 
 def _joined(maps: list[Tensor], fuse: str) -> Tensor:
-    counts = maps[0].shape[:2]
-    return functional.fuse([one.flatten(0, 1) for one in maps], fuse).unflatten(0, counts)
+    joined = functional.fuse([one.flatten(0, 1) for one in maps], fuse)
+    return joined.view(*maps[0].shape[:2], *joined.shape[-2:])
 
 
 def _is_size(size: object) -> bool:

@@ -290,9 +290,7 @@ class Guide:
         shards = self._recorder.shards
         if not shards:
             raise GuidanceError("guide.loss was called before a forward; call model(images) first.")
-        return trace_of(
-            shards, self._known_layers(), differentiable=True, second_order=self.second_order
-        )
+        return trace_of(shards, self._known_layers(), differentiable=True, second_order=self.second_order)
 
     def _adapter_modules(self) -> list[Adapter]:
         return [adapter for adapter in self.adapters if isinstance(adapter, Adapter)]

@@ -13,16 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attnguide.attention import Attention
 from attnguide.errors import InputError, LayerError
+from attnguide.modes import empty_caches, is_muted
 from attnguide.outputs import Call, Tap, find_logits, replace, select
+from attnguide.twice import Attention, smooth
 
 __all__ = [
     "Recorder",
     "Shard",
     "aside",
-    "evaluating",
-    "muted",
     "unwrap",
 ]
 
@@ -43,38 +42,6 @@ def unwrap(model: nn.Module) -> nn.Module:
     while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         model = model.module
     return model
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Switch to evaluation mode, and restore the training flag of every module one by one."""
-    flags = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        yield
-    finally:
-        # Assigned, not model.train(): partly frozen models have their own idea of which modules train.
-        for module, training in flags:
-            module.training = training
-
-
-class _Muting(threading.local):
-    """How many probes are running in this thread."""
-
-    depth = 0
-
-
-_muting = _Muting()
-
-
-@contextmanager
-def muted() -> Iterator[None]:
-    """Run forward passes that no recorder takes notice of: probes of the library's own."""
-    _muting.depth += 1
-    try:
-        yield
-    finally:
-        _muting.depth -= 1
 
 
 @contextmanager
@@ -142,6 +109,8 @@ class Recorder:
                 self._keep(stack, model.register_forward_hook(self._end_wrapper, always_call=True))
             self._keep(stack, self.model.register_forward_pre_hook(self._begin, with_kwargs=True))
             self._keep(stack, self.model.register_forward_hook(self._end, always_call=True))
+            if second_order:
+                stack.enter_context(smooth(self.model))
             self._hooks = stack.pop_all()
 
     @staticmethod
@@ -235,7 +204,7 @@ class Recorder:
 
     def _begin_wrapper(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Prepare for replicas, which run in threads of their own."""
-        if _muting.depth or self.inert:
+        if is_muted() or self.inert:
             return
         self.clear()
         if self._before is not None:
@@ -255,12 +224,14 @@ class Recorder:
     # checkpointing recomputes it in the backward pass) does not overwrite what the forward saw.
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if _muting.depth or self.inert:
+        if is_muted() or self.inert:
             return
         call = Call.of(args, kwargs)
         images = call.images
         if not self._parallel:
             self.clear()
+            if torch.is_grad_enabled():
+                empty_caches(self.model)
             if self._before is not None:
                 self._before(call)
         previous = self._shards.pop(images.device, None)
@@ -269,7 +240,7 @@ class Recorder:
         self._shards[images.device] = self._open.shard = Shard(images)
 
     def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        if _muting.depth or self.inert:
+        if is_muted() or self.inert:
             return None
         shard = self._shard()
         self._open.shard = None
@@ -278,7 +249,7 @@ class Recorder:
         shard.attention.fuse()
         if output is None:  # the forward raised; hooks are called all the same
             return None
-        shard.logits = find_logits(output)
+        shard.logits = _answer(self.model, output)
         return None if self._after is None else self._after(shard, output)
 
     def _look_at_input(self, taps: Mapping[str, Tap], module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -307,7 +278,8 @@ class Recorder:
             feature = select(output, tap.path)
             if feature is None:
                 raise LayerError(
-                    f"layer {name!r} gives {type(output).__name__}, without a tensor there; choose another layer."
+                    f"layer {name!r} gives {type(output).__name__}, without a tensor there; choose "
+                    "another layer."
                 )
             if not begin:
                 shard.features[name] = feature
@@ -319,7 +291,7 @@ class Recorder:
 
     def _shard(self) -> Shard | None:
         """The recording of the forward that is running in this thread."""
-        return None if _muting.depth or self.inert else getattr(self._open, "shard", None)
+        return None if is_muted() or self.inert else getattr(self._open, "shard", None)
 
     def _beginning(self, shard: Shard, feature: Tensor) -> Tensor:
         """See to it that a graph reaches, or begins at, a layer's output."""
@@ -334,6 +306,13 @@ class Recorder:
             shard.attention.unfuse()
             feature.register_hook(shard.attention.end_backward)  # type: ignore[no-untyped-call]
         return feature
+
+
+def _answer(model: nn.Module, output: Any) -> Tensor:
+    """Return the logits; of timm's models that train two heads (distillation) the mean, as they evaluate."""
+    if getattr(model, "distilled_training", False) and isinstance(output, tuple) and len(output) == 2:
+        return (find_logits(output[0]) + find_logits(output[1])) / 2
+    return find_logits(output)
 
 
 def _inert() -> Recorder:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from attnguide.errors import InputError
 from attnguide.functional import full_precision
-from attnguide.hooks import evaluating
+from attnguide.modes import evaluating
 from attnguide.outputs import find_logits
 
 __all__ = ["energy_in_mask", "occlusion"]

@@ -1,4 +1,4 @@
-"""What goes in and out of a forward call: images, logits, and the tensors inside tuples, dicts and objects."""
+"""What goes in and out of a forward call: images, logits, and tensors inside tuples, dicts and objects."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from attnguide.errors import GuidanceError, InputError, LayerError
 
@@ -49,8 +49,8 @@ class Tap:
         match = _TAP.fullmatch(text)
         if match is None:
             raise LayerError(
-                f"layer {text!r} is not understood: expected a module's name, with #0, #1 … for one of several "
-                "calls and [0], [1] … for one of several tensors."
+                f"layer {text!r} is not understood: expected a module's name, with #0, #1 … for one of "
+                "several calls and [0], [1] … for one of several tensors."
             )
         keys = re.findall(r"\[([^\[\]]+)\]", match["path"])
         path = tuple(int(key) if key.isdecimal() else key for key in keys)
@@ -105,6 +105,8 @@ def find_images(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
             return value
     got = ", ".join(type(value).__name__ for value in (*args, *kwargs.values())) or "nothing"
     raise InputError(f"no image tensor (B, C, H, W) among the arguments of the model's forward; got {got}.")
+
+
 @dataclass(frozen=True)
 class Call:
     """How a model was called, so that it can be called in the same way with other images.
@@ -160,6 +162,12 @@ def _logits_key(output: Any) -> Any:
     for key, value in pairs:
         if isinstance(value, Tensor) and value.ndim in (1, 2):
             return key
+    maps = [value for _, value in tensors_in(output)]
+    if len(maps) > 1 and all(value.ndim >= 3 for value in maps):
+        raise GuidanceError(
+            f"the model gives {len(maps)} feature maps and no logits: a backbone without a classifier, as "
+            "timm builds with features_only=True. Build it without, or put it into a model with a head."
+        )
     raise GuidanceError(
         f"no logits in the model's output of type {type(output).__name__}: expected a tensor (B, K), or a "
         "tuple, a dict or an object with .logits that holds one."
@@ -207,4 +215,3 @@ def replace_logits(output: Any, logits: Tensor) -> Any:
 def _like(old: Tensor, logits: Tensor) -> Tensor:
     """Drop the class axis where the model has none."""
     return logits[:, 0] if old.ndim == 1 and logits.ndim == 2 else logits
-

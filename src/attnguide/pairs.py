@@ -77,7 +77,9 @@ class Pairs:
 
     def compact(self) -> Pairs:
         """Leave out the pairs that only fill a place."""
-        return self if self.present is None else replace(self.select(self.present.nonzero()[:, 0]), present=None)
+        return (
+            self if self.present is None else replace(self.select(self.present.nonzero()[:, 0]), present=None)
+        )
 
     def draw(self, count: int, counted: Tensor, batch: int) -> tuple[Tensor, Tensor]:
         """Draw at most `count` pairs of each sample at random.

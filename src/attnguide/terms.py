@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -37,8 +37,8 @@ class Term:
         loss: An alignment loss, by name or as an object.
         weight: λ, at least 0; the term's mean over the annotated pairs is multiplied by it. May be changed
             while training.
-        layer: Where to look; see [`find_layers`][attnguide.layers.find_layers]. With several layers the losses
-            of each are averaged.
+        layer: Where to look; see [`find_layers`][attnguide.layers.find_layers]. With several layers the
+            losses of each are averaged.
         targets: Which (sample, class) pairs; see [`pairs.resolve`][attnguide.pairs.resolve].
         evidence: `"logit"`, or `"decision"`: negated for a binary attribute that is predicted negative.
         fuse: `"mean"`, `"max"` or `"product"`: join the maps of several layers, and compare the joined map.

@@ -156,7 +156,7 @@ class Trace:
         dense = weights.new_zeros(len(flat), pairs.slots, flat.shape[1])
         dense[pairs.sample, pairs.slot] = weights
         maps = torch.bmm(dense, flat.to(dense.dtype))
-        return maps[pairs.sample, pairs.slot].unflatten(1, feature.layout.grid)
+        return maps[pairs.sample, pairs.slot].view(-1, *feature.layout.grid)
 
     def _passes(self, pairs: Pairs, feature: Feature) -> list[Tensor]:
         """Gradients slot by slot, each with a batch axis, in the layout of the model, or pooled."""

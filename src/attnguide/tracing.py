@@ -61,15 +61,15 @@ def maps_of(source: AttributionSource, trace: Trace, pairs: Pairs) -> Tensor:
 def _feature(shards: Sequence[Shard], layer: Layer) -> Feature:
     if any(layer.name not in shard.features for shard in shards):
         raise LayerError(
-            f"layer {layer.name!r} did not run in the last forward of the model. Name one that always runs, or "
-            "leave layer='auto'."
+            f"layer {layer.name!r} did not run in the last forward of the model. Name one that always runs, "
+            "or leave layer='auto'."
         )
     parts = tuple(shard.features[layer.name] for shard in shards)
     if not layer.layout.fits(tuple(parts[0].shape)):
         raise LayerError(
-            f"layer {layer.name!r} gave a tensor of shape {tuple(parts[0].shape)}, although it is arranged as "
-            f"{layer.layout} in evaluation mode: the model treats images otherwise when it trains (it may drop "
-            "patches). Switch that off, or name another layer."
+            f"layer {layer.name!r} gave a tensor of shape {tuple(parts[0].shape)}, although it is arranged "
+            f"as {layer.layout} in evaluation mode: the model treats images otherwise when it trains (it may "
+            "drop patches). Switch that off, or name another layer."
         )
     pooled = None
     if layer.pooled is not None and all(layer.pooled in shard.features for shard in shards):

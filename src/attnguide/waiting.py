@@ -22,7 +22,7 @@ _state = _State()
 
 
 def may_read(tensor: Tensor) -> bool:
-    """Whether a value of this tensor may be read now: always on the CPU, elsewhere where a caller allows it."""
+    """Whether a value of this tensor may be read now: always on the CPU, elsewhere if a caller allows it."""
     return tensor.device.type == "cpu" or _state.depth > 0
 
 

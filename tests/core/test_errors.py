@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from tests.helpers.state import snapshot
 from tests.helpers.models import CLASSES, Wrapped, batch, cnn
+from tests.helpers.state import snapshot
 from torch import Tensor, nn
 
 import attnguide as ag

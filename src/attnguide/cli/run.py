@@ -21,9 +21,9 @@ from attnguide.cli.names import class_slugs
 from attnguide.cli.targets import Target
 from attnguide.errors import AttnGuideError, DataError, InputError
 from attnguide.explanation import Explanation, explain
-from attnguide.hooks import evaluating
-from attnguide.outputs import find_logits
 from attnguide.models import LoadedModel
+from attnguide.modes import evaluating
+from attnguide.outputs import find_logits
 from attnguide.pairs import Evidence
 
 __all__ = ["Request", "explain_files", "pick_device"]

@@ -36,6 +36,9 @@ _SPREAD = 0.1
 #: An agreement that leaves nothing to look for.
 _CLEAR = 0.95
 
+#: So many grids are tried for patches out of order; each costs a forward of about ten images.
+_TRIES = 2
+
 #: How a layout was found, the most trusted first.
 How = Literal["measured", "inherited", "assumed"]
 
@@ -131,6 +134,7 @@ def list_candidates(
     verify: bool = True,
     wanted: Callable[[list[Output]], list[Output]] | None = None,
     call: Call | None = None,
+    seeds: Sequence[int] = (0,),
 ) -> list[Candidate]:
     """Run a probe and list every layer whose output has rows and columns.
 
@@ -144,6 +148,7 @@ def list_candidates(
         verify: Measure where positions look; otherwise layouts are assumed from shapes.
         wanted: Chooses among the outputs that the model's modules gave; None for all of them.
         call: How the model is called with the images, if not `model(images)`.
+        seeds: Of the noise; each is a pass of five images more.
 
     Returns:
         Candidates in the order in which they ran.
@@ -151,16 +156,16 @@ def list_candidates(
     model = unwrap(model)
     subject = Subject(model, images, call)
     seen = first_pass(subject, wanted)
-    found = _layouts(subject, seen.outputs) if verify else {}
+    found = _layouts(subject, seen.outputs, seeds) if verify else {}
     modules = dict(model.named_modules())
     prefix = getattr(model, "num_prefix_tokens", None)
     candidates = []
     for index, output in enumerate(seen.outputs):
-        layout, how, agreement = found.get(index, (None, "assumed", float("nan")))
-        if layout is None:
-            layout = layouts.assume((1, *output.shape), subject.size, prefix)
-        if layout is not None:
-            candidates.append(_candidate(output, layout, how, agreement, modules, seen))
+        assumed = layouts.assume((1, *output.shape), subject.size, prefix)
+        if index in found:
+            candidates.append(_candidate(output, *found[index], modules, seen))
+        elif assumed is not None:
+            candidates.append(_candidate(output, assumed, "assumed", float("nan"), modules, seen))
     return candidates
 
 
@@ -200,12 +205,12 @@ def _spread(gradient: Tensor) -> float:
 
 
 def _layouts(
-    subject: Subject, outputs: Sequence[Output]
+    subject: Subject, outputs: Sequence[Output], seeds: Sequence[int]
 ) -> dict[int, tuple[Layout, How, float]]:
     """Find the layout of each output, by its index, from what it answers to perturbed images."""
     prefix = getattr(subject.model, "num_prefix_tokens", None)
     taps = [Tap.parse(output.name) for output in outputs]
-    positions = measure(subject, taps)
+    positions = _positions(subject, taps, seeds)
     found: dict[int, tuple[Layout, How, float]] = {}
     for index, output in enumerate(outputs):
         ways = positions.get(taps[index])
@@ -219,6 +224,23 @@ def _layouts(
         if index not in found and outputs[index].shape in measured:
             found[index] = measured[outputs[index].shape], "inherited", float("nan")
     return found
+
+
+def _positions(
+    subject: Subject, taps: Sequence[Tap], seeds: Sequence[int]
+) -> dict[Tap, dict[Kind, Positions]]:
+    """Measure where places look, with as many drawings of the noise as there are seeds."""
+    drawn = [measure(subject, taps, seed) for seed in seeds]
+    return {
+        tap: {
+            kind: Positions(
+                torch.stack([one[tap][kind].rows for one in drawn]).mean(dim=0),
+                torch.stack([one[tap][kind].columns for one in drawn]).mean(dim=0),
+            )
+            for kind in ways
+        }
+        for tap, ways in drawn[0].items()
+    }
 
 
 def _best_fit(
@@ -263,20 +285,20 @@ def _decoded(
     found: dict[int, tuple[Layout, How, float]] = {}
     if not shuffled:
         return found
-    # One grid is tried, that of the deepest: a model that shuffles does so throughout.
+    # The grid is that of the deepest: a model that shuffles does so throughout.
     _, places = shuffled[max(shuffled)]
-    grid = layouts.likely_grid(prod(places), subject.size, spare=len(places) == 1)
-    if grid is None:
-        return found
-    extras = prod(places) - prod(grid)
-    answers = respond(subject, layouts.codes(grid, subject.size), [taps[index] for index in shuffled])
-    for index, (kind, axes) in shuffled.items():
-        if prod(axes) != prod(places) or taps[index] not in answers:
-            continue
-        layout = layouts.decode(kind, grid, extras, answers[taps[index]][kind])
-        if layout is not None:
-            way = positions[taps[index]][kind]
-            found[index] = layout, "measured", layouts.agreement(layout, way.rows, way.columns)
+    for grid in layouts.likely_grids(prod(places), subject.size, spare=len(places) == 1)[:_TRIES]:
+        extras = prod(places) - prod(grid)
+        answers = respond(subject, layouts.codes(grid, subject.size), [taps[index] for index in shuffled])
+        for index, (kind, axes) in shuffled.items():
+            if prod(axes) != prod(places) or taps[index] not in answers:
+                continue
+            layout = layouts.decode(kind, grid, extras, answers[taps[index]][kind])
+            if layout is not None:
+                way = positions[taps[index]][kind]
+                found[index] = layout, "measured", layouts.agreement(layout, way.rows, way.columns)
+        if found:
+            break
     return found
 
 
@@ -366,7 +388,7 @@ def _last_of_metadata(model: nn.Module) -> str | None:
 
 
 def _metadata(model: nn.Module) -> list[dict[str, object]]:
-    """timm's description of a model's features; empty if there is none."""
+    """Timm's description of a model's features; empty if there is none."""
     info = getattr(unwrap(model), "feature_info", None)
     info = getattr(info, "info", info)
     return [entry for entry in info if isinstance(entry, dict)] if isinstance(info, list) else []

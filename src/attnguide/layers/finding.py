@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from attnguide.errors import LayerError, nearest
-from attnguide.hooks import evaluating, muted, unwrap
+from attnguide.hooks import unwrap
 from attnguide.layers import memory
 from attnguide.layers.candidates import Candidate, Layer, choose, list_candidates, stages
 from attnguide.layers.probe import Output, Subject, is_active
+from attnguide.modes import evaluating, muted
 from attnguide.outputs import Call, Tap, select
 
 __all__ = ["LayerSpec", "check_layer", "find_layers"]
@@ -49,7 +50,9 @@ def _checked(text: str, names: Sequence[str]) -> str:
     text = text.removeprefix("module.")
     if _is_pattern(text):
         if not any(_matches(name, text) for name in names):
-            raise LayerError(f"layer {text!r} matches no module of the model; * stands for one part of a name.")
+            raise LayerError(
+                f"layer {text!r} matches no module of the model; * stands for one part of a name."
+            )
         return text
     if Tap.parse(text).module in names:
         return text
@@ -114,13 +117,19 @@ def find_layers(
         checked = check_layer(model, asked)
         subject = Subject(model, images, call)
         other = memory.other_sizes(model, images, (asked, verify))
-        known = _carried_over(subject, other[0]) if len(other) >= _MEASURED_SIZES else None
-        known = _found(subject, checked, verify) if known is None else known
-        memory.remember(model, images, (asked, verify), known)
+        found = _carried_over(subject, other[0]) if len(other) >= _MEASURED_SIZES else None
+        found = _found(subject, checked, verify) if found is None else found
+        memory.remember(model, images, (asked, verify), found)
+        return found
     return list(known)
 
 
 def _found(subject: Subject, asked: Sequence[str], verify: bool) -> list[Layer]:
+    if getattr(subject.model, "num_classes", None) == 0:
+        raise LayerError(
+            f"{type(subject.model).__name__} has no classifier head (num_classes=0), so that there is no "
+            "class to explain. Build it with num_classes=K, or put it into a model with a head."
+        )
     layers: dict[str, Layer] = {}
     for text in asked:
         for candidate in _candidates_for(subject, text, verify):
@@ -132,13 +141,12 @@ def _candidates_for(subject: Subject, text: str, verify: bool) -> list[Candidate
     model = subject.model
 
     def listed(wanted: Callable[[list[Output]], list[Output]] | None = None) -> list[Candidate]:
-        return list_candidates(
-            model, subject.images, verify=verify, wanted=wanted, call=subject.call
-        )
+        return list_candidates(model, subject.images, verify=verify, wanted=wanted, call=subject.call)
 
     if text == "auto":
         near = listed(lambda outputs: _active(model, outputs)[-_NEAR_THE_END:])
-        return [choose(model, near if any(candidate.usable for candidate in near) else listed())]
+        chosen = choose(model, near if any(candidate.usable for candidate in near) else listed())
+        return [_surer(subject, chosen) if verify else chosen]
     stage = _stage(text)
     if stage is not None:
         return [choose(model, listed(lambda outputs: _active(model, outputs)), stage)]
@@ -154,6 +162,20 @@ def _candidates_for(subject: Subject, text: str, verify: bool) -> list[Candidate
     if not found:
         raise LayerError(f"no layer that matches {text!r} gives rows and columns.{_alternatives(subject)}")
     return found
+
+
+def _surer(subject: Subject, chosen: Candidate) -> Candidate:
+    """Look at a candidate again, with other noise, if its answer was not clear."""
+    if chosen.how == "measured":
+        return chosen
+    again = list_candidates(
+        subject.model,
+        subject.images,
+        wanted=lambda outputs: [output for output in outputs if _has(output, chosen.names[0])],
+        call=subject.call,
+        seeds=(1, 2),
+    )
+    return replace(again[-1], name=chosen.name) if again and again[-1].how == "measured" else chosen
 
 
 def _active(model: nn.Module, outputs: list[Output]) -> list[Output]:

@@ -5,14 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from math import ceil, floor, isqrt, log, prod
+from math import ceil, floor, isqrt, prod
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Layout", "agreement", "assume", "codes", "decode", "fit", "grids_of", "likely_grid", "needed", "tells"]
+__all__ = [
+    "Layout",
+    "agreement",
+    "assume",
+    "codes",
+    "decode",
+    "fit",
+    "grids_of",
+    "likely_grids",
+    "needed",
+    "tells",
+]
 
 #: Numbers of tokens beside the patches that shape rules try: class token, distillation token, registers.
 _EXTRAS = (0, 1, 2, 5, 3, 4, 8, 9)
@@ -53,7 +64,8 @@ class Layout:
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Whether an output of this shape can be arranged like this."""
-        if len(shape) < 3 or (len(shape) != 4 and self.kind in ("nchw", "nhwc")):
+        axes = {"nchw": (4,), "nhwc": (4,), "tokens": (3,), "nct": (3,), "windows": (4, 5, 6)}
+        if len(shape) not in axes[self.kind]:
             return False
         places = shape[2:] if self.channels_first else shape[1:-1]
         if self.kind in ("nchw", "nhwc") and self.order is None:
@@ -72,7 +84,8 @@ class Layout:
         """View an output in the model's own layout as `(B, C, h, w)`."""
         if self.order is None and self.kind in ("nchw", "nhwc"):
             return output if self.kind == "nchw" else output.movedim(-1, 1)
-        return self.flat(output).unflatten(2, self.grid)
+        flat = self.flat(output)
+        return flat.reshape(*flat.shape[:2], *self.grid)
 
     def resized(
         self, image_size: tuple[int, int], shape: tuple[int, ...], new_size: tuple[int, int]
@@ -99,7 +112,9 @@ class Layout:
         return None
 
     def __str__(self) -> str:
-        notes = [f"{count} {name}" for name, count in (("prefix", self.prefix), ("suffix", self.suffix)) if count]
+        notes = [
+            f"{count} {name}" for name, count in (("prefix", self.prefix), ("suffix", self.suffix)) if count
+        ]
         notes += [] if self.order is None else ["reordered"]
         return ", ".join([f"{self.kind} {self.grid[0]}×{self.grid[1]}", *notes])
 
@@ -252,18 +267,20 @@ def grids_of(count: int, image_size: tuple[int, int]) -> list[tuple[int, int]]:
     return [grid for skew, grid in sorted(skewed) if skew < _MOST_SKEW]
 
 
-def likely_grid(count: int, image_size: tuple[int, int], *, spare: bool) -> tuple[int, int] | None:
-    """Return the grid of the image's proportions for so many places, or, if some may be spare, a few less."""
-    for extras in range(min(_MOST_EXTRAS, count // 4) + 1 if spare else 1):
-        for grid in grids_of(count - extras, image_size)[:1]:
-            if _skew(grid, image_size) < 1.3:
-                return grid
-    return None
+def likely_grids(count: int, image_size: tuple[int, int], *, spare: bool) -> list[tuple[int, int]]:
+    """Return the grids near the image's proportions for so many places, or, if some may be spare, fewer."""
+    grids = [
+        (round(skew, 1), extras, grid)
+        for extras in range(min(_MOST_EXTRAS, count // 4) + 1 if spare else 1)
+        for grid in grids_of(count - extras, image_size)
+        if (skew := _skew(grid, image_size)) < 1.3
+    ]
+    return [grid for _, _, grid in sorted(grids)]
 
 
 def _skew(grid: tuple[int, int], image_size: tuple[int, int]) -> float:
-    ratio = grid[0] * image_size[1] / (grid[1] * image_size[0])
-    return float(2 ** abs(log(ratio, 2)))
+    ratio: float = grid[0] * image_size[1] / (grid[1] * image_size[0])
+    return ratio if ratio > 1 else 1 / ratio
 
 
 def _column_major(height: int, width: int) -> tuple[int, ...]:
@@ -332,7 +349,7 @@ def decode(kind: Kind, grid: tuple[int, int], extras: int, answers: Tensor) -> L
         of_rows = (height - 1).bit_length()
         row, column = _number(bits[:of_rows]), _number(bits[of_rows:])
         cell = row * width + column
-        if bool((row < height).all() & (column < width).all()) and len(cell.unique()) == height * width:
+        if bool((row < height).all() & (column < width).all()) and len(set(cell.tolist())) == height * width:
             return Layout(kind, grid, prefix, extras - prefix, tuple(cell.argsort().tolist()))
     return None
 

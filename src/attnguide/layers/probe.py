@@ -22,11 +22,22 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from attnguide.functional import full_precision
-from attnguide.hooks import evaluating, muted
 from attnguide.layers.layout import Kind, Layout
+from attnguide.modes import evaluating, muted
 from attnguide.outputs import Call, Tap, find_logits, replace, select, tensors_in
 
-__all__ = ["FirstPass", "Output", "Positions", "Subject", "first_pass", "is_active", "kinds_of", "measure", "respond", "stand_ins"]
+__all__ = [
+    "FirstPass",
+    "Output",
+    "Positions",
+    "Subject",
+    "first_pass",
+    "is_active",
+    "kinds_of",
+    "measure",
+    "respond",
+    "stand_ins",
+]
 
 #: Modules that hand on what they are given: their output says nothing about who made it.
 _PASS_ON = (nn.Dropout, nn.Dropout2d, nn.Flatten, nn.Identity, nn.Unflatten)
@@ -160,9 +171,7 @@ class Subject:
 # -------------------------------------------------------------------- first pass
 
 
-def first_pass(
-    subject: Subject, wanted: Callable[[list[Output]], list[Output]] | None = None
-) -> FirstPass:
+def first_pass(subject: Subject, wanted: Callable[[list[Output]], list[Output]] | None = None) -> FirstPass:
     """Run at most two images forward and back, and list what the modules gave.
 
     Args:
@@ -232,7 +241,7 @@ def first_pass(
 
 
 def _is_vector(tensor: Tensor, batch: int) -> bool:
-    """Whether there is one value for each channel: `(B, C)`, `(B, C, 1, 1)` …"""
+    """Whether there is one value for each channel, as in `(B, C)` or `(B, C, 1, 1)`."""
     return tensor.ndim > 1 and len(tensor) == batch and tensor.numel() == batch * max(tensor.shape[1:])
 
 
@@ -331,12 +340,13 @@ def _pass_to(
 # ------------------------------------------------------------------- second pass
 
 
-def measure(subject: Subject, taps: Sequence[Tap]) -> dict[Tap, dict[Kind, Positions]]:
+def measure(subject: Subject, taps: Sequence[Tap], seed: int = 0) -> dict[Tap, dict[Kind, Positions]]:
     """Run perturbed copies of the first image, and tell where in it the places of outputs look.
 
     Args:
         subject: The model, and images.
         taps: The outputs to measure.
+        seed: Of the noise.
 
     Returns:
         For each output that was seen, and each way to take its channels, the positions of its places.
@@ -344,7 +354,7 @@ def measure(subject: Subject, taps: Sequence[Tap]) -> dict[Tap, dict[Kind, Posit
     height, width = subject.size
     down = _ramp(height)[:, None].expand(height, width)
     right = _ramp(width).expand(height, width)
-    answers = respond(subject, torch.stack([down, 1 - down, right, 1 - right]), taps)
+    answers = respond(subject, torch.stack([down, 1 - down, right, 1 - right]), taps, seed)
     return {
         tap: {kind: Positions(_balance(*sizes[:2]), _balance(*sizes[2:])) for kind, sizes in ways.items()}
         for tap, ways in answers.items()
@@ -362,7 +372,7 @@ def _balance(rising: Tensor, falling: Tensor) -> Tensor:
 
 
 def respond(
-    subject: Subject, patterns: Tensor, taps: Sequence[Tap]
+    subject: Subject, patterns: Tensor, taps: Sequence[Tap], seed: int = 0
 ) -> dict[Tap, dict[Kind, Tensor]]:
     """Run the first image with noise in given patterns, and tell how strongly the places of outputs answer.
 
@@ -370,6 +380,7 @@ def respond(
         subject: The model, and images.
         patterns: Strength of the noise, `(P, H, W)` in [0, 1].
         taps: The outputs to measure.
+        seed: Of the noise.
 
     Returns:
         For each output that was seen, and each way to take its channels, the root mean square of the change,
@@ -403,14 +414,14 @@ def respond(
         _on_its_own(subject.model),
         _watching(subject.model, record, frozenset(wanted)),
     ):
-        batch = _perturbed(subject.images[:1].detach(), patterns.to(subject.images.device))
+        batch = _perturbed(subject.images[:1].detach(), patterns.to(subject.images.device), seed)
         subject.run(batch)
     return answers
 
 
-def _perturbed(image: Tensor, patterns: Tensor) -> Tensor:
+def _perturbed(image: Tensor, patterns: Tensor, seed: int) -> Tensor:
     """Return the image `(1, C, H, W)` and a noisy copy of it for each pattern."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     fine = torch.randn(image.shape, generator=generator)
     # Stems blur and pool: some of the noise has to be coarse.
     small = [max(side // 8, 1) for side in image.shape[-2:]]

@@ -1,15 +1,21 @@
-"""Fused attention is switched off where it must be differentiated twice, and given back."""
+"""Makes operations differentiable twice, which guiding needs of all that follows the layer looked at.
+
+Fused attention is switched off there, and given back; activations without a second derivative get one.
+"""
 
 from __future__ import annotations
 
 import threading
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-__all__ = ["Attention"]
+__all__ = ["Attention", "smooth"]
 
 
 class _MathAttention:
@@ -76,3 +82,49 @@ class Attention:
         """Hook of the layer's output."""
         if self._backward:
             self.fuse()
+
+
+@contextmanager
+def smooth(model: nn.Module) -> Iterator[None]:
+    """Give every hard sigmoid of a model a second derivative; its values stay what they are."""
+    with ExitStack() as stack:
+        for module in model.modules():
+            if isinstance(module, nn.Hardsigmoid):
+                swap = _Swap()
+                stack.callback(module.register_forward_pre_hook(swap.keep).remove)
+                stack.callback(module.register_forward_hook(swap.replace).remove)
+        yield
+
+
+class _Swap(threading.local):
+    """Replaces the output of a hard sigmoid by the same values, with all derivatives."""
+
+    given: Tensor | None = None
+
+    def keep(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Keep the input; the module, which may work in place, is given a copy."""
+        self.given = args[0]
+        return (args[0].detach().clone(),)
+
+    def replace(self, module: nn.Module, args: object, output: Any) -> Any:
+        """Compute the output anew."""
+        given, self.given = self.given, None
+        return output if given is None else _HardSigmoid.apply(given)
+
+    def __reduce__(self) -> tuple[type[_Swap], tuple[()]]:
+        """A copy of a guided model has hooks of its own."""
+        return _Swap, ()
+
+
+class _HardSigmoid(torch.autograd.Function):
+    """The hard sigmoid, whose derivative is a constant on each of its pieces."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        ctx.save_for_backward((values > -3) & (values < 3))
+        return F.hardsigmoid(values)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        inside: Tensor = ctx.saved_tensors[0]
+        return gradient * inside / 6

@@ -1,0 +1,85 @@
+"""Modes in which a model runs for the library's own purposes, restored afterwards exactly."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary, WeakSet
+
+from torch import nn
+
+__all__ = ["empty_caches", "evaluating", "is_muted", "muted"]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Switch to evaluation mode, and restore the training flag of every module one by one.
+
+    What modules keep for themselves between forward passes (timm's transformers keep attention biases that
+    they have looked up) starts empty and is restored too: it was made from other weights, or with a graph.
+    """
+    flags = [(module, module.training) for module in model.modules()]
+    kept = [(cache, dict(cache)) for cache in _caches(model)]
+    try:
+        empty_caches(model)
+        if any(training for _, training in flags):
+            model.eval()
+        yield
+    finally:
+        # Assigned, not model.train(): partly frozen models have their own idea of which modules train.
+        for module, training in flags:
+            module.training = training
+        empty_caches(model)
+        for cache, content in kept:
+            cache.update(content)
+
+
+def empty_caches(model: nn.Module) -> None:
+    """Drop what modules keep between forward passes; when they train, it is out of date."""
+    for cache in _caches(model):
+        cache.clear()
+
+
+#: Modules that keep something between forward passes, looked for once for each model.
+_keepers: WeakKeyDictionary[nn.Module, WeakSet[nn.Module]] = WeakKeyDictionary()
+
+
+def _caches(model: nn.Module) -> list[dict[Any, Any]]:
+    if model not in _keepers:
+        _keepers[model] = WeakSet(module for module in model.modules() if any(map(_is_cache, vars(module))))
+    return [
+        value
+        for module in _keepers[model]
+        for key, value in vars(module).items()
+        if _is_cache(key) and isinstance(value, dict)
+    ]
+
+
+def _is_cache(name: str) -> bool:
+    return name.endswith("_cache")
+
+
+class _Muting(threading.local):
+    """How many probes are running in this thread."""
+
+    depth = 0
+
+
+_muting = _Muting()
+
+
+@contextmanager
+def muted() -> Iterator[None]:
+    """Run forward passes that no recorder takes notice of: probes of the library's own."""
+    _muting.depth += 1
+    try:
+        yield
+    finally:
+        _muting.depth -= 1
+
+
+def is_muted() -> bool:
+    """Whether such a pass is running in this thread."""
+    return _muting.depth > 0
