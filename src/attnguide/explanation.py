@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -27,7 +28,7 @@ from attnguide.tracing import maps_of, trace_of
 __all__ = ["Explanation", "explain"]
 
 #: So many classes of a sample are attributed at once; bounds the memory when there are a thousand.
-_CHUNK = 16
+_CHUNK = 64
 
 
 @dataclass(frozen=True)
@@ -35,22 +36,48 @@ class Explanation:
     """Where a model looks, for B images and up to T classes each.
 
     Attributes:
-        maps: `(B, T, H, W)`, raw values as the source gives them, detached.
+        raw: For each layer that was looked at, the maps at its own resolution, `(B, T, h, w)`, values as the
+            source gives them, detached.
+        size: Size of `maps`, `(H, W)`; None for that of the layer (of several, the largest).
         classes: Class of each map, `(B, T)`, int64; −1 where an image has fewer than T.
         logits: What the model answered, `(B, K)`.
         images: What it was given, `(B, C, H0, W0)`.
-        layer: The layer that was looked at; several names with a + between them.
         source: Name of the attribution source.
-        by_layer: With several layers, the maps of each, as `maps`, before they were joined.
+        fuse: How the maps of several layers are joined.
     """
 
-    maps: Tensor
+    raw: dict[str, Tensor]
+    size: tuple[int, int] | None
     classes: Tensor
     logits: Tensor
     images: Tensor
-    layer: str
     source: str
-    by_layer: dict[str, Tensor] = field(default_factory=dict)
+    fuse: str = "mean"
+
+    @cached_property
+    def maps(self) -> Tensor:
+        """The maps `(B, T, H, W)`, computed from the raw ones, on their device, when first asked for."""
+        shape = next(iter(self.raw.values())).shape[:2]
+        joined = functional.fuse([maps.flatten(0, 1) for maps in self.raw.values()], self.fuse)
+        return self._resized(joined.view(*shape, *joined.shape[-2:]))
+
+    @property
+    def layer(self) -> str:
+        """The layer that was looked at; several names with a + between them."""
+        return " + ".join(self.raw)
+
+    @property
+    def by_layer(self) -> dict[str, Tensor]:
+        """The maps of each layer, resized, before they are joined."""
+        return {name: self._resized(maps) for name, maps in self.raw.items()}
+
+    def _resized(self, maps: Tensor) -> Tensor:
+        if self.size is None or tuple(maps.shape[-2:]) == tuple(self.size):
+            return maps
+        if not maps.numel():
+            return maps.new_zeros(*maps.shape[:2], *self.size)
+        with torch.inference_mode(False), torch.no_grad():
+            return functional.resize(maps.flatten(0, 1), self.size).view(*maps.shape[:2], *self.size)
 
     @property
     def scores(self) -> Tensor:
@@ -143,6 +170,8 @@ def explain(
             f"images must be a tensor (B, C, H, W) with at least one image, got {got}. Add a batch axis: "
             "images[None]."
         )
+    if fuse not in functional.FUSIONS:
+        raise InputError(f"fuse={fuse!r} is unknown: choose one of {', '.join(functional.FUSIONS)}.")
     if not _is_size(size):
         raise InputError(f"size={size!r} must be 'input', None, or (height, width), both at least 1.")
     made: AttributionSource = registry().create("source", source, AttributionSource)
@@ -171,53 +200,38 @@ def explain(
                 check_reach(one)
         recorder = Recorder(model, cut=made.needs_gradient)
         stack.callback(recorder.remove)
-        recorder.attach(
-            [one.name for one in layers], [one.pooled for one in layers if one.pooled and made.needs_gradient]
-        )
+        watched = [name for one in layers for name in one.watched] if made.needs_gradient else []
+        recorder.attach([one.name for one in layers], watched)
         model(images)
         trace = trace_of(recorder.shards, layers, differentiable=False)
         pairs = resolve(targets, trace.logits, labels, evidence).compact()
         with torch.no_grad(), torch.autocast(trace.logits.device.type, enabled=False):
-            target = trace.image_size if size == "input" else size
-            by_layer = {one.name: _maps(made, trace.at(one.name), pairs, target) for one in layers}
-            maps = _joined(list(by_layer.values()), fuse)
-            classes = torch.full((len(images), pairs.slots), -1, device=maps.device)
+            raw = {one.name: _maps(made, trace.at(one.name), pairs) for one in layers}
+            classes = torch.full((len(images), pairs.slots), -1, device=trace.logits.device)
             classes[pairs.sample, pairs.slot] = pairs.cls
-        label = source if isinstance(source, str) else repr(source)
         return Explanation(
-            maps,
+            raw,
+            trace.image_size if size == "input" else size,
             classes,
             trace.logits.detach(),
             images,
-            " + ".join(by_layer),
-            label,
-            by_layer if len(by_layer) > 1 else {},
+            source if isinstance(source, str) else repr(source),
+            fuse,
         )
 
 
-def _maps(source: AttributionSource, trace: Trace, pairs: Pairs, target: tuple[int, int] | None) -> Tensor:
-    """Compute the maps of one layer, `(B, T, H, W)`, resized unless the target is None."""
+def _maps(source: AttributionSource, trace: Trace, pairs: Pairs) -> Tensor:
+    """Compute the maps of one layer, `(B, T, h, w)`; zeros where an image has fewer classes than T."""
     shape = (len(trace.logits), pairs.slots, *source.size(trace))
-    dense = len(pairs) == shape[0] * shape[1]
     maps = None
     for first, chunk in _chunks(pairs):
         found = maps_of(source, trace, chunk)
-        if dense and len(chunk) == len(pairs):
-            maps = found.view(shape)  # samples and slots are in order already
-            continue
+        if len(found) == shape[0] * shape[1]:  # all of them, in order already
+            return found.view(shape)
         if maps is None:
             maps = found.new_zeros(shape)
         maps[chunk.sample, chunk.slot + first] = found
-    if maps is None:
-        maps = full_precision(trace.logits).new_zeros(shape)
-    if target is None or not maps.numel():
-        return maps if target is None else maps.new_zeros(*shape[:2], *target)
-    return functional.resize(maps.flatten(0, 1), target).view(*shape[:2], *target)
-
-
-def _joined(maps: list[Tensor], fuse: str) -> Tensor:
-    joined = functional.fuse([one.flatten(0, 1) for one in maps], fuse)
-    return joined.view(*maps[0].shape[:2], *joined.shape[-2:])
+    return full_precision(trace.logits).new_zeros(shape) if maps is None else maps
 
 
 def _is_size(size: object) -> bool:

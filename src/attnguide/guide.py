@@ -268,7 +268,7 @@ class Guide:
         layers = [*(layer for bound in self._bound for layer in bound.layers), *self._adapter_layers]
         if self.adapters:
             # An adapter may answer from the whole feature, so that the pooled one is not all there is.
-            layers = [replace(layer, pooled=None) for layer in layers]
+            layers = [_plain(layer) for layer in layers]
         return list({layer.name: layer for layer in layers}.values())
 
     def _find_layers(self, call: Call) -> None:
@@ -280,9 +280,8 @@ class Guide:
             find_layers(self.model, call.images, name, verify=self.verify, call=call)[0] for name in asked
         ]
         layers = self._known_layers()
-        self._recorder.attach(
-            [layer.name for layer in layers], [layer.pooled for layer in layers if layer.pooled is not None]
-        )
+        watched = [name for layer in layers for name in layer.watched]
+        self._recorder.attach([layer.name for layer in layers], watched)
 
     def _trace(self) -> Trace:
         if self._removed:
@@ -290,7 +289,12 @@ class Guide:
         shards = self._recorder.shards
         if not shards:
             raise GuidanceError("guide.loss was called before a forward; call model(images) first.")
-        return trace_of(shards, self._known_layers(), differentiable=True, second_order=self.second_order)
+        return trace_of(
+            shards,
+            self._known_layers(),
+            differentiable=True,
+            second_order=self.second_order,
+        )
 
     def _adapter_modules(self) -> list[Adapter]:
         return [adapter for adapter in self.adapters if isinstance(adapter, Adapter)]
@@ -298,7 +302,7 @@ class Guide:
     def _adapt(self, shard: Shard, output: Any) -> Any:
         """Let the adapters answer in place of the model."""
         for adapter, layer in zip(self._adapter_modules(), self._adapter_layers, strict=True):
-            trace = trace_of([shard], [replace(layer, pooled=None)], differentiable=True)
+            trace = trace_of([shard], [_plain(layer)], differentiable=True)
             logits = adapter(trace)
             if logits is not None:
                 shard.logits = logits
@@ -326,6 +330,11 @@ class Guide:
                         f"{reader!r} needs {name}=: pass guide.loss(labels, {name}=…), None for a batch "
                         "without any."
                     )
+
+
+def _plain(layer: Layer) -> Layer:
+    """A layer whose logits are differentiated as they are."""
+    return replace(layer, pooled=None, head=None)
 
 
 def _listed(terms: Sequence[Term]) -> list[Term]:

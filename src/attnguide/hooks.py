@@ -130,12 +130,14 @@ class Recorder:
         """
         if self._attached.issuperset((*layers, *watched)):
             return
-        modules = dict(self.model.named_modules())
+        modules: dict[str, nn.Module] = {}
         wanted: dict[str, dict[str, Tap]] = {}
         for name in (*layers, *watched):
             tap = Tap.parse(name)
-            if tap.module not in modules:
-                raise LayerError(f"the model has no module {tap.module!r}.")
+            try:
+                modules[tap.module] = self.model.get_submodule(tap.module)
+            except AttributeError:
+                raise LayerError(f"the model has no module {tap.module!r}.") from None
             if name not in self._attached:
                 wanted.setdefault(tap.module, {})[name] = tap
         targets = {Tap.parse(name).module for name in layers}
@@ -256,6 +258,9 @@ class Recorder:
         shard = self._shard()
         if shard is not None and args and isinstance(args[0], Tensor):
             shard.features.update(dict.fromkeys(taps, args[0]))
+            # The weights of the moment: a replica has its own, and a probe may have put others in place.
+            if isinstance(module, nn.Linear):
+                shard.features.update({f"{tap.module}:weight": module.weight for tap in taps.values()})
 
     def _tap(
         self,

@@ -20,20 +20,33 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     What modules keep for themselves between forward passes (timm's transformers keep attention biases that
     they have looked up) starts empty and is restored too: it was made from other weights, or with a graph.
     """
-    flags = [(module, module.training) for module in model.modules()]
+    flags = [(module, module.training) for module in _modules(model)]
     kept = [(cache, dict(cache)) for cache in _caches(model)]
     try:
         empty_caches(model)
-        if any(training for _, training in flags):
-            model.eval()
+        # Assigned, not model.eval() and model.train(): partly frozen models have their own idea of which
+        # modules train.
+        for module, training in flags:
+            if training:
+                module.training = False
         yield
     finally:
-        # Assigned, not model.train(): partly frozen models have their own idea of which modules train.
         for module, training in flags:
-            module.training = training
+            if module.training != training:
+                module.training = training
         empty_caches(model)
         for cache, content in kept:
             cache.update(content)
+
+
+def _modules(model: nn.Module) -> Iterator[nn.Module]:
+    """All modules, some perhaps twice; several times as fast as `model.modules()`."""
+    waiting: list[nn.Module | None] = [model]
+    while waiting:
+        module = waiting.pop()
+        if module is not None:
+            yield module
+            waiting.extend(module._modules.values())
 
 
 def empty_caches(model: nn.Module) -> None:

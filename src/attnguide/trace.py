@@ -13,7 +13,20 @@ from attnguide.functional import full_precision
 from attnguide.layers.layout import Layout
 from attnguide.pairs import Pairs
 
-__all__ = ["Feature", "Trace"]
+__all__ = ["Feature", "Head", "Trace"]
+
+
+@dataclass(frozen=True)
+class Head:
+    """The linear layer that gives the logits: its weights are the gradients of the logits.
+
+    Attributes:
+        given: What it was given, `(B, D)`, one tensor for each device.
+        weight: `(K, D)`.
+    """
+
+    given: tuple[Tensor, ...]
+    weight: Tensor
 
 
 @dataclass(frozen=True)
@@ -27,12 +40,14 @@ class Feature:
         layout: Where rows, columns and channels are.
         pooled: The mean over the positions, one tensor for each device, if the logits depend on the output
             through it alone; gradients are then taken there, which is cheap.
+        head: The linear layer that gives the logits, if there is one; gradients start from its weights.
     """
 
     layer: str
     parts: tuple[Tensor, ...]
     layout: Layout
     pooled: tuple[Tensor, ...] | None = None
+    head: Head | None = None
 
     @property
     def spatial(self) -> Tensor:
@@ -162,29 +177,43 @@ class Trace:
         """Gradients slot by slot, each with a batch axis, in the layout of the model, or pooled."""
         self._check_graph(feature)
         places = feature.parts if feature.pooled is None else feature.pooled
+        start, slopes = self._starts(pairs, feature)
         if feature.pooled is not None and pairs.slots > 1:
             # Behind the pooling a pass costs next to nothing, but launching it does.
-            which = self.logits.new_zeros(pairs.slots, *self.logits.shape)
-            which[pairs.slot, pairs.sample, pairs.cls] = pairs.sign.to(which.dtype)
-            found = self._grad(self.logits, places, feature, which)
+            found = self._grad(start, places, feature, slopes, batched=True)
             return list(torch.cat([part.to(places[0].device) for part in found], dim=1))
-        passes = []
-        for slot in range(pairs.slots):
-            with torch.enable_grad():
-                scores = self.scores(pairs)
-                # Masking rather than indexing: the shape then needs no answer from the device.
-                total = scores.sum() if pairs.slots == 1 else torch.where(pairs.slot == slot, scores, 0).sum()
-            passes.append(_joined(self._grad(total, places, feature)))
-        return passes
+        return [_joined(self._grad(start, places, feature, slope)) for slope in slopes]
+
+    def _starts(self, pairs: Pairs, feature: Feature) -> tuple[Tensor, Tensor]:
+        """Where differentiation starts, `(B, D)`, and the gradient of the scores there, `(slots, B, D)`."""
+        head = feature.head
+        start = self.logits if head is None else _joined(head.given)
+        with torch.set_grad_enabled(self.differentiable and self.second_order):
+            slopes = start.new_zeros(pairs.slots, *start.shape)
+            sign = pairs.sign.to(start.dtype)
+            if head is None:
+                slopes[pairs.slot, pairs.sample, pairs.cls] = sign
+            else:
+                rows = head.weight.to(device=start.device, dtype=start.dtype)[pairs.cls]
+                slopes[pairs.slot, pairs.sample] = rows * sign[:, None]
+        return start, slopes
 
     def _grad(
-        self, score: Tensor, places: tuple[Tensor, ...], feature: Feature, which: Tensor | None = None
+        self,
+        start: Tensor,
+        places: tuple[Tensor, ...],
+        feature: Feature,
+        slopes: Tensor,
+        *,
+        batched: bool = False,
     ) -> tuple[Tensor, ...]:
+        if len(places) == 1 and start is places[0]:
+            return (slopes,)
         found = torch.autograd.grad(
-            score,
+            start,
             places,
-            grad_outputs=which,
-            is_grads_batched=which is not None,
+            grad_outputs=slopes,
+            is_grads_batched=batched,
             create_graph=self.differentiable and self.second_order,
             retain_graph=True,
             allow_unused=True,

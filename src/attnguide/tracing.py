@@ -12,13 +12,17 @@ from attnguide.hooks import Shard
 from attnguide.interfaces import AttributionSource
 from attnguide.layers import Layer
 from attnguide.pairs import Pairs
-from attnguide.trace import Feature, Trace
+from attnguide.trace import Feature, Head, Trace
 
 __all__ = ["maps_of", "trace_of"]
 
 
 def trace_of(
-    shards: Sequence[Shard], layers: Sequence[Layer], *, differentiable: bool, second_order: bool = True
+    shards: Sequence[Shard],
+    layers: Sequence[Layer],
+    *,
+    differentiable: bool,
+    second_order: bool = True,
 ) -> Trace:
     """Join the shards of a forward pass to a trace with the given layers.
 
@@ -74,4 +78,8 @@ def _feature(shards: Sequence[Shard], layer: Layer) -> Feature:
     pooled = None
     if layer.pooled is not None and all(layer.pooled in shard.features for shard in shards):
         pooled = tuple(shard.features[layer.pooled] for shard in shards)
-    return Feature(layer.name, parts, layer.layout, pooled)
+    head = None
+    if layer.head is not None and all(f"{layer.head}:input" in shard.features for shard in shards):
+        given = tuple(shard.features[f"{layer.head}:input"] for shard in shards)
+        head = Head(given, shards[0].features[f"{layer.head}:weight"])
+    return Feature(layer.name, parts, layer.layout, pooled, head)

@@ -12,7 +12,9 @@ import pytest
 def test_layers_of_a_convolutional_network(call):
     text = call("layers", "test_resnet").stdout
     chosen = next(line for line in text.splitlines() if line.startswith("▶"))
-    assert "metadata" in chosen
+    assert "layer4" in chosen
+    assert "nchw 5×5, measured" in text
+    assert "assumed" in call("layers", "test_resnet", "--no-verify").stdout
     rows = json.loads(call("layers", "test_resnet", "--json").stdout)
     assert [row["chosen"] for row in rows].count(True) == 1
     assert len({tuple(row["grid"]) for row in rows}) == len(rows)

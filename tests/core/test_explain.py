@@ -61,7 +61,7 @@ def test_scaled_maps_lie_in_0_to_1_and_flat_ones_are_zero() -> None:
     torch.testing.assert_close(scaled.amax(dim=(2, 3), keepdim=True), torch.where(flat, 0.0, 1.0))
     torch.testing.assert_close(scaled.amin(dim=(2, 3)), torch.zeros(4, 4))
     constant = ag.Explanation(
-        torch.full((1, 1, 3, 3), 7.0), LABELS[:1, None], found.logits[:1], IMAGES[:1], "", ""
+        {"": torch.full((1, 1, 3, 3), 7.0)}, None, LABELS[:1, None], found.logits[:1], IMAGES[:1], ""
     )
     assert not bool(constant.scaled().any())
 

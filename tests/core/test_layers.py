@@ -452,10 +452,12 @@ def test_stages_patterns_and_several_layers() -> None:
 @pytest.mark.parametrize("fuse", ["mean", "max", "product"])
 def test_maps_of_several_layers_are_joined(fuse: str) -> None:
     model, images = cnn(), torch.rand(2, 3, 32, 32)
-    found = ag.explain(model, images, "layer_attention", layer=["block3", "block4"], fuse=fuse, size=(16, 16))
-    assert list(found.by_layer) == ["block3", "block4"]
-    assert found.layer == "block3 + block4"
-    one, other = (ag.functional.unit(maps[:, 0]) for maps in found.by_layer.values())
+    found = ag.explain(model, images, "layer_attention", layer=["block2", "block4"], fuse=fuse, size=None)
+    assert list(found.by_layer) == ["block2", "block4"]
+    assert found.layer == "block2 + block4"
+    one, other = (
+        ag.functional.resize(ag.functional.unit(maps[:, 0]), tuple(found.maps.shape[-2:])) for maps in found.by_layer.values()
+    )
     expected = {"mean": (one + other) / 2, "max": torch.maximum(one, other), "product": one * other}[fuse]
     torch.testing.assert_close(found.maps[:, 0], expected)
     with pytest.raises(ag.AttnGuideError, match=r"fuse='sum'.*mean, max, product"):

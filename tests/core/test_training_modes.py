@@ -453,6 +453,11 @@ def test_two_parts_of_a_batch_are_one_pass() -> None:
             )
             for name in ("block4", "pool")
         ]
+        handles.append(
+            model.head.register_forward_pre_hook(
+                lambda module, args: features.update({"head:input": args[0], "head:weight": module.weight})
+            )
+        )
         logits = model(part)
         for handle in handles:
             handle.remove()

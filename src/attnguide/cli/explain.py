@@ -45,7 +45,8 @@ _FORMATS = ("png", "npz", "npy")
     default="auto",
     show_default=True,
     metavar="NAME",
-    help="Where to look; see `attnguide layers`.",
+    help="Where to look: auto, stage:-2, a name, a pattern such as 'layer*', or several with commas; "
+    "see `attnguide layers`.",
 )
 @click.option(
     "--evidence",
@@ -176,7 +177,7 @@ def _run(
     request = Request(
         source=settings["source"],
         target=parse_target(target, loaded.classes, loaded.multi_label),
-        layer=settings["layer"],
+        layer=settings["layer"].split(",") if "," in settings["layer"] else settings["layer"],
         evidence=settings["evidence"],
         formats=settings["formats"],
         full_size=settings["size"] == "input",

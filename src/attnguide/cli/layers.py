@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,9 +19,10 @@ if TYPE_CHECKING:
 
 __all__ = ["layers"]
 
-_WHY = {
-    "feature_info": "the model's own metadata names it as its last feature map",
-    "probe": "the last layer with rows and columns over which the logits' gradient is spread",
+_HOW = {
+    "measured": "perturbed images show which row and column each position looks at",
+    "inherited": "measured at another layer of the same shape",
+    "assumed": "not measured; its shape and the model's metadata suggest it",
 }
 
 
@@ -40,12 +42,14 @@ class _Row:
     "--size", metavar="PIXELS", help="Size of the images: 224, or rows x columns.  [default: the model's own]"
 )
 @click.option("--all", "every", is_flag=True, help="List every layer, not one for each stage.")
+@click.option("--no-verify", is_flag=True, help="Do not measure: go by shapes and metadata alone.")
 @click.option("--json", "as_json", is_flag=True, help="Write JSON for other programs.")
-def layers(choice: ModelChoice, size: str | None, every: bool, as_json: bool) -> None:
+def layers(choice: ModelChoice, size: str | None, every: bool, no_verify: bool, as_json: bool) -> None:
     """Show which layers of MODEL can be looked at, and which one is chosen.
 
     MODEL is a name of timm or torchvision/NAME; without one, the small embedded classifier. Weights are not
-    needed: the shapes of a forward pass and the reach of its gradient tell.
+    needed: the model runs on a few perturbed images, which shows where each position looks, and is
+    differentiated once, which shows what its answer depends on.
     """
     shape = None if size is None else pair_of_sizes(size)
     import torch
@@ -55,7 +59,8 @@ def layers(choice: ModelChoice, size: str | None, every: bool, as_json: bool) ->
     loaded = choice.load()
     height, width = shape or loaded.size
     generator = torch.Generator().manual_seed(0)
-    candidates = _candidates(loaded.model, torch.rand(2, 3, height, width, generator=generator), size)
+    images = torch.rand(2, 3, height, width, generator=generator)
+    candidates = _candidates(loaded.model, images, size, verify=not no_verify)
     chosen = core.choose(loaded.model, candidates)
     rows = _rows(candidates, chosen, every)
     if as_json:
@@ -64,12 +69,12 @@ def layers(choice: ModelChoice, size: str | None, every: bool, as_json: bool) ->
     _print(rows, chosen, f"{loaded.name}, {height}×{width} pixels")
 
 
-def _candidates(model: Any, images: Any, size: str | None) -> list[Candidate]:
+def _candidates(model: Any, images: Any, size: str | None, *, verify: bool) -> list[Candidate]:
     from attnguide import layers as core
     from attnguide.errors import AttnGuideError, InputError
 
     try:
-        return core.list_candidates(model, images)
+        return core.list_candidates(model, images, verify=verify)
     except AttnGuideError:
         raise
     # Whatever a model raises for a size that it was not made for: an assertion, a mismatch of shapes …
@@ -114,53 +119,63 @@ def _as_json(row: _Row) -> dict[str, Any]:
         "channels": candidate.channels,
         "layout": candidate.layout.kind,
         "prefix": candidate.layout.prefix,
-        "spread": candidate.spread,
+        "suffix": candidate.layout.suffix,
+        "reordered": candidate.layout.order is not None,
+        "how": candidate.how,
+        "agreement": _number(candidate.agreement),
+        "gradient": _number(candidate.spread),
+        "pooled": candidate.pooled,
         "usable": candidate.usable,
         "layers": row.count,
         "chosen": row.chosen,
-        "how": candidate.how if row.chosen else None,
     }
 
 
+def _number(value: float) -> float | None:
+    """JSON has no NaN."""
+    return None if math.isnan(value) else round(value, 4)
+
+
 def _print(rows: Sequence[_Row], chosen: Candidate, title: str) -> None:
-    from rich import box
-    from rich.table import Table
+    from rich.text import Text
+    from rich.tree import Tree
+
+    tree = Tree(Text(title))
+    branch = tree
+    shown: tuple[Any, ...] | None = None
+    for row in rows:
+        if shown != row.candidate.layout.grid:
+            shown = row.candidate.layout.grid
+            branch = tree.add(Text(f"{shown[0]}×{shown[1]}"))
+        branch.add(_line(row))
+    console = table_console()
+    console.print(tree)
+    notes = [
+        f"▶ {chosen.name}: the last layer with rows and columns that the logits depend on throughout.",
+        f"  {chosen.layout}, {chosen.how}: {_HOW[chosen.how]}.",
+        "gradient: share of the positions that the logits depend on. agreement: correlation of where "
+        "positions look with the layout. Dim layers are not chosen by themselves.",
+    ]
+    for note, style in zip(notes, ("", "", "dim"), strict=True):
+        console.print(Text(note), style=style, soft_wrap=True)
+
+
+def _line(row: _Row) -> Any:
     from rich.text import Text
 
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("")
-    table.add_column("layer", no_wrap=True)
-    table.add_column("type", no_wrap=True)
-    for name in ("grid", "channels"):
-        table.add_column(name, justify="right")
-    table.add_column("layout", no_wrap=True)
-    table.add_column("gradient", justify="right")
-    stages = any(row.count > 1 for row in rows)
-    if stages:
-        table.add_column("alike", justify="right")
-    for row in rows:
-        candidate = row.candidate
-        grid = f"{candidate.layout.grid[0]}×{candidate.layout.grid[1]}"
-        prefix = f" + {candidate.layout.prefix}" if candidate.layout.prefix else ""
-        style = "bold green" if row.chosen else "" if candidate.usable else "dim"
-        cells = [
-            "▶" if row.chosen else "",
-            candidate.name,
-            candidate.type,
-            grid,
-            str(candidate.channels),
-            candidate.layout.kind + prefix,
-            f"{candidate.spread:.0%}",
-        ]
-        table.add_row(*map(Text, cells + [str(row.count)] * stages), style=style)
-    console = table_console()
-    console.print(table)
-    console.print(Text(f"▶ {chosen.name}: {_WHY[chosen.how]}."), soft_wrap=True)
-    console.print(
-        Text(
-            "gradient: share of the positions that the logits depend on. Dim layers are not chosen by "
-            "themselves."
-        ),
-        style="dim",
-        soft_wrap=True,
+    candidate = row.candidate
+    layout = candidate.layout
+    parts = [
+        f"{candidate.channels} channels",
+        layout.kind
+        + (f" + {layout.prefix}" if layout.prefix else "")
+        + (", reordered" if layout.order is not None else ""),
+        candidate.how + ("" if math.isnan(candidate.agreement) else f" {candidate.agreement:.2f}"),
+        f"gradient {candidate.spread:.0%}",
+    ]
+    parts += [f"{row.count} alike"] if row.count > 1 else []
+    style = "bold green" if row.chosen else "" if candidate.usable else "dim"
+    mark = "▶ " if row.chosen else ""
+    return Text.assemble(
+        (f"{mark}{candidate.name}", style), (f"  {candidate.type}  {' · '.join(parts)}", style or "dim")
     )

@@ -39,7 +39,7 @@ class Request:
     Attributes:
         source: Name of the attribution source.
         target: Which classes.
-        layer: Name of a layer, or `"auto"`.
+        layer: Names of layers, or `"auto"`.
         evidence: `"logit"` or `"decision"`.
         formats: Of `"png"`, `"npz"` and `"npy"`, those to write.
         full_size: Whether raw maps are as large as the model's input, not as the layer.
@@ -50,7 +50,7 @@ class Request:
 
     source: str
     target: Target
-    layer: str
+    layer: str | list[str]
     evidence: Evidence
     formats: tuple[str, ...]
     full_size: bool

@@ -62,6 +62,7 @@ class Candidate:
         active: Whether the layer computes features of its own; pooling and projections inside attention
             don't.
         pooled: Where the spatial mean of the output appears, if the logits depend on nothing else.
+        head: Name of the linear layer that gives the logits, if there is one.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Candidate:
     spread: float
     active: bool
     pooled: str | None = None
+    head: str | None = None
 
     @property
     def usable(self) -> bool:
@@ -102,6 +104,8 @@ class Layer:
         agreement: Correlation of measured positions with the layout, at most 1; NaN if not measured.
         spread: Share of the positions that the logits depend on, 0 to 1; NaN if the layer has no graph.
         pooled: Name of the tensor that holds the output's spatial mean, if the logits depend on nothing else.
+        head: Name of the linear layer that gives the logits as they are, if there is one: gradients start
+            from its weights.
     """
 
     name: str
@@ -110,6 +114,12 @@ class Layer:
     agreement: float
     spread: float
     pooled: str | None = None
+    head: str | None = None
+
+    @property
+    def watched(self) -> list[str]:
+        """Names of other tensors to record."""
+        return [name for name in (self.pooled, self.head and f"{self.head}:input") if name]
 
     @classmethod
     def of(cls, candidate: Candidate) -> Layer:
@@ -121,6 +131,7 @@ class Layer:
             candidate.agreement,
             candidate.spread,
             candidate.pooled,
+            candidate.head,
         )
 
     def __str__(self) -> str:
@@ -192,6 +203,7 @@ def _candidate(
         spread=spread,
         active=is_active(modules, output.taps[0].module),
         pooled=None if pooled is None else str(pooled),
+        head=seen.head,
     )
 
 

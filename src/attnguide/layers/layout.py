@@ -230,7 +230,8 @@ def tells(positions: Tensor) -> bool:
 def _correlation(measured: Tensor, expected: Tensor) -> float:
     if not tells(measured):
         return 0.0
-    return float(F.cosine_similarity(measured - measured.mean(), expected - expected.mean(), dim=0))
+    cosine: Tensor = F.cosine_similarity(measured - measured.mean(), expected - expected.mean(), dim=0)
+    return float(cosine)
 
 
 def needed(places: int) -> float:

@@ -118,7 +118,7 @@ def _keep(model: nn.Module, print_: str, key: _Key, known: Known) -> None:
 
 def _modules(model: nn.Module, known: Known) -> list[nn.Module | None]:
     """Return the modules that an answer speaks of; None for one that is gone, as a head may be."""
-    names = [name for layer in known.layers for name in (layer.name, layer.pooled) if name is not None]
+    names = [name for layer in known.layers for name in (layer.name, *layer.watched)]
     found = []
     for name in names:
         module: nn.Module | None = model

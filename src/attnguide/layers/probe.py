@@ -83,10 +83,12 @@ class FirstPass:
     Attributes:
         outputs: Tensors that may have rows and columns, in the order in which they were last seen.
         vectors: Tensors with one value for each channel, such as pooled features.
+        head: Name of the linear layer that gives the logits as they are, if there is one.
     """
 
     outputs: list[Output]
     vectors: list[Output]
+    head: str | None
 
     def pooled(self, layout: Layout, output: Output) -> Tap | None:
         """Return where the mean of an output over its places appears, if the logits depend on nothing else.
@@ -189,6 +191,9 @@ def first_pass(subject: Subject, wanted: Callable[[list[Output]], list[Output]] 
     handed_on: dict[int, tuple[Output, Tensor, int]] = {}
     counts: dict[str, int] = {}
 
+    #: Linear layers by identity of what they gave.
+    linear: dict[int, tuple[str, Tensor]] = {}
+
     def look_at(name: str, tap: Tap, tensor: Tensor) -> Tensor | None:
         known, _, version = handed_on.get(id(tensor), (None, None, 0))
         if known is not None and tensor._version == version:
@@ -217,6 +222,8 @@ def first_pass(subject: Subject, wanted: Callable[[list[Output]], list[Output]] 
                 if passed_on is not None:
                     output = changed = replace(output, path, passed_on)
         given = args[0] if args else None
+        if isinstance(modules[name], nn.Linear) and _is_plain(modules[name], given, output):
+            linear[id(output)] = (name, output) if not counts[name] else ("", output)
         if isinstance(given, Tensor) and given.is_floating_point() and _is_vector(given, batch):
             vectors.append(Output([Tap(name, call, given=True)], given))
         return changed
@@ -227,7 +234,9 @@ def first_pass(subject: Subject, wanted: Callable[[list[Output]], list[Output]] 
         batch = len(probe)
         # A frozen model has a graph only if it begins at the images.
         probe.requires_grad_(probe.is_floating_point())
-        logits = find_logits(subject.run(probe)).float()
+        answer = find_logits(subject.run(probe))
+        head, _ = linear.get(id(answer), ("", None))
+        logits = answer.float()
         # Unequal weights: probabilities, which sum to one, would have no gradient otherwise.
         score = (logits * torch.linspace(1, 2, logits.shape[1], device=logits.device)).sum()
         for output in (*seen, *vectors):
@@ -237,7 +246,17 @@ def first_pass(subject: Subject, wanted: Callable[[list[Output]], list[Output]] 
     for output in (*outputs, *vectors):
         output.in_graph = output.value.requires_grad
         output.value = output.value.detach()
-    return FirstPass(outputs, vectors)
+    return FirstPass(outputs, vectors, head or None)
+
+
+def _is_plain(module: nn.Module, given: object, output: object) -> bool:
+    """Whether a linear layer did to a batch of vectors what its weights say, and nothing else."""
+    if not (isinstance(given, Tensor) and isinstance(output, Tensor) and given.ndim == 2 == output.ndim):
+        return False
+    assert isinstance(module, nn.Linear)  # noqa: S101
+    with torch.no_grad():
+        expected = F.linear(given.to(module.weight.dtype), module.weight, module.bias)
+    return expected.shape == output.shape and _alike(expected.float(), output.float())
 
 
 def _is_vector(tensor: Tensor, batch: int) -> bool:
