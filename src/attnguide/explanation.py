@@ -202,6 +202,9 @@ def explain(
         stack.callback(recorder.remove)
         watched = [name for one in layers for name in one.watched] if made.needs_gradient else []
         recorder.attach([one.name for one in layers], watched)
+        if made.needs_gradient:
+            for one in layers:
+                recorder.leave_out(one.rowwise, one.layout.prefix)
         model(images)
         trace = trace_of(recorder.shards, layers, differentiable=False)
         pairs = resolve(targets, trace.logits, labels, evidence).compact()

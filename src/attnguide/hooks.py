@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from attnguide.errors import InputError, LayerError
 from attnguide.modes import empty_caches, is_muted
 from attnguide.outputs import Call, Tap, find_logits, replace, select
+from attnguide.rows import FewRows
 from attnguide.twice import Attention, smooth
 
 __all__ = [
@@ -102,6 +103,7 @@ class Recorder:
         self._parallel = False  # whether a wrapper's forward is running, whose replicas make a shard each
         self._open = threading.local()
         self._attached: set[str] = set()
+        self._left_out: set[str] = set()
         self._hooks = ExitStack()
         with ExitStack() as stack:
             if model is not self.model:
@@ -156,6 +158,25 @@ class Recorder:
             self._hooks.push(stack.pop_all().__exit__)
         self._attached |= {name for taps in wanted.values() for name in taps}
 
+    def leave_out(self, modules: Sequence[str], prefix: int) -> None:
+        """Keep no graph for what these modules do to tokens that the answer does not depend on.
+
+        Args:
+            modules: Their names; one that is known already is left alone.
+            prefix: Number of tokens, from the first, that the answer does depend on.
+        """
+        for name in modules:
+            if name in self._left_out:
+                continue
+            module = self.model.get_submodule(name)
+            rows = FewRows(prefix, self._is_inert)
+            with ExitStack() as stack:
+                self._keep(stack, module.register_forward_pre_hook(rows.before))
+                # Before others that look at its output.
+                self._keep(stack, module.register_forward_hook(rows.after, prepend=True))
+                self._hooks.push(stack.pop_all().__exit__)
+            self._left_out.add(name)
+
     @contextmanager
     def differentiating(self) -> Iterator[None]:
         """Take gradients of the last pass."""
@@ -194,6 +215,9 @@ class Recorder:
         """Take back what `put_away` gave, in place of whatever was recorded since."""
         self.clear()
         self._shards = shards
+
+    def _is_inert(self) -> bool:
+        return self.inert
 
     def __reduce__(self) -> tuple[Callable[[], Recorder], tuple[()]]:
         """A copy of a guided model (averaged weights, a file) is not guided: its hooks do nothing."""

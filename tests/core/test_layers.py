@@ -456,7 +456,8 @@ def test_maps_of_several_layers_are_joined(fuse: str) -> None:
     assert list(found.by_layer) == ["block2", "block4"]
     assert found.layer == "block2 + block4"
     one, other = (
-        ag.functional.resize(ag.functional.unit(maps[:, 0]), tuple(found.maps.shape[-2:])) for maps in found.by_layer.values()
+        ag.functional.resize(ag.functional.unit(maps[:, 0]), tuple(found.maps.shape[-2:]))
+        for maps in found.by_layer.values()
     )
     expected = {"mean": (one + other) / 2, "max": torch.maximum(one, other), "product": one * other}[fuse]
     torch.testing.assert_close(found.maps[:, 0], expected)

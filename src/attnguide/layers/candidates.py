@@ -63,6 +63,7 @@ class Candidate:
             don't.
         pooled: Where the spatial mean of the output appears, if the logits depend on nothing else.
         head: Name of the linear layer that gives the logits, if there is one.
+        rowwise: Names of later modules that treat each token by itself, and whose patches do not matter.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Candidate:
     active: bool
     pooled: str | None = None
     head: str | None = None
+    rowwise: tuple[str, ...] = ()
 
     @property
     def usable(self) -> bool:
@@ -106,6 +108,8 @@ class Layer:
         pooled: Name of the tensor that holds the output's spatial mean, if the logits depend on nothing else.
         head: Name of the linear layer that gives the logits as they are, if there is one: gradients start
             from its weights.
+        rowwise: Names of later modules that treat each token by itself, and whose patches the logits do not
+            depend on: these need no graph.
     """
 
     name: str
@@ -115,6 +119,7 @@ class Layer:
     spread: float
     pooled: str | None = None
     head: str | None = None
+    rowwise: tuple[str, ...] = ()
 
     @property
     def watched(self) -> list[str]:
@@ -132,6 +137,7 @@ class Layer:
             candidate.spread,
             candidate.pooled,
             candidate.head,
+            candidate.rowwise,
         )
 
     def __str__(self) -> str:
@@ -204,6 +210,7 @@ def _candidate(
         active=is_active(modules, output.taps[0].module),
         pooled=None if pooled is None else str(pooled),
         head=seen.head,
+        rowwise=seen.rowwise(modules[""], layout, output) if spread > _SPREAD else (),
     )
 
 

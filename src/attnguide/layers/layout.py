@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from math import ceil, floor, isqrt, prod
+from math import ceil, floor, isqrt, prod, sqrt
 from typing import Literal
 
 import torch
@@ -231,12 +231,12 @@ def _correlation(measured: Tensor, expected: Tensor) -> float:
     if not tells(measured):
         return 0.0
     cosine: Tensor = F.cosine_similarity(measured - measured.mean(), expected - expected.mean(), dim=0)
-    return float(cosine)
+    return cosine.item()
 
 
 def needed(places: int) -> float:
     """Return the correlation that cannot be chance among so many places."""
-    return max(0.3, min(3 / max(places - 1, 1) ** 0.5, 0.95))
+    return max(0.3, min(3 / sqrt(max(places - 1, 1)), 0.95))
 
 
 def _arrangements(kind: Kind, places: tuple[int, ...], image_size: tuple[int, int]) -> Iterator[Layout]:

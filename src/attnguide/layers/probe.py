@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -40,7 +40,9 @@ __all__ = [
 ]
 
 #: Modules that hand on what they are given: their output says nothing about who made it.
-_PASS_ON = (nn.Dropout, nn.Dropout2d, nn.Flatten, nn.Identity, nn.Unflatten)
+_PASS_ON = (nn.modules.dropout._DropoutNd, nn.Flatten, nn.Identity, nn.Unflatten)
+#: So many outputs from the end are looked at as what may follow a layer: more than a block has.
+_TAIL = 24
 #: Modules whose output only resamples or projects what another layer found.
 _PASSIVE = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.AvgPool2d, nn.Linear, nn.MaxPool2d, nn.Upsample)
 _ATTENTION = re.compile("attention|attn", re.IGNORECASE)
@@ -55,6 +57,7 @@ class Output:
         taps: Where it was seen, from the module that made it outwards.
         value: The tensor, detached.
         gradient: Gradient of the logits with respect to it; None if there is none, or it was not asked for.
+        given: What each of these modules was given first, if that is a tensor.
         dropped: Whether some of it is dropped in training before others see it.
         in_graph: Whether it has a graph at all.
     """
@@ -62,6 +65,7 @@ class Output:
     taps: list[Tap]
     value: Tensor
     gradient: Tensor | None = None
+    given: list[Tensor | None] = field(default_factory=list)
     dropped: bool = False
     in_graph: bool = True
 
@@ -83,12 +87,52 @@ class FirstPass:
     Attributes:
         outputs: Tensors that may have rows and columns, in the order in which they were last seen.
         vectors: Tensors with one value for each channel, such as pooled features.
+        tail: The last outputs of all, those of inner modules too, with gradients.
         head: Name of the linear layer that gives the logits as they are, if there is one.
+        found_rowwise: What `rowwise` has found, by the numbers of tokens and of those before the patches.
     """
 
     outputs: list[Output]
     vectors: list[Output]
+    tail: list[Output]
     head: str | None
+    found_rowwise: dict[tuple[int, int], tuple[str, ...]] = field(default_factory=dict)
+
+    def rowwise(self, model: nn.Module, layout: Layout, output: Output) -> tuple[str, ...]:
+        """Name the modules behind a layer whose patches the logits do not depend on, but the tokens before.
+
+        Such are those behind the last attention of a transformer with a class token. Of these, only modules
+        that treat each token by itself are named: their patches need no gradient, which is zero.
+        """
+        if layout.kind != "tokens" or not layout.prefix or layout.suffix or output.gradient is None:
+            return ()
+        key = (output.shape[0], layout.prefix)
+        if key not in self.found_rowwise:
+            self.found_rowwise[key] = self._rowwise(model, *key)
+        return self.found_rowwise[key]
+
+    def _rowwise(self, model: nn.Module, tokens: int, prefix: int) -> tuple[str, ...]:
+        names: list[str] = []
+        with torch.inference_mode(False), torch.no_grad(), _on_its_own(model):
+            for other in self.tail:
+                if (
+                    other.gradient is None
+                    or other.shape[:-1] != (tokens,)
+                    or bool(other.gradient[:, prefix:].any())
+                ):
+                    continue
+                # The outermost module that qualifies stands for those inside it.
+                for tap, given in zip(reversed(other.taps), reversed(other.given), strict=True):
+                    if (
+                        given is not None
+                        and given.ndim == 3
+                        and given.shape[1] == tokens
+                        and _is_rowwise(model.get_submodule(tap.module), given.detach(), prefix)
+                    ):
+                        names = [name for name in names if not name.startswith(f"{tap.module}.")]
+                        names.append(tap.module)
+                        break
+        return tuple(names)
 
     def pooled(self, layout: Layout, output: Output) -> Tap | None:
         """Return where the mean of an output over its places appears, if the logits depend on nothing else.
@@ -109,6 +153,17 @@ class FirstPass:
             ):
                 return vector.taps[0]
         return None
+
+
+def _is_rowwise(module: nn.Module, given: Tensor, prefix: int) -> bool:
+    """Whether a module with weights gives the first tokens the same answer without the others."""
+    if next(module.parameters(), None) is None:
+        return False
+    try:
+        whole, alone = module(given), module(given[:, :prefix])
+    except (TypeError, RuntimeError):  # it takes more arguments, or another number of tokens
+        return False
+    return alone.shape == whole[:, :prefix].shape and _alike(alone.float(), whole[:, :prefix].float())
 
 
 def _alike(a: Tensor, b: Tensor) -> bool:
@@ -194,19 +249,22 @@ def first_pass(subject: Subject, wanted: Callable[[list[Output]], list[Output]] 
     #: Linear layers by identity of what they gave.
     linear: dict[int, tuple[str, Tensor]] = {}
 
-    def look_at(name: str, tap: Tap, tensor: Tensor) -> Tensor | None:
+    def look_at(name: str, tap: Tap, tensor: Tensor, given: Tensor | None) -> Tensor | None:
         known, _, version = handed_on.get(id(tensor), (None, None, 0))
         if known is not None and tensor._version == version:
-            known.taps.append(tap)
-            known.dropped |= isinstance(modules[name], nn.modules.dropout._DropoutNd) and modules[name].p > 0
-            if not isinstance(modules[name], _PASS_ON):
+            if isinstance(modules[name], _PASS_ON):  # no layer to name: what it hands on is another's
+                dropout = isinstance(modules[name], nn.modules.dropout._DropoutNd)
+                known.dropped |= dropout and modules[name].p > 0
+            else:
+                known.taps.append(tap)
+                known.given.append(given)
                 seen.remove(known)
                 seen.append(known)
             return None
         if _is_vector(tensor, batch):
             vectors.append(Output([tap], tensor))
         elif kinds_of(tensor.shape[1:]) and not isinstance(modules[name], _PASS_ON):
-            seen.append(Output([tap], tensor))
+            seen.append(Output([tap], tensor, given=[given]))
             # A copy goes on, lest the next layer works in place and overwrites what this one gave.
             passed_on = tensor.clone()
             handed_on[id(passed_on)] = seen[-1], passed_on, passed_on._version
@@ -216,15 +274,15 @@ def first_pass(subject: Subject, wanted: Callable[[list[Output]], list[Output]] 
     def record(name: str, args: tuple[Any, ...], output: Any) -> Any:
         call = counts[name] = counts.get(name, -1) + 1
         changed = None
+        given = args[0] if args and isinstance(args[0], Tensor) else None
         for path, tensor in list(tensors_in(output)):
             if tensor.is_floating_point() and tensor.ndim > 1 and len(tensor) == batch:
-                passed_on = look_at(name, Tap(name, call, path), tensor)
+                passed_on = look_at(name, Tap(name, call, path), tensor, given)
                 if passed_on is not None:
                     output = changed = replace(output, path, passed_on)
-        given = args[0] if args else None
         if isinstance(modules[name], nn.Linear) and _is_plain(modules[name], given, output):
             linear[id(output)] = (name, output) if not counts[name] else ("", output)
-        if isinstance(given, Tensor) and given.is_floating_point() and _is_vector(given, batch):
+        if given is not None and given.is_floating_point() and _is_vector(given, batch):
             vectors.append(Output([Tap(name, call, given=True)], given))
         return changed
 
@@ -242,11 +300,13 @@ def first_pass(subject: Subject, wanted: Callable[[list[Output]], list[Output]] 
         for output in (*seen, *vectors):
             output.taps = [_plain(tap, counts) for tap in output.taps]
         outputs = seen if wanted is None else wanted(seen)
-        _differentiate(score, [output for output in (*outputs, *vectors) if output.value.requires_grad])
-    for output in (*outputs, *vectors):
+        tail = seen[-_TAIL:]
+        asked = {id(output): output for output in (*outputs, *vectors, *tail)}.values()
+        _differentiate(score, [output for output in asked if output.value.requires_grad])
+    for output in asked:
         output.in_graph = output.value.requires_grad
         output.value = output.value.detach()
-    return FirstPass(outputs, vectors, head or None)
+    return FirstPass(outputs, vectors, tail, head or None)
 
 
 def _is_plain(module: nn.Module, given: object, output: object) -> bool:
