@@ -402,7 +402,8 @@ def mapper(model: nn.Module, source: str | ag.AttributionSource, classes: int) -
 # ---------------------------------------------------------------- does it guide?
 
 STEPS = 8
-LEARNING_RATE = 1e-3
+#: Small, because untrained networks explode at ten times as much while their batch statistics are kept.
+LEARNING_RATE = 1e-4
 
 
 def belongings(model: nn.Module) -> list[Any]:
@@ -763,7 +764,7 @@ def main() -> int:
     add("--size", type=sides, metavar="H[xW]", help="of the images; default: the model's own")
     add("--results", type=Path, default=RESULTS, metavar="FILE")
     add("--again", action="store_true", help="also what has been measured already")
-    add("--patience", type=float, default=60, metavar="SECONDS", help="to judge a map; default: 60")
+    add("--patience", type=float, default=120, metavar="SECONDS", help="to judge a map; default: 120")
     add("--seed", type=int, default=0)
     add("--threads", type=int, default=1)
     add("--summary", action="store_true", help="measure nothing")

@@ -114,7 +114,8 @@ def infer(case: Case, settings: Settings, model: nn.Module, batch: Batch) -> Cal
 def explain(case: Case, settings: Settings, model: nn.Module, batch: Batch) -> Call:
     def call() -> object:
         with settings.autocast():
-            return ag.explain(model, batch.images, targets=list(range(case.classes)))
+            # The maps, resized to the image as the peers give them, are computed when they are asked for.
+            return ag.explain(model, batch.images, targets=list(range(case.classes))).maps
 
     return call
 

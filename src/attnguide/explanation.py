@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +18,7 @@ from attnguide.functional import full_precision
 from attnguide.hooks import Recorder, aside, unwrap
 from attnguide.interfaces import AttributionSource
 from attnguide.layers import LayerSpec, find_layers
-from attnguide.modes import evaluating
+from attnguide.modes import evaluating, full_precision_mode, uncached_autocast
 from attnguide.pairs import Evidence, Pairs, Targets, resolve
 from attnguide.registry import registry
 from attnguide.terms import check_reach
@@ -166,6 +166,11 @@ def explain(
     """
     if not isinstance(images, Tensor) or images.ndim != 4 or not len(images):
         got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+        if isinstance(images, Mapping):
+            raise InputError(
+                f"images must be a tensor (B, C, H, W), got {got}. Patches made beforehand have no rows and "
+                "columns: pass the images themselves; models with native resolution (NaFlex) take them too."
+            )
         raise InputError(
             f"images must be a tensor (B, C, H, W) with at least one image, got {got}. Add a batch axis: "
             "images[None]."
@@ -181,15 +186,7 @@ def explain(
         stack.enter_context(torch.no_grad())
         # Nor may autocast keep the weights that it casts here without a graph: a training step would find
         # them.
-        device = images.device.type
-        stack.enter_context(
-            torch.autocast(
-                device,
-                torch.get_autocast_dtype(device),
-                torch.is_autocast_enabled(device),
-                cache_enabled=False,
-            )
-        )
+        stack.enter_context(uncached_autocast(images.device))
         model = unwrap(model)  # no communication between processes: any of them may explain alone
         stack.enter_context(aside(model))
         stack.enter_context(evaluating(model))
@@ -208,7 +205,7 @@ def explain(
         model(images)
         trace = trace_of(recorder.shards, layers, differentiable=False)
         pairs = resolve(targets, trace.logits, labels, evidence).compact()
-        with torch.no_grad(), torch.autocast(trace.logits.device.type, enabled=False):
+        with torch.no_grad(), full_precision_mode(trace.logits.device):
             raw = {one.name: _maps(made, trace.at(one.name), pairs) for one in layers}
             classes = torch.full((len(images), pairs.slots), -1, device=trace.logits.device)
             classes[pairs.sample, pairs.slot] = pairs.cls

@@ -8,7 +8,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-import torch
 from torch import Tensor, nn
 
 from attnguide import check as checking
@@ -17,6 +16,7 @@ from attnguide.errors import GuidanceError, InputError, nearest
 from attnguide.hooks import Recorder, Shard, unwrap
 from attnguide.interfaces import Adapter, AlignmentLoss, AttributionSource, TargetPrior
 from attnguide.layers import Layer, LayerSpec, check_layer, find_layers
+from attnguide.modes import full_precision_mode
 from attnguide.outputs import Call, replace_logits
 from attnguide.pairs import Evidence, Targets
 from attnguide.recipe import load_recipe
@@ -159,7 +159,7 @@ class Guide:
         total = trace.logits.flatten()[:0].sum().float()
         records: list[TermMaps] = []
         with (
-            torch.autocast(trace.logits.device.type, enabled=False),
+            full_precision_mode(trace.logits.device),
             self._recorder.differentiating(),
             # On an accelerator values are checked in the first step: later nothing waits for it.
             reading(self._steps == 0),

@@ -38,7 +38,7 @@ def unwrap(model: nn.Module) -> nn.Module:
     if hasattr(model, "_orig_mod"):
         raise InputError(
             "a model that was compiled as a whole hides its features from hooks. Pass the model as it was "
-            "before torch.compile."
+            "before torch.compile; guide.compile(images) then compiles all that comes before the layer."
         )
     while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         model = model.module

@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
+import torch
 from torch import nn
 
-__all__ = ["empty_caches", "evaluating", "is_muted", "muted"]
+__all__ = ["empty_caches", "evaluating", "full_precision_mode", "is_muted", "muted", "uncached_autocast"]
 
 
 @contextmanager
@@ -96,3 +97,26 @@ def muted() -> Iterator[None]:
 def is_muted() -> bool:
     """Whether such a pass is running in this thread."""
     return _muting.depth > 0
+
+
+@contextmanager
+def full_precision_mode(device: torch.device) -> Iterator[None]:
+    """Leave autocast, for what half precision would spoil; a device without autocast has nothing to leave."""
+    if not torch.amp.is_autocast_available(device.type):
+        yield
+        return
+    with torch.autocast(device.type, enabled=False):
+        yield
+
+
+@contextmanager
+def uncached_autocast(device: torch.device) -> Iterator[None]:
+    """Stay in autocast if the caller is in it, but keep none of the weights that it casts."""
+    if not torch.amp.is_autocast_available(device.type):
+        yield
+        return
+    kind = device.type
+    with torch.autocast(
+        kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), cache_enabled=False
+    ):
+        yield

@@ -104,7 +104,11 @@ def find_images(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
         if isinstance(value, Tensor) and value.ndim >= 3:
             return value
     got = ", ".join(type(value).__name__ for value in (*args, *kwargs.values())) or "nothing"
-    raise InputError(f"no image tensor (B, C, H, W) among the arguments of the model's forward; got {got}.")
+    patches = any(isinstance(value, Mapping) and "patches" in value for value in (*args, *kwargs.values()))
+    remedy = " Patches made beforehand have no rows and columns: pass the images themselves." * patches
+    raise InputError(
+        f"no image tensor (B, C, H, W) among the arguments of the model's forward; got {got}.{remedy}"
+    )
 
 
 @dataclass(frozen=True)

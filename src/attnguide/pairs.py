@@ -57,23 +57,35 @@ class Pairs:
         return cls(sample, classes, torch.ones_like(classes), torch.zeros_like(classes), 1)
 
     @classmethod
-    def of(cls, sample: Tensor, classes: Tensor) -> Pairs:
-        """Pair `sample[i]` with `classes[i]`; any order, any number for a sample."""
+    def of(cls, sample: Tensor, classes: Tensor, slots: int | None = None) -> Pairs:
+        """Pair `sample[i]` with `classes[i]`; any order, any number for a sample.
+
+        Args:
+            sample: Index into the batch, `(N,)`.
+            classes: Class index, `(N,)`.
+            slots: The largest number of pairs that one sample has, where it is known: it need not be
+                waited for then.
+        """
         order = torch.argsort(sample, stable=True)
         sample, classes = sample[order], classes[order]
-        count = torch.bincount(sample) if len(sample) else sample
-        first = count.cumsum(0) - count
-        slot = torch.arange(len(sample), device=sample.device) - first[sample]
-        return cls(sample, classes, torch.ones_like(classes), slot, int(count.max()) if len(sample) else 0)
+        slot = torch.arange(len(sample), device=sample.device) - torch.searchsorted(sample, sample)
+        if slots is None:
+            slots = 1 + int(slot.max()) if len(slot) else 0
+        return cls(sample, classes, torch.ones_like(classes), slot, slots)
 
-    def select(self, index: Tensor) -> Pairs:
-        """Return the pairs at the given positions, `index` of shape `(M,)`, ascending."""
+    def select(self, index: Tensor, slots: int | None = None) -> Pairs:
+        """Return the pairs at the given positions, `index` of shape `(M,)`, ascending.
+
+        Args:
+            index: Positions.
+            slots: How many of these one sample has at most, where it is known.
+        """
         sample, classes, sign = self.sample[index], self.cls[index], self.sign[index]
         present = None if self.present is None else self.present[index]
         if self.slots <= 1:
             return Pairs(sample, classes, sign, self.slot[index], self.slots, present)
         # Ranked anew: each slot costs a pass through the tail, and what is left may need only one.
-        return replace(Pairs.of(sample, classes), sign=sign, present=present)
+        return replace(Pairs.of(sample, classes, slots), sign=sign, present=present)
 
     def compact(self) -> Pairs:
         """Leave out the pairs that only fill a place."""

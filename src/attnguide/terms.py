@@ -177,7 +177,7 @@ class BoundTerm:
         else:
             kept, stands_for = pairs.draw(count, weights > 0, len(trace.logits))
         if kept is not None:
-            pairs, prior, weights = pairs.select(kept), prior[kept], weights[kept]
+            pairs, prior, weights = pairs.select(kept, count), prior[kept], weights[kept]
         if stands_for is not None:
             weights = weights * stands_for
         name = " + ".join(layer.name for layer in layers)

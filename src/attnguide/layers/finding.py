@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from attnguide.layers import memory
 from attnguide.layers.candidates import Candidate, Layer, choose, list_candidates, stages
 from attnguide.layers.probe import Output, Subject, is_active
 from attnguide.modes import evaluating, muted
-from attnguide.outputs import Call, Tap, select
+from attnguide.outputs import Call, Tap, select, tensors_in
 
 __all__ = ["LayerSpec", "check_layer", "find_layers"]
 
@@ -190,13 +191,16 @@ def _has(output: Output, text: str) -> bool:
 def _named(subject: Subject, found: list[Candidate], text: str) -> Candidate:
     if found:
         return replace(found[-1], name=text)
-    shape = _shape(subject, Tap.parse(text))
-    reason = (
-        "did not run, or gives no tensor"
-        if shape is None
-        else f"gives a tensor of shape {shape}, in which no rows and columns of a "
-        f"{subject.size[0]}×{subject.size[1]} image can be told"
-    )
+    given = _given(subject, Tap.parse(text))
+    if given is None:
+        reason = "did not run, or gives no tensor"
+    elif given.carried:
+        reason = "hands on a tensor that it was given; name the layer that made it"
+    else:
+        reason = (
+            f"gives a tensor of shape {given.shape}, in which no rows and columns of a "
+            f"{subject.size[0]}×{subject.size[1]} image can be told"
+        )
     raise LayerError(f"layer {text!r} {reason}.{_alternatives(subject)}")
 
 
@@ -206,14 +210,22 @@ def _alternatives(subject: Subject) -> str:
     return f" Layers that would do: {', '.join(usable[-12:])}." if usable else " Leave layer='auto'."
 
 
-def _shape(subject: Subject, tap: Tap) -> tuple[int, ...] | None:
-    """Shape of a layer's output for such images; None if there is none."""
-    shapes: list[tuple[int, ...]] = []
+class _Given(NamedTuple):
+    """The shape of what a layer gives, and whether it is one of the tensors that the layer was given."""
+
+    shape: tuple[int, ...]
+    carried: bool
+
+
+def _given(subject: Subject, tap: Tap) -> _Given | None:
+    """What a layer gives for such images; None if there is nothing."""
+    calls: list[_Given] = []
 
     def look(module: nn.Module, args: object, output: object) -> None:
         tensor = select(output, tap.path)
         if tensor is not None:
-            shapes.append(tuple(tensor.shape))
+            carried = any(tensor is other for _, other in tensors_in(args))
+            calls.append(_Given(tuple(tensor.shape), carried))
 
     handle = subject.model.get_submodule(tap.module).register_forward_hook(look)
     try:
@@ -222,16 +234,16 @@ def _shape(subject: Subject, tap: Tap) -> tuple[int, ...] | None:
     finally:
         handle.remove()
     if tap.call is not None:
-        return shapes[tap.call] if tap.call < len(shapes) else None
-    return shapes[-1] if shapes else None
+        return calls[tap.call] if tap.call < len(calls) else None
+    return calls[-1] if calls else None
 
 
 def _carried_over(subject: Subject, known: memory.Known) -> list[Layer] | None:
     """Carry what was measured at another size of images over to these; None where it must be measured."""
     carried = []
     for layer in known.layers:
-        shape = _shape(subject, Tap.parse(layer.name))
-        layout = None if shape is None else layer.layout.resized(known.size, shape, subject.size)
+        given = _given(subject, Tap.parse(layer.name))
+        layout = None if given is None else layer.layout.resized(known.size, given.shape, subject.size)
         if layout is None:
             return None
         carried.append(replace(layer, layout=layout, how="inherited", agreement=float("nan")))

@@ -163,6 +163,8 @@ def _is_rowwise(module: nn.Module, given: Tensor, prefix: int) -> bool:
         whole, alone = module(given), module(given[:, :prefix])
     except (TypeError, RuntimeError):  # it takes more arguments, or another number of tokens
         return False
+    if not (isinstance(whole, Tensor) and isinstance(alone, Tensor) and whole.ndim == 3):
+        return False
     return alone.shape == whole[:, :prefix].shape and _alike(alone.float(), whole[:, :prefix].float())
 
 
@@ -249,13 +251,16 @@ def first_pass(subject: Subject, wanted: Callable[[list[Output]], list[Output]] 
     #: Linear layers by identity of what they gave.
     linear: dict[int, tuple[str, Tensor]] = {}
 
-    def look_at(name: str, tap: Tap, tensor: Tensor, given: Tensor | None) -> Tensor | None:
+    def look_at(name: str, tap: Tap, tensor: Tensor, args: tuple[Any, ...]) -> Tensor | None:
+        given = _first(args)
         known, _, version = handed_on.get(id(tensor), (None, None, 0))
         if known is not None and tensor._version == version:
             if isinstance(modules[name], _PASS_ON):  # no layer to name: what it hands on is another's
                 dropout = isinstance(modules[name], nn.modules.dropout._DropoutNd)
                 known.dropped |= dropout and modules[name].p > 0
-            else:
+            elif not any(
+                tensor is other for _, other in tensors_in(args)
+            ):  # else it was only carried through
                 known.taps.append(tap)
                 known.given.append(given)
                 seen.remove(known)
@@ -274,12 +279,12 @@ def first_pass(subject: Subject, wanted: Callable[[list[Output]], list[Output]] 
     def record(name: str, args: tuple[Any, ...], output: Any) -> Any:
         call = counts[name] = counts.get(name, -1) + 1
         changed = None
-        given = args[0] if args and isinstance(args[0], Tensor) else None
         for path, tensor in list(tensors_in(output)):
             if tensor.is_floating_point() and tensor.ndim > 1 and len(tensor) == batch:
-                passed_on = look_at(name, Tap(name, call, path), tensor, given)
+                passed_on = look_at(name, Tap(name, call, path), tensor, args)
                 if passed_on is not None:
                     output = changed = replace(output, path, passed_on)
+        given = _first(args)
         if isinstance(modules[name], nn.Linear) and _is_plain(modules[name], given, output):
             linear[id(output)] = (name, output) if not counts[name] else ("", output)
         if given is not None and given.is_floating_point() and _is_vector(given, batch):
@@ -307,6 +312,10 @@ def first_pass(subject: Subject, wanted: Callable[[list[Output]], list[Output]] 
         output.in_graph = output.value.requires_grad
         output.value = output.value.detach()
     return FirstPass(outputs, vectors, tail, head or None)
+
+
+def _first(args: tuple[Any, ...]) -> Tensor | None:
+    return args[0] if args and isinstance(args[0], Tensor) else None
 
 
 def _is_plain(module: nn.Module, given: object, output: object) -> bool:
