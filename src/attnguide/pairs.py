@@ -284,7 +284,8 @@ def _where(chosen: Tensor, logits: Tensor) -> Pairs:
     """Pairs where a matrix `(B, K)` is true."""
     if logits.device.type != "cpu":
         return replace(_every(logits), present=chosen.flatten())
-    return Pairs.of(*chosen.nonzero(as_tuple=True))
+    sample, classes = chosen.nonzero(as_tuple=True)
+    return Pairs.of(sample, classes)
 
 
 def _as_index(targets: Sequence[int] | Sequence[tuple[int, int]] | Tensor) -> Tensor:
