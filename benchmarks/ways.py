@@ -170,7 +170,7 @@ def guide(
     targets = "labels" if case.classes == 1 else "all"
     guide = ag.Guide(model, layer=case.layer, targets=targets, **options)
     if compiled:
-        guide.compile()
+        guide.compile(batch.images)
 
     def loss() -> Tensor:
         fit = criterion(model(batch.images), batch.labels)

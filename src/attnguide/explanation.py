@@ -201,7 +201,7 @@ def explain(
         recorder.attach([one.name for one in layers], watched)
         if made.needs_gradient:
             for one in layers:
-                recorder.leave_out(one.rowwise, one.layout.prefix)
+                recorder.leave_out(one.rowwise, one.queries, one.layout.prefix)
         model(images)
         trace = trace_of(recorder.shards, layers, differentiable=False)
         pairs = resolve(targets, trace.logits, labels, evidence).compact()

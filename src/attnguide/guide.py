@@ -283,7 +283,7 @@ class Guide:
         watched = [name for layer in layers for name in layer.watched]
         self._recorder.attach([layer.name for layer in layers], watched)
         for layer in layers:
-            self._recorder.leave_out(layer.rowwise, layer.layout.prefix)
+            self._recorder.leave_out(layer.rowwise, layer.queries, layer.layout.prefix)
 
     def _trace(self) -> Trace:
         if self._removed:
@@ -336,7 +336,7 @@ class Guide:
 
 def _plain(layer: Layer) -> Layer:
     """A layer whose logits are differentiated as they are."""
-    return replace(layer, pooled=None, head=None, rowwise=())
+    return replace(layer, pooled=None, head=None, rowwise=(), queries=())
 
 
 def _listed(terms: Sequence[Term]) -> list[Term]:

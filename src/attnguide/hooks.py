@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from attnguide.errors import InputError, LayerError
-from attnguide.modes import empty_caches, is_muted
+from attnguide.modes import empty_caches, is_muted, modules_of
 from attnguide.outputs import Call, Tap, find_logits, replace, select
 from attnguide.rows import FewRows
 from attnguide.twice import Attention, smooth
@@ -117,6 +117,8 @@ class Recorder:
 
     @staticmethod
     def _keep(stack: ExitStack, handle: torch.utils.hooks.RemovableHandle) -> None:
+        _ours.add(handle.id)
+        stack.callback(_ours.discard, handle.id)
         stack.callback(handle.remove)
 
     def attach(self, layers: Sequence[str], watched: Sequence[str] = ()) -> None:
@@ -158,22 +160,25 @@ class Recorder:
             self._hooks.push(stack.pop_all().__exit__)
         self._attached |= {name for taps in wanted.values() for name in taps}
 
-    def leave_out(self, modules: Sequence[str], prefix: int) -> None:
-        """Keep no graph for what these modules do to tokens that the answer does not depend on.
+    def leave_out(self, rowwise: Sequence[str], queries: Sequence[str], prefix: int) -> None:
+        """Keep no graph for what modules do to tokens that the answer does not depend on.
+
+        They do as usual while somebody else has hooks on the model, who may look at these tokens.
 
         Args:
-            modules: Their names; one that is known already is left alone.
+            rowwise: Names of modules that treat each token by itself; one that is known is left alone.
+            queries: Names of attention modules.
             prefix: Number of tokens, from the first, that the answer does depend on.
         """
-        for name in modules:
+        for name in (*rowwise, *queries):
             if name in self._left_out:
                 continue
             module = self.model.get_submodule(name)
-            rows = FewRows(prefix, self._is_inert)
+            rows = FewRows(prefix, name in queries, self._leaves_nothing_out)
             with ExitStack() as stack:
-                self._keep(stack, module.register_forward_pre_hook(rows.before))
+                self._keep(stack, module.register_forward_pre_hook(rows.before, with_kwargs=True))
                 # Before others that look at its output.
-                self._keep(stack, module.register_forward_hook(rows.after, prepend=True))
+                self._keep(stack, module.register_forward_hook(rows.after, prepend=True, with_kwargs=True))
                 self._hooks.push(stack.pop_all().__exit__)
             self._left_out.add(name)
 
@@ -216,8 +221,8 @@ class Recorder:
         self.clear()
         self._shards = shards
 
-    def _is_inert(self) -> bool:
-        return self.inert
+    def _leaves_nothing_out(self) -> bool:
+        return self.inert or getattr(self._open, "observed", True)
 
     def __reduce__(self) -> tuple[Callable[[], Recorder], tuple[()]]:
         """A copy of a guided model (averaged weights, a file) is not guided: its hooks do nothing."""
@@ -264,6 +269,7 @@ class Recorder:
         if previous is not None:
             previous.attention.fuse()  # a forward that was interrupted left it open
         self._shards[images.device] = self._open.shard = Shard(images)
+        self._open.observed = bool(self._left_out) and _is_observed(module)
 
     def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if is_muted() or self.inert:
@@ -335,6 +341,18 @@ class Recorder:
             shard.attention.unfuse()
             feature.register_hook(shard.attention.end_backward)  # type: ignore[no-untyped-call]
         return feature
+
+
+#: Hooks of all recorders, by the number that PyTorch gives them.
+_ours: set[int] = set()
+
+
+def _is_observed(model: nn.Module) -> bool:
+    """Whether anybody else has hooks on a model."""
+    return any(
+        not (_ours.issuperset(module._forward_hooks) and _ours.issuperset(module._forward_pre_hooks))
+        for module in modules_of(model)
+    )
 
 
 def _answer(model: nn.Module, output: Any) -> Tensor:

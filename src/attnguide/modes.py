@@ -11,7 +11,15 @@ from weakref import WeakKeyDictionary, WeakSet
 import torch
 from torch import nn
 
-__all__ = ["empty_caches", "evaluating", "full_precision_mode", "is_muted", "muted", "uncached_autocast"]
+__all__ = [
+    "empty_caches",
+    "evaluating",
+    "full_precision_mode",
+    "is_muted",
+    "modules_of",
+    "muted",
+    "uncached_autocast",
+]
 
 
 @contextmanager
@@ -21,7 +29,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     What modules keep for themselves between forward passes (timm's transformers keep attention biases that
     they have looked up) starts empty and is restored too: it was made from other weights, or with a graph.
     """
-    flags = [(module, module.training) for module in _modules(model)]
+    flags = [(module, module.training) for module in modules_of(model)]
     kept = [(cache, dict(cache)) for cache in _caches(model)]
     try:
         empty_caches(model)
@@ -40,7 +48,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             cache.update(content)
 
 
-def _modules(model: nn.Module) -> Iterator[nn.Module]:
+def modules_of(model: nn.Module) -> Iterator[nn.Module]:
     """All modules, some perhaps twice; several times as fast as `model.modules()`."""
     waiting: list[nn.Module | None] = [model]
     while waiting:

@@ -64,6 +64,7 @@ class Candidate:
         pooled: Where the spatial mean of the output appears, if the logits depend on nothing else.
         head: Name of the linear layer that gives the logits, if there is one.
         rowwise: Names of later modules that treat each token by itself, and whose patches do not matter.
+        queries: Names of later attention modules in which only the first tokens' queries matter.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Candidate:
     pooled: str | None = None
     head: str | None = None
     rowwise: tuple[str, ...] = ()
+    queries: tuple[str, ...] = ()
 
     @property
     def usable(self) -> bool:
@@ -110,6 +112,8 @@ class Layer:
             from its weights.
         rowwise: Names of later modules that treat each token by itself, and whose patches the logits do not
             depend on: these need no graph.
+        queries: Names of later attention modules of which the same holds: only what the first tokens become
+            matters, though it depends on all.
     """
 
     name: str
@@ -120,6 +124,7 @@ class Layer:
     pooled: str | None = None
     head: str | None = None
     rowwise: tuple[str, ...] = ()
+    queries: tuple[str, ...] = ()
 
     @property
     def watched(self) -> list[str]:
@@ -138,6 +143,7 @@ class Layer:
             candidate.pooled,
             candidate.head,
             candidate.rowwise,
+            candidate.queries,
         )
 
     def __str__(self) -> str:
@@ -198,6 +204,7 @@ def _candidate(
     if output.gradient is not None:
         spread = _spread(layout.flat(output.gradient))
     pooled = seen.pooled(layout, output) if spread > _SPREAD else None
+    rowwise, queries = seen.idle(modules[""], layout, output) if spread > _SPREAD else ((), ())
     return Candidate(
         name=output.name,
         names=tuple(str(tap) for tap in output.taps),
@@ -210,7 +217,8 @@ def _candidate(
         active=is_active(modules, output.taps[0].module),
         pooled=None if pooled is None else str(pooled),
         head=seen.head,
-        rowwise=seen.rowwise(modules[""], layout, output) if spread > _SPREAD else (),
+        rowwise=rowwise,
+        queries=queries,
     )
 
 

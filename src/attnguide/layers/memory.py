@@ -118,7 +118,11 @@ def _keep(model: nn.Module, print_: str, key: _Key, known: Known) -> None:
 
 def _modules(model: nn.Module, known: Known) -> list[nn.Module | None]:
     """Return the modules that an answer speaks of; None for one that is gone, as a head may be."""
-    names = [name for layer in known.layers for name in (layer.name, *layer.watched, *layer.rowwise)]
+    names = [
+        name
+        for layer in known.layers
+        for name in (layer.name, *layer.watched, *layer.rowwise, *layer.queries)
+    ]
     found = []
     for name in names:
         module: nn.Module | None = model
@@ -185,7 +189,8 @@ def _read(file: Path | None, key: _Key) -> Known | None:
             layout = entry.pop("layout")
             layout["grid"] = tuple(layout["grid"])
             layout["order"] = None if layout["order"] is None else tuple(layout["order"])
-            entry["rowwise"] = tuple(entry["rowwise"])
+            for names in ("rowwise", "queries"):
+                entry[names] = tuple(entry[names])
             layers.append(Layer(layout=Layout(**layout), **entry))
     except (OSError, ValueError, TypeError, KeyError) as error:
         logging.getLogger(__name__).info("%s is not used: %s", file, error)

@@ -25,6 +25,7 @@ from attnguide.functional import full_precision
 from attnguide.layers.layout import Kind, Layout
 from attnguide.modes import evaluating, muted
 from attnguide.outputs import Call, Tap, find_logits, replace, select, tensors_in
+from attnguide.rows import FirstQueries
 
 __all__ = [
     "FirstPass",
@@ -89,30 +90,40 @@ class FirstPass:
         vectors: Tensors with one value for each channel, such as pooled features.
         tail: The last outputs of all, those of inner modules too, with gradients.
         head: Name of the linear layer that gives the logits as they are, if there is one.
-        found_rowwise: What `rowwise` has found, by the numbers of tokens and of those before the patches.
+        only_logits: Whether the model answers with nothing but logits that could be part of a loss.
+        found_idle: What `idle` has found, by the numbers of tokens and of those before the patches.
     """
 
     outputs: list[Output]
     vectors: list[Output]
     tail: list[Output]
     head: str | None
-    found_rowwise: dict[tuple[int, int], tuple[str, ...]] = field(default_factory=dict)
+    only_logits: bool
+    found_idle: dict[tuple[int, int], tuple[tuple[str, ...], tuple[str, ...]]] = field(default_factory=dict)
 
-    def rowwise(self, model: nn.Module, layout: Layout, output: Output) -> tuple[str, ...]:
+    def idle(
+        self, model: nn.Module, layout: Layout, output: Output
+    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Name the modules behind a layer whose patches the logits do not depend on, but the tokens before.
 
-        Such are those behind the last attention of a transformer with a class token. Of these, only modules
-        that treat each token by itself are named: their patches need no gradient, which is zero.
-        """
-        if layout.kind != "tokens" or not layout.prefix or layout.suffix or output.gradient is None:
-            return ()
-        key = (output.shape[0], layout.prefix)
-        if key not in self.found_rowwise:
-            self.found_rowwise[key] = self._rowwise(model, *key)
-        return self.found_rowwise[key]
+        Such are those at and behind the last attention of a transformer with a class token: their patches
+        need no gradient, which is zero.
 
-    def _rowwise(self, model: nn.Module, tokens: int, prefix: int) -> tuple[str, ...]:
-        names: list[str] = []
+        Returns:
+            Names of modules that treat each token by itself, and of attention modules.
+        """
+        if not self.only_logits or layout.kind != "tokens" or not layout.prefix or layout.suffix:
+            return (), ()
+        if output.gradient is None:
+            return (), ()
+        key = (output.shape[0], layout.prefix)
+        if key not in self.found_idle:
+            self.found_idle[key] = self._idle(model, *key)
+        return self.found_idle[key]
+
+    def _idle(self, model: nn.Module, tokens: int, prefix: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        rowwise: list[str] = []
+        queries: list[str] = []
         with torch.inference_mode(False), torch.no_grad(), _on_its_own(model):
             for other in self.tail:
                 if (
@@ -121,18 +132,24 @@ class FirstPass:
                     or bool(other.gradient[:, prefix:].any())
                 ):
                     continue
-                # The outermost module that qualifies stands for those inside it.
-                for tap, given in zip(reversed(other.taps), reversed(other.given), strict=True):
-                    if (
-                        given is not None
-                        and given.ndim == 3
-                        and given.shape[1] == tokens
-                        and _is_rowwise(model.get_submodule(tap.module), given.detach(), prefix)
-                    ):
-                        names = [name for name in names if not name.startswith(f"{tap.module}.")]
-                        names.append(tap.module)
+                runs = {
+                    tap.module: (model.get_submodule(tap.module), given.detach())
+                    for tap, given in zip(other.taps, other.given, strict=True)
+                    if given is not None and given.ndim == 3 and given.shape[1] == tokens
+                }
+                # Of modules that treat tokens by themselves the outermost stands for those inside it.
+                for name in reversed(runs):
+                    if _is_rowwise(*runs[name], prefix):
+                        rowwise = [inner for inner in rowwise if not inner.startswith(f"{name}.")]
+                        rowwise.append(name)
                         break
-        return tuple(names)
+                # Of modules that hold attention, the innermost.
+                for name in runs:
+                    nested = any(inner.startswith(f"{name}.") for inner in queries)
+                    if not nested and _only_first_ask(*runs[name], prefix):
+                        queries.append(name)
+                        break
+        return tuple(rowwise), tuple(queries)
 
     def pooled(self, layout: Layout, output: Output) -> Tap | None:
         """Return where the mean of an output over its places appears, if the logits depend on nothing else.
@@ -156,16 +173,32 @@ class FirstPass:
 
 
 def _is_rowwise(module: nn.Module, given: Tensor, prefix: int) -> bool:
-    """Whether a module with weights gives the first tokens the same answer without the others."""
-    if next(module.parameters(), None) is None:
+    """Whether a module gives the first tokens the same answer without the others."""
+    whole, alone = _whole_and_alone(module, given, prefix)
+    return alone is not None and _alike(alone.float(), whole[:, :prefix].float())
+
+
+def _only_first_ask(module: nn.Module, given: Tensor, prefix: int) -> bool:
+    """Whether a module attends once, and the first tokens become the same whatever the others ask."""
+    whole, alone = _whole_and_alone(module, given, prefix)
+    if alone is None:
         return False
+    with FirstQueries(prefix, blank=True) as attention:
+        found = module(given)
+    return attention.calls == 1 and _alike(found[:, :prefix].float(), whole[:, :prefix].float())
+
+
+def _whole_and_alone(module: nn.Module, given: Tensor, prefix: int) -> tuple[Tensor, Tensor | None]:
+    """What a module with weights makes of all tokens, and of the first alone; None if it cannot."""
+    if next(module.parameters(), None) is None:
+        return given, None
     try:
         whole, alone = module(given), module(given[:, :prefix])
     except (TypeError, RuntimeError):  # it takes more arguments, or another number of tokens
-        return False
-    if not (isinstance(whole, Tensor) and isinstance(alone, Tensor) and whole.ndim == 3):
-        return False
-    return alone.shape == whole[:, :prefix].shape and _alike(alone.float(), whole[:, :prefix].float())
+        return given, None
+    if not (isinstance(whole, Tensor) and isinstance(alone, Tensor) and whole.ndim == 3 == alone.ndim):
+        return given, None
+    return whole, alone if alone.shape == whole[:, :prefix].shape else None
 
 
 def _alike(a: Tensor, b: Tensor) -> bool:
@@ -297,7 +330,9 @@ def first_pass(subject: Subject, wanted: Callable[[list[Output]], list[Output]] 
         batch = len(probe)
         # A frozen model has a graph only if it begins at the images.
         probe.requires_grad_(probe.is_floating_point())
-        answer = find_logits(subject.run(probe))
+        raw = subject.run(probe)
+        answer = find_logits(raw)
+        only_logits = sum(other.requires_grad for _, other in tensors_in(raw)) == 1
         head, _ = linear.get(id(answer), ("", None))
         logits = answer.float()
         # Unequal weights: probabilities, which sum to one, would have no gradient otherwise.
@@ -311,7 +346,7 @@ def first_pass(subject: Subject, wanted: Callable[[list[Output]], list[Output]] 
     for output in asked:
         output.in_graph = output.value.requires_grad
         output.value = output.value.detach()
-    return FirstPass(outputs, vectors, tail, head or None)
+    return FirstPass(outputs, vectors, tail, head or None, only_logits)
 
 
 def _first(args: tuple[Any, ...]) -> Tensor | None:
