@@ -239,6 +239,7 @@ class Guide:
             raise GuidanceError("this guide was removed from its model; build a new one.")
         self._find_layers(Call.of((images,), {}))
         names = compile_before(unwrap(self.model), self._known_layers(), images, options)
+        self._recorder.leave_alone(names)
         self._compiled += [unwrap(self.model).get_submodule(name) for name in names]
         return names
 

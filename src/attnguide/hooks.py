@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -104,6 +105,7 @@ class Recorder:
         self._open = threading.local()
         self._attached: set[str] = set()
         self._left_out: set[str] = set()
+        self._smoothed: dict[str, list[torch.utils.hooks.RemovableHandle]] = {}
         self._hooks = ExitStack()
         with ExitStack() as stack:
             if model is not self.model:
@@ -112,7 +114,9 @@ class Recorder:
             self._keep(stack, self.model.register_forward_pre_hook(self._begin, with_kwargs=True))
             self._keep(stack, self.model.register_forward_hook(self._end, always_call=True))
             if second_order:
-                stack.enter_context(smooth(self.model))
+                self._smoothed = smooth(self.model)
+                for handle in chain.from_iterable(self._smoothed.values()):
+                    self._keep(stack, handle)
             self._hooks = stack.pop_all()
 
     @staticmethod
@@ -181,6 +185,13 @@ class Recorder:
                 self._keep(stack, module.register_forward_hook(rows.after, prepend=True, with_kwargs=True))
                 self._hooks.push(stack.pop_all().__exit__)
             self._left_out.add(name)
+
+    def leave_alone(self, modules: Sequence[str]) -> None:
+        """Take hooks off activations inside of modules that come before the layers."""
+        for name, handles in self._smoothed.items():
+            if any(name == outer or name.startswith(f"{outer}.") for outer in modules):
+                for handle in handles:
+                    handle.remove()
 
     @contextmanager
     def differentiating(self) -> Iterator[None]:

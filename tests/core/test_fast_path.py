@@ -19,6 +19,7 @@ import attnguide as ag
 from attnguide.errors import GuidanceError, InputError
 from attnguide.layers import find_layers
 from attnguide.pairs import Pairs, resolve
+from attnguide.twice import smooth
 from attnguide.waiting import may_read, reading
 
 
@@ -101,8 +102,7 @@ def test_guiding_by_shortcuts_gives_the_same_gradients(
 
 def test_others_who_look_at_patches_get_their_gradient() -> None:
     model = tiny_vit(depth=2).double().eval()
-    images, labels, masks = batch()
-    images = images.double()
+    images = batch()[0].double()
     (layer,) = find_layers(model, images)
     assert layer.queries == ("blocks.1.attn",)
     assert layer.rowwise == ("blocks.1.attn.proj", "blocks.1.norm2", "blocks.1.mlp", "norm")
@@ -207,6 +207,18 @@ def test_hard_sigmoids_get_a_second_derivative(inplace: bool) -> None:
         with torch.no_grad():
             weight.sub_(sign * step * direction)
     assert (values[0] - values[1]) / (2 * step) == pytest.approx(float(gradient.norm()), rel=0.05)
+
+
+def test_gelus_keep_their_values_and_derivatives() -> None:
+    model = nn.GELU()
+    hooks = smooth(model)
+    values = torch.linspace(-6, 6, 25, dtype=torch.float64, requires_grad=True)
+    assert torch.equal(model(values), F.gelu(values))
+    assert torch.autograd.gradcheck(model, values)
+    assert torch.autograd.gradgradcheck(model, values)
+    for handle in hooks[""]:
+        handle.remove()
+    assert "GeluBackward" in type(model(values).grad_fn).__name__
 
 
 # ---------------------------------------------------------------------- drawing
