@@ -8,6 +8,7 @@ move the map in that place. Models have random weights, so nothing is downloaded
     python benchmarks/coverage.py --all            every architecture of timm up to 100 million parameters
     python benchmarks/coverage.py --models NAME…   these; `torchvision/resnet18`, `transformers/ViT`
     python benchmarks/coverage.py --summary        a table of what has been measured, as Markdown
+    python benchmarks/coverage.py --list           a line for each model
     python benchmarks/coverage.py --self-test      whether the judge notices maps that are read wrongly
 
 Each model appends a line to the results; what is there already is left out, so a run may be interrupted.
@@ -19,6 +20,7 @@ import argparse
 import gc
 import json
 import math
+import os
 import sys
 import time
 import warnings
@@ -132,15 +134,17 @@ def case_of(name: str, size: tuple[int, int] | None) -> Case:
         raise ValueError(f"unknown model {name!r}") from error
 
 
-def timm_parameters(results: Results) -> dict[str, int]:
-    """Count the parameters of all of timm's architectures; takes minutes, so they are kept in the results."""
-    if results.parameters is None:
-        counts: dict[str, int] = {}
+def timm_parameters(folder: Path) -> dict[str, int]:
+    """Count the parameters of all of timm's architectures, which takes minutes, and keep them."""
+    file = folder / f"timm-{timm.__version__}.json"
+    counts: dict[str, int] = json.loads(file.read_text()) if file.exists() else {}
+    if not counts:
         with progress_bar() as progress, torch.device("meta"):
             for name in progress.track(timm.list_models(), description="sizes of timm's models"):
                 counts[name] = sum(weight.numel() for weight in timm.create_model(name).parameters())
-        results.keep_parameters(counts)
-    return results.parameters or {}
+        folder.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(counts))
+    return counts
 
 
 def smallest_of_each_module(counts: dict[str, int]) -> list[str]:
@@ -153,7 +157,7 @@ def smallest_of_each_module(counts: dict[str, int]) -> list[str]:
     return [min(timm.list_models(module=module), key=order) for module in timm.list_modules()]
 
 
-def choose_names(options: argparse.Namespace, results: Results) -> list[str]:
+def choose_names(options: argparse.Namespace) -> list[str]:
     if options.models:
         return list(options.models)
     chosen = {group for group in ("timm", "torchvision", "transformers") if getattr(options, group)}
@@ -161,10 +165,10 @@ def choose_names(options: argparse.Namespace, results: Results) -> list[str]:
         chosen = {"timm", "torchvision", "transformers"}
     counts: dict[str, int] = {}
     if options.all:
-        found = timm_parameters(results)
+        found = timm_parameters(options.results.parent)
         counts |= {name: found[name] for name in found if found[name] <= 1e6 * LIMIT or options.max_params}
     if "timm" in chosen:
-        found = timm_parameters(results)
+        found = timm_parameters(options.results.parent)
         counts |= {name: found[name] for name in smallest_of_each_module(found)}
     if "torchvision" in chosen:
         for name in torchvision.models.list_models(module=torchvision.models):
@@ -574,7 +578,6 @@ class Results:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.records: dict[str, Record] = {}
-        self.parameters: dict[str, int] | None = None
         text = path.read_text() if path.exists() else ""
         self._separator = "" if text.endswith("\n") or not text else "\n"
         for line in text.splitlines():
@@ -582,20 +585,10 @@ class Results:
                 record = json.loads(line)
             except ValueError:  # a run that was killed may leave half a line
                 continue
-            if "name" in record:
-                self.records[record["name"]] = record
-            elif record.get("timm") == timm.__version__:
-                self.parameters = record["parameters"]
+            self.records[record["name"]] = record
 
     def add(self, record: Record) -> None:
-        self._append(record)
         self.records[record["name"]] = record
-
-    def keep_parameters(self, parameters: dict[str, int]) -> None:
-        self._append({"timm": timm.__version__, "parameters": parameters})
-        self.parameters = parameters
-
-    def _append(self, record: Record) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:
             file.write(self._separator + json.dumps(record) + "\n")
@@ -619,6 +612,19 @@ def summary(records: Iterable[Record]) -> str:
         lines += named(verdict.capitalize(), [r for r in everything if r["verdict"] == verdict], told)
     unguided = [r for r in everything if r["verdict"] != "skipped" and r.get("guided") != "yes"]
     return "\n".join(lines + named("Not guided", unguided, told_of_guiding))
+
+
+def listing(records: Iterable[Record]) -> str:
+    """Tell as Markdown what was found for each model."""
+    lines = ["| model | size | layer | grid | map | guided |", "|---|--:|---|--:|---|---|"]
+    for record in sorted(records, key=lambda record: (record["group"], record["name"])):
+        if record["verdict"] != "skipped":
+            layer = f"`{record['layer']}`" if "layer" in record else ""
+            grid = "×".join(map(str, record.get("grid", ())))
+            size = "×".join(map(str, record["size"][1:]))
+            cells = (record["name"], size, layer, grid, record["verdict"], record.get("guided", "no"))
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def named(title: str, records: list[Record], tell: Callable[[Record], str]) -> list[str]:
@@ -768,22 +774,24 @@ def main() -> int:
     add("--seed", type=int, default=0)
     add("--threads", type=int, default=1)
     add("--summary", action="store_true", help="measure nothing")
+    add("--list", action="store_true", help="measure nothing; a line for each model")
     add("--self-test", action="store_true", help="test the judge")
     options = parser.parse_args()
     warnings.simplefilter("ignore")  # of the models' authors
     torch.set_num_threads(options.threads)
+    os.environ["ATTNGUIDE_CACHE"] = "off"  # layers that were found in another run are found anew
     if options.self_test:
         return 0 if self_test(options.seed, options.patience) else 1
     results = Results(options.results)
     try:
-        if not options.summary:
-            names = choose_names(options, results)
+        if not (options.summary or options.list):
+            names = choose_names(options)
             measure([case_of(name, options.size) for name in names], results, options)
     except ValueError as error:
         parser.error(str(error))
     except KeyboardInterrupt:
         print("interrupted; the next run goes on from here", file=sys.stderr)
-    print(summary(results.records.values()))
+    print((listing if options.list else summary)(results.records.values()))
     return 0
 
 

@@ -111,11 +111,12 @@ def infer(case: Case, settings: Settings, model: nn.Module, batch: Batch) -> Cal
     return call
 
 
-def explain(case: Case, settings: Settings, model: nn.Module, batch: Batch) -> Call:
+def explain(case: Case, settings: Settings, model: nn.Module, batch: Batch, *, small: bool = False) -> Call:
     def call() -> object:
         with settings.autocast():
-            # The maps, resized to the image as the peers give them, are computed when they are asked for.
-            return ag.explain(model, batch.images, targets=list(range(case.classes))).maps
+            # Resized to the image, as the peers give them, or as small as the layer is.
+            found = ag.explain(model, batch.images, targets=list(range(case.classes)))
+            return found.raw if small else found.maps
 
     return call
 
@@ -222,7 +223,8 @@ def ways(case: Case, settings: Settings) -> dict[str, Maker]:
     # Of the others, only torch-cam can go on with a graph that it has.
     names = ("torch-cam",) if case.section == "many" else tuple(peers.EXPLAINERS)
     others = {name: explain_like(peers.EXPLAINERS[name]) for name in names if name in peers.EXPLAINERS}
-    return {**found, "attnguide": explain, **others}
+    ours = {"attnguide": explain, "attnguide, layer's size": partial(explain, small=True)}
+    return {**found, **ours, **others}
 
 
 def make_way(maker: Maker, case: Case, settings: Settings) -> tuple[Call, int]:

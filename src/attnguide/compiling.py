@@ -15,7 +15,24 @@ from attnguide.layers import Layer
 from attnguide.modes import evaluating, muted
 from attnguide.outputs import Tap
 
-__all__ = ["compile_before"]
+__all__ = ["check_uncompiled", "compile_before"]
+
+
+def check_uncompiled(model: nn.Module, layers: Sequence[Layer] = ()) -> None:
+    """Refuse to guide what was compiled in place, as by `model.compile()`, with a layer inside.
+
+    Raises:
+        GuidanceError: If the model, or a module that holds one of the layers, was compiled.
+    """
+    steps = [Tap.parse(layer.name).module.split(".") for layer in layers]
+    names = ["", *(".".join(path[: end + 1]) for path in steps for end in range(len(path)))]
+    for name in names:
+        if model.get_submodule(name)._compiled_call_impl is not None:
+            raise GuidanceError(
+                f"{f'module {name!r}' if name else 'the model'} was compiled in place, which hides its "
+                "inside from hooks. Guide it before it is compiled, and call guide.compile(images), which "
+                "compiles all that comes before the layer."
+            )
 
 
 def compile_before(

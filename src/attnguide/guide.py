@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 from torch import Tensor, nn
 
 from attnguide import check as checking
-from attnguide.compiling import compile_before
+from attnguide.compiling import check_uncompiled, compile_before
 from attnguide.errors import GuidanceError, InputError, nearest
 from attnguide.hooks import Recorder, Shard, unwrap
 from attnguide.interfaces import Adapter, AlignmentLoss, AttributionSource, TargetPrior
@@ -91,6 +91,7 @@ class Guide:
         single = Term(source, prior, loss, weight, layer, targets, evidence, fuse, draw)
         if terms is not None and vars(single) != vars(Term()):
             raise InputError(f"give either terms=[…] or {'=, '.join(vars(single))}=.")
+        check_uncompiled(unwrap(model))
         self.model = model
         self.terms: list[Term] = [single] if terms is None else _listed(terms)
         if not self.terms and not adapters:
@@ -281,6 +282,7 @@ class Guide:
             find_layers(self.model, call.images, name, verify=self.verify, call=call)[0] for name in asked
         ]
         layers = self._known_layers()
+        check_uncompiled(unwrap(self.model), layers)
         watched = [name for layer in layers for name in layer.watched]
         self._recorder.attach([layer.name for layer in layers], watched)
         for layer in layers:

@@ -24,25 +24,29 @@ __all__ = [
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Switch to evaluation mode, and restore the training flag of every module one by one.
+    """Switch to evaluation mode, uncompiled, and restore the flags of every module one by one.
 
     What modules keep for themselves between forward passes (timm's transformers keep attention biases that
     they have looked up) starts empty and is restored too: it was made from other weights, or with a graph.
     """
-    flags = [(module, module.training) for module in modules_of(model)]
+    flags = [(module, module.training, module._compiled_call_impl) for module in modules_of(model)]
     kept = [(cache, dict(cache)) for cache in _caches(model)]
     try:
         empty_caches(model)
         # Assigned, not model.eval() and model.train(): partly frozen models have their own idea of which
         # modules train.
-        for module, training in flags:
+        for module, training, compiled in flags:
             if training:
                 module.training = False
+            if compiled is not None:  # compiled code would be made anew, with hooks in it
+                module._compiled_call_impl = None
         yield
     finally:
-        for module, training in flags:
+        for module, training, compiled in flags:
             if module.training != training:
                 module.training = training
+            if compiled is not None:
+                module._compiled_call_impl = compiled
         empty_caches(model)
         for cache, content in kept:
             cache.update(content)

@@ -335,6 +335,21 @@ def test_pairs_that_fill_a_place_do_not_count() -> None:
 # ---------------------------------------------------------------------- compiling
 
 
+def test_what_was_compiled_in_place_is_explained_but_not_guided() -> None:
+    model, images = cnn().eval(), batch()[0]
+    plain = ag.explain(model, images)
+    model.compile(backend="eager")
+    compiled = model._compiled_call_impl
+    assert torch.equal(ag.explain(model, images).maps, plain.maps)
+    assert model._compiled_call_impl is compiled
+    with pytest.raises(GuidanceError, match=r"the model was compiled in place.*guide\.compile"):
+        ag.Guide(model)
+    model._compiled_call_impl = None
+    model.block4.compile(backend="eager")
+    with ag.Guide(model), pytest.raises(GuidanceError, match=r"module 'block4' was compiled in place"):
+        model(images)
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_what_comes_before_the_layer_is_compiled() -> None:

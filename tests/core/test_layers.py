@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 import torchvision
 from tests.helpers.models import CLASSES, batch, cnn, tiny_vit
 from tests.helpers.state import snapshot
@@ -20,6 +21,8 @@ from attnguide.errors import LayerError
 from attnguide.layers import Layout, choose, find_layers, list_candidates, memory, stages
 from attnguide.layers.layout import assume, codes, decode, fit
 from attnguide.outputs import Tap
+
+VIT = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
 
 # ----------------------------------------------------------------- shapes alone
 
@@ -349,6 +352,36 @@ def test_models_of_torchvision() -> None:
         assert found.how in ("measured", "inherited")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "settings", "name", "layout"),
+    [
+        ("ViT", VIT, "vit.layers.1.layernorm_before", Layout("tokens", (14, 14), 1)),
+        ("DeiT", VIT, "deit.layers.1.layernorm_before", Layout("tokens", (14, 14), 2)),
+        ("Beit", VIT, None, Layout("tokens", (14, 14), 1)),
+        ("Dinov2", VIT | {"image_size": 224}, None, Layout("tokens", (16, 16), 1)),
+        ("Swin", {"embed_dim": 16, "depths": [1, 1, 1], "num_heads": [1, 2, 4]}, None, None),
+        ("ConvNext", {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}, None, Layout("nchw", (7, 7))),
+    ],
+)
+def test_models_of_transformers(
+    family: str, settings: dict[str, Any], name: str | None, layout: Layout | None
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = getattr(transformers, f"{family}Config")(num_labels=CLASSES, **settings)
+    model = getattr(transformers, f"{family}ForImageClassification")(config)
+    images, labels, masks = batch(2, 224)
+    (layer,) = find_layers(model.eval(), images)
+    assert layer.how == "measured"
+    assert name is None or layer.name == name
+    assert layout is None or layer.layout == layout
+    assert ag.explain(model, images).maps.shape == (2, 1, 224, 224)
+    with ag.Guide(model) as guide:
+        loss = F.cross_entropy(model(pixel_values=images).logits, labels) + guide.loss(labels, mask=masks)
+        loss.backward()
+    assert sum(bool(w.grad is not None and w.grad.any()) for w in model.parameters()) > 10
+
+
 @pytest.mark.parametrize("channels", [1, 4])
 def test_other_channels_than_three(channels: int) -> None:
     model = timm.create_model("resnet10t", num_classes=CLASSES, in_chans=channels)
@@ -547,6 +580,18 @@ def test_the_choice_is_remembered_for_each_size() -> None:
     calls = counted(other)
     find_layers(other, torch.rand(2, 3, 48, 48))
     assert calls
+
+
+def test_a_guide_looks_for_its_layer_once() -> None:
+    model, (images, labels, masks) = tiny_vit(depth=2), batch()
+    calls = counted(model)
+    with ag.Guide(model) as guide:
+        numbers = []
+        for _ in range(3):
+            model(images)
+            guide.loss(labels, mask=masks)
+            numbers.append(len(calls))
+    assert numbers[1:] == [numbers[0] + 1, numbers[0] + 2]
 
 
 def test_many_sizes_are_carried_over() -> None:

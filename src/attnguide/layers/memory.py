@@ -106,10 +106,13 @@ def forget() -> None:
 
 def _keep(model: nn.Module, print_: str, key: _Key, known: Known) -> None:
     references = tuple(ref(module) for module in _modules(model, known) if module is not None)
+    shape, (_, verify) = key
+    names = tuple(layer.name for layer in known.layers)  # which a guide asks for from then on
     with _lock:
         own = _of_models.setdefault(model, OrderedDict())
-        own[key] = known, references
-        _of_kinds[print_, key] = known
+        for each in (key, (shape, (names, verify))):
+            own[each] = known, references
+            _of_kinds[print_, each] = known
         while len(own) > _MOST:
             own.popitem(last=False)
         while len(_of_kinds) > _MOST:

@@ -1,0 +1,44 @@
+"""Puts what was measured into the documentation, and tells whether it is there.
+
+python benchmarks/tables.py            # write the tables of docs/benchmarks.md
+python benchmarks/tables.py --check    # only compare; exit status 1 if the page is out of date
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+PAGE = HERE.parent / "docs" / "benchmarks.md"
+#: A table, and the command before it that prints it.
+BLOCK = re.compile(r"(<!-- table: (.+?) -->\n).*?(\n<!-- end of table -->)", re.DOTALL)
+
+
+def filled(page: str) -> str:
+    """Return the page with tables of what was measured."""
+
+    def fill(block: re.Match[str]) -> str:
+        script, *options = block[2].split()
+        command = [sys.executable, str(HERE / script), *options]
+        table = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        return f"{block[1]}\n{table.strip()}\n{block[3]}"
+
+    return BLOCK.sub(fill, page)
+
+
+def main() -> int:
+    page = PAGE.read_text(encoding="utf-8")
+    fresh = filled(page)
+    if "--check" in sys.argv[1:]:
+        if page != fresh:
+            print(f"{PAGE} is out of date: run python benchmarks/tables.py", file=sys.stderr)
+        return int(page != fresh)
+    PAGE.write_text(fresh, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

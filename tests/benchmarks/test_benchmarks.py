@@ -1,0 +1,61 @@
+"""The benchmarks run, and the documentation shows what they measured."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+
+
+def run(script: str, *options: str) -> str:
+    done = subprocess.run(
+        [sys.executable, str(FOLDER / script), *options],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_coverage_judges_models_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    results = tmp_path / "coverage.jsonl"
+    options = ("--models", "test_resnet", "test_vit", "--results", str(results))
+    run("coverage.py", *options)
+    with results.open("a") as file:
+        file.write('{"name": "half a li')  # the run was killed
+    records = [json.loads(line) for line in results.read_text().splitlines()[:2]]
+    assert [(record["name"], record["verdict"], record["guided"]) for record in records] == [
+        ("test_resnet", "right", "yes"),
+        ("test_vit", "right", "yes"),
+    ]
+    assert "| timm | 2 | 2 | 2 | 0 | 0 | 0 | 2 |" in run("coverage.py", *options)
+    assert "| test_vit | 160×160 |" in run("coverage.py", "--list", "--results", str(results))
+    assert len(results.read_text().splitlines()) == 3
+
+
+@pytest.mark.slow
+def test_speed_measures_all_kinds() -> None:
+    output = run("speed.py", "--quick", "--threads", "1")
+    for kind in (
+        "explain",
+        "first call",
+        "many",
+        "guide",
+        "memory, explain",
+        "memory, many",
+        "memory, guide",
+    ):
+        assert f"\n{kind}\n|" in f"\n{output}", kind
+
+
+def test_the_documentation_shows_the_results() -> None:
+    run("tables.py", "--check")
