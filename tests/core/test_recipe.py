@@ -24,6 +24,8 @@ weight = 0.25
 layer = "block3"
 targets = [0, 2]
 evidence = "decision"
+draw = 1
+second_order = false
 
 [train]
 epochs = 3
@@ -47,6 +49,7 @@ def test_a_file(tmp_path: Path) -> None:
     assert repr(term.source) == "HiResCAM(relu=False)"
     assert (term.prior.empty, term.loss, term.weight) == ("skip", "cosine", 0.25)  # type: ignore[union-attr]
     assert (term.layer, term.targets, term.evidence) == ("block3", [0, 2], "decision")
+    assert (term.draw, guide.second_order) == (1, False)
     images, labels, masks = batch()
     model(images)
     assert bool(guide.loss(labels, mask=masks).isfinite())
