@@ -22,11 +22,20 @@ SCRIPTS = Path(sys.executable).parent
 IN_THE_WHEEL = (
     "attnguide/py.typed",
     "attnguide/assets/faces.safetensors",
+    "attnguide_action_units/codebook.toml",
+    "attnguide_action_units/py.typed",
+    "attnguide_action_units/recipes/au-codebook.toml",
     "attnguide_gradcam_iou/py.typed",
     "attnguide_gradcam_iou/recipes/gradcam-iou.toml",
     "dist-info/licenses/LICENSE",
 )
-ENTRY_POINTS = ("attnguide.cli:main", "attnguide.standard", "attnguide_gradcam_iou.plugin")
+ENTRY_POINTS = (
+    "attnguide.cli:main",
+    "attnguide.standard",
+    "attnguide_action_units.plugin",
+    "attnguide_gradcam_iou.plugin",
+)
+PACKAGES = (ROOT / "src/attnguide", *(folder for folder in (ROOT / "plugins").iterdir() if folder.is_dir()))
 
 
 def run(*command: str | Path) -> bool:
@@ -52,7 +61,7 @@ def wheel() -> bool:
             declared = archive.read(entry_points).decode()
     sources = {
         f"{package.name}/{file.relative_to(package).as_posix()}"
-        for package in (ROOT / "src/attnguide", ROOT / "plugins/attnguide_gradcam_iou")
+        for package in PACKAGES
         for file in package.rglob("*.py")
     }
     wrong = [f"{name} is missing" for name in sorted({*sources} - {*names})]

@@ -28,7 +28,9 @@ def test_public_names_are_in_the_reference(name: str) -> None:
     assert getattr(attnguide, name) is not None
 
 
-@pytest.mark.parametrize("package", ["src/attnguide", "plugins/attnguide_gradcam_iou"])
+@pytest.mark.parametrize(
+    "package", ["src/attnguide", "plugins/attnguide_action_units", "plugins/attnguide_gradcam_iou"]
+)
 def test_public_modules_are_in_the_reference(package: str) -> None:
     pages = "\n".join(page.read_text(encoding="utf-8") for page in (DOCS / "reference").glob("*.md"))
     folder = ROOT / package

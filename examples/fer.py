@@ -1,0 +1,276 @@
+"""Facial expressions, guided by action units (arXiv 2402.00281): classifiers trained with and without.
+
+With `--data ROOT` it reads RAF-DB, AffectNet, or a folder with a table `*.npz` of `files`, `labels`,
+`classes`, `landmarks68` and, if there are any, `identity`, whose images are in `ROOT/images`. Without, it
+draws faces. With `--folds N` identities are split into N parts, each of which is tested once. It prints, for
+each run and on average, the accuracy, ATT-COS (the layer attention, which is optimised) and CAM-COS
+(activation maps, which are not), and writes a picture with a row for each of some faces: action units, then
+attention and Grad-CAM, unguided and guided.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.transforms.v2 import functional as transforms
+
+import attnguide as ag
+from attnguide.data.faces import EXPRESSIONS, ProceduralFaces
+from attnguide_action_units.datasets import RAFDB, AffectNet, FaceTable
+from attnguide_action_units.evaluation import CAMS, Report, evaluate
+from attnguide_action_units.landmarks import MIRROR
+from attnguide_action_units.prior import ActionUnitPrior
+
+
+@dataclass(frozen=True)
+class Faces:
+    """Faces in memory."""
+
+    images: Tensor
+    labels: Tensor
+    landmarks: Tensor
+    people: Tensor
+    classes: tuple[str, ...]
+
+    def at(self, index: Tensor) -> Faces:
+        """Return some of them."""
+        return replace(
+            self,
+            images=self.images[index],
+            labels=self.labels[index],
+            landmarks=self.landmarks[index],
+            people=self.people[index],
+        )
+
+
+# ------------------------------------------------------------------------------ data
+
+
+def standardised(images: Tensor) -> Tensor:
+    """Grey images, each of mean 0 and deviation 1: colour and exposure say nothing about an expression."""
+    grey = transforms.rgb_to_grayscale(images)
+    grey = (grey - grey.mean(dim=(2, 3), keepdim=True)) / grey.std(dim=(2, 3), keepdim=True).clamp(min=1e-3)
+    return grey.expand(-1, 3, -1, -1).contiguous()
+
+
+def from_table(data: FaceTable, size: int, people: Sequence[int] | None = None) -> Faces:
+    """Read all images of a data set, resized."""
+    images, landmarks = [], []
+    for index in range(len(data)):
+        sample = data[index]
+        landmarks.append(transforms.resize(sample.landmarks, [size, size]).as_subclass(Tensor))
+        images.append(transforms.resize(sample.image, [size, size], antialias=True).as_subclass(Tensor))
+    numbers = torch.arange(len(data)) if people is None else torch.as_tensor(people)
+    return Faces(
+        standardised(torch.stack(images)), data.labels, torch.stack(landmarks), numbers, data.classes
+    )
+
+
+def table_in(root: Path, least: int) -> tuple[FaceTable, list[int]]:
+    """Read a folder with a table; classes of few people are left out, and named."""
+    (file,) = sorted(root.glob("*.npz"))
+    with np.load(file, allow_pickle=False) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    people = np.unique(arrays.get("identity", np.arange(len(arrays["files"]))), return_inverse=True)[1]
+    labels, classes = arrays["labels"].astype(int), [str(name) for name in arrays["classes"]]
+    enough = [c for c in range(len(classes)) if len(np.unique(people[labels == c])) >= least]
+    for c in set(range(len(classes))) - set(enough):
+        print(f"left out: {classes[c]}, {int((labels == c).sum())} faces")
+    kept = np.isin(labels, enough)
+    files = [root / "images" / str(name) for name in arrays["files"][kept]]
+    renumbered = [enough.index(label) for label in labels[kept]]
+    points = torch.from_numpy(arrays["landmarks68"][kept]).float()
+    return FaceTable(files, renumbered, points, [classes[c] for c in enough]), people[kept].tolist()
+
+
+def load(options: argparse.Namespace) -> list[tuple[Faces, Faces]]:
+    """Return pairs of faces to train with and to test with."""
+    if options.data is None:
+        drawn = [
+            ProceduralFaces(count, options.size, seed=seed).stack()
+            for count, seed in ((options.faces, 0), (options.faces // 2, 1))
+        ]
+        train, test = (
+            Faces(
+                standardised(part.image.as_subclass(Tensor)),
+                part.expression,
+                part.landmarks.as_subclass(Tensor),
+                torch.arange(len(part.expression)),
+                EXPRESSIONS,
+            )
+            for part in drawn
+        )
+        return [(train, test)] * options.folds
+    root: Path = options.data
+    if (root / "train_set").is_dir():
+        parts = [from_table(AffectNet(root, split), options.size) for split in ("train", "val")]
+        return [(parts[0], parts[1])] * options.folds
+    if (root / "basic").is_dir() or (root / "EmoLabel").is_dir():
+        parts = [
+            from_table(RAFDB(root, split, landmarks=options.landmarks), options.size)
+            for split in ("train", "test")
+        ]
+        return [(parts[0], parts[1])] * options.folds
+    table, people = table_in(root, least=options.folds)
+    faces = from_table(table, options.size, people)
+    order = torch.randperm(int(faces.people.max()) + 1, generator=torch.Generator().manual_seed(0))
+    fold = (order % options.folds)[faces.people]
+    return [
+        (faces.at((fold != number).nonzero()[:, 0]), faces.at((fold == number).nonzero()[:, 0]))
+        for number in range(options.folds)
+    ]
+
+
+def augmented(faces: Faces) -> Faces:
+    """Flip, turn, scale and shift each face, and its landmarks with it."""
+    images, points, (count, *_, side) = faces.images, faces.landmarks, faces.images.shape
+    flip = torch.rand(count) < 0.5
+    images = torch.where(flip[:, None, None, None], images.flip(3), images)
+    mirrored = points[:, list(MIRROR)] * torch.tensor([-1.0, 1.0]) + torch.tensor([side - 1.0, 0.0])
+    points = torch.where(flip[:, None, None], mirrored, points)
+    angle, scale = 0.35 * (torch.rand(count) - 0.5), 1 + 0.2 * (torch.rand(count) - 0.5)
+    turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], dim=1).view(-1, 2, 2)
+    turn, shift = turn * scale[:, None, None], 0.12 * (torch.rand(count, 2) - 0.5)
+    grid = F.affine_grid(torch.cat([turn, shift[..., None]], dim=2), list(images.shape), align_corners=False)
+    images = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    # The grid tells where each pixel comes from; landmarks go the other way.
+    places = (points + 0.5) * 2 / side - 1 - shift[:, None]
+    places = torch.linalg.solve(turn[:, None], places[..., None])[..., 0]
+    return replace(faces, images=images, landmarks=(places + 1) * side / 2 - 0.5)
+
+
+# -------------------------------------------------------------------------- training
+
+
+def build(options: argparse.Namespace, classes: int) -> nn.Module:
+    """Make an untrained model that fits small images."""
+    settings: dict[str, Any] = {"num_classes": classes}
+    if "vit" in options.model:
+        settings |= {"img_size": options.size, "patch_size": max(4, options.size // 14 // 2 * 2)}
+    model: nn.Module = timm.create_model(options.model, **settings)
+    if options.size < 100 and isinstance(getattr(model, "maxpool", None), nn.MaxPool2d):
+        model.maxpool = nn.Identity()  # else little would be left of the image
+    return model
+
+
+def train(options: argparse.Namespace, faces: Faces, weight: float, seed: int) -> nn.Module:
+    """Train a model; with a weight of 0 it is not guided. The same seed begins with the same weights."""
+    torch.manual_seed(seed)
+    model = build(options, len(faces.classes)).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=options.rate, weight_decay=0.05)
+    batches = len(faces.labels) // options.batch
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, options.rate, total_steps=options.epochs * batches
+    )
+    prior = ActionUnitPrior(classes=faces.classes)
+    guide = ag.Guide.from_recipe(model, "au-codebook", prior=prior, weight=weight, layer=options.layer)
+    with guide:
+        for _ in range(options.epochs):
+            for index in torch.randperm(len(faces.labels))[: batches * options.batch].split(options.batch):
+                part = augmented(faces.at(index))
+                logits = model(part.images)
+                loss = F.cross_entropy(logits, part.labels, label_smoothing=0.1)
+                if weight:
+                    loss = loss + guide.loss(part.labels, landmarks=part.landmarks)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+    return model.eval()
+
+
+def measured(options: argparse.Namespace, model: nn.Module, faces: Faces) -> dict[str, float]:
+    """Accuracy, its mean over classes, and the cosines."""
+    parts = torch.arange(len(faces.labels)).split(64)
+    batches = [(faces.images[i], faces.labels[i], faces.landmarks[i]) for i in parts]
+    prior = ActionUnitPrior(classes=faces.classes)
+    report: Report = evaluate(model, batches, prior, layers=options.layer, cams=CAMS)
+    with torch.no_grad():
+        right = torch.cat([model(images).argmax(dim=1) == labels for images, labels, _ in batches]).float()
+    by_class = [float(right[faces.labels == c].mean()) for c in faces.labels.unique()]
+    return {
+        "accuracy": report.accuracy,
+        "mean accuracy": mean(by_class),
+        **{f"ATT-COS {name}": value for name, value in report.attention.items()},
+        **{f"CAM-COS {name}": value for name, value in report.cams.items()},
+    }
+
+
+# -------------------------------------------------------------------------- pictures
+
+
+def pictures(options: argparse.Namespace, models: Sequence[nn.Module], faces: Faces) -> None:
+    """Write a row for each of some faces: action units, then attention and Grad-CAM of each model."""
+    shown = [int((faces.labels == c).nonzero()[0]) for c in faces.labels.unique()]
+    some = faces.at(torch.tensor(shown))
+    plain = (some.images - some.images.amin()) / (some.images.amax() - some.images.amin())
+    size = (options.size, options.size)
+    maps = [ActionUnitPrior(classes=faces.classes).draw(some.landmarks, some.labels, size, size).maps]
+    for model in models:
+        for source in ("layer_attention", "grad_cam"):
+            seen = ag.explain(model, some.images, source, "labels", options.layer, labels=some.labels)
+            maps.append(seen.scaled()[:, 0])
+    overlays = ag.visual.overlay(plain, torch.stack(maps, dim=1))
+    rows = [torch.cat(list(row), dim=2) for row in overlays]
+    options.out.mkdir(parents=True, exist_ok=True)
+    ag.visual.to_pil(torch.cat(rows, dim=1)).save(options.out / "expressions.png")
+
+
+# ------------------------------------------------------------------------------ main
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--data", type=Path, help="RAF-DB, AffectNet, or a folder with a table; drawn faces without")
+    add("--landmarks", type=Path, help="table of landmarks, for RAF-DB")
+    add("--faces", type=int, default=600, help="number of drawn faces")
+    add("--model", default="resnet18", help="a model of timm")
+    add("--layer", default="auto", help="guided layer")
+    add("--size", type=int, default=64, help="of the images, in pixels")
+    add("--weight", type=float, default=9.0, help="λ")
+    add("--folds", type=int, default=3, help="parts of the identities, or seeds where a test set exists")
+    add("--epochs", type=int, default=10)
+    add("--batch", type=int, default=32)
+    add("--rate", type=float, default=1e-3, help="highest learning rate")
+    add("--out", type=Path, default=Path("attnguide-expressions"), help="folder for results")
+    options = parser.parse_args()
+
+    runs: dict[str, list[dict[str, float]]] = {"unguided": [], "guided": []}
+    for seed, (train_faces, test_faces) in enumerate(load(options)):
+        models = []
+        for way, weight in (("unguided", 0.0), ("guided", options.weight)):
+            models.append(train(options, train_faces, weight, seed))
+            runs[way].append(measured(options, models[-1], test_faces))
+            shown = ", ".join(f"{name} {value:.3f}" for name, value in runs[way][-1].items())
+            print(f"run {seed}, {way}: {shown}", flush=True)
+    pictures(options, models, test_faces)
+    settings = {key: str(value) for key, value in vars(options).items()}
+    (options.out / "result.json").write_text(json.dumps({"settings": settings, "runs": runs}, indent=1))
+    print(f"\n| {options.model} | unguided | guided |\n| --- | --: | --: |")
+    for name in runs["guided"][0]:
+        cells = []
+        for found in runs.values():
+            values = [run[name] for run in found]
+            spread = f" ± {stdev(values):.3f}" if len(values) > 1 else ""
+            cells.append(f"{mean(values):.3f}{spread}")
+        print(f"| {name} | {' | '.join(cells)} |")
+    print(f"\n{options.out / 'expressions.png'}: action units; attention and Grad-CAM, unguided, then guided")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""`attnguide landmarks`: find the landmarks of many faces."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+__all__ = ["landmarks"]
+
+
+@click.command(short_help="Find facial landmarks in images.")
+@click.argument("images", nargs=-1, required=True)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("landmarks.npz"),
+    show_default=True,
+    help="Table to write.",
+)
+@click.option(
+    "--model-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="face_landmarker.task, for versions of mediapipe that bring no model.",
+)
+def landmarks(images: tuple[str, ...], out: Path, model_file: Path | None) -> None:
+    """Find the 68 landmarks of the largest face in each of IMAGES, files or folders.
+
+    Writes a table that read_landmarks reads, and that data sets take as landmarks=. Images without a face are
+    listed; they stay in the table, without landmarks. Needs mediapipe: pip install 'attnguide[landmarks]'.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from attnguide.data.images import find_images
+    from attnguide_action_units.extract import extract, face_mesh
+
+    files = find_images(images)
+    extractor = face_mesh(model_file)
+    root = Path(images[0]) if len(images) == 1 and Path(images[0]).is_dir() else None
+    with Progress(console=Console(stderr=True)) as progress:
+        table, failures = extract(progress.track(files, description="landmarks"), extractor, root)
+    table.save(out)
+    for name, reason in failures.items():
+        click.echo(f"{name}: {reason}", err=True)
+    click.echo(f"{out}: landmarks of {len(table) - len(failures)} of {len(table)} images")
+    if failures:
+        raise click.exceptions.Exit(1)

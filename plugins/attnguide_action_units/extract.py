@@ -1,0 +1,123 @@
+"""Finds landmarks in images, with mediapipe's face mesh; needs the extra `attnguide[landmarks]`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attnguide.data.images import read_image
+from attnguide.errors import AttnGuideError, InputError
+from attnguide_action_units.landmarks import to_68
+from attnguide_action_units.tables import LandmarkTable
+
+__all__ = ["Extractor", "extract", "face_mesh"]
+
+#: Finds the points of the largest face in an image `(H, W, 3)`, uint8: `(P, 2)` in pixels, or None.
+Extractor = Callable[[np.ndarray[Any, Any]], "np.ndarray[Any, Any] | None"]
+
+
+def face_mesh(model_file: str | Path | None = None) -> Extractor:
+    """Make an extractor of mediapipe.
+
+    Args:
+        model_file: `face_landmarker.task`, for versions of mediapipe that bring no model (0.10.30 and later).
+
+    Raises:
+        InputError: If mediapipe is not installed, or needs a model file.
+    """
+    try:
+        mediapipe = import_module("mediapipe")
+    except ImportError as error:
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        late = (
+            f" There may be no mediapipe for Python {version} yet: use 3.12, and bring the table here."
+            if sys.version_info >= (3, 13)
+            else ""
+        )
+        raise InputError(
+            "landmarks are found by mediapipe, which is not installed: pip install 'attnguide[landmarks]'."
+            f"{late}"
+        ) from error
+    if model_file is None and hasattr(mediapipe, "solutions"):
+        return _solution(mediapipe)
+    if model_file is None:
+        raise InputError(
+            f"mediapipe {getattr(mediapipe, '__version__', '')} brings no model. Download "
+            "face_landmarker.task from mediapipe's site and name it: --model-file face_landmarker.task."
+        )
+    if not Path(model_file).is_file():
+        raise InputError(f"{model_file} does not exist; it is to be mediapipe's face_landmarker.task.")
+    return _task(mediapipe, Path(model_file))
+
+
+def _solution(mediapipe: Any) -> Extractor:
+    mesh = mediapipe.solutions.face_mesh.FaceMesh(static_image_mode=True, refine_landmarks=True)
+
+    def find(image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any] | None:
+        faces = mesh.process(image).multi_face_landmarks
+        return _in_pixels(faces[0].landmark, image) if faces else None
+
+    return find
+
+
+def _task(mediapipe: Any, model_file: Path) -> Extractor:
+    tasks = import_module("mediapipe.tasks.python")
+    vision = import_module("mediapipe.tasks.python.vision")
+    options = vision.FaceLandmarkerOptions(
+        base_options=tasks.BaseOptions(model_asset_path=str(model_file)), num_faces=1
+    )
+    mesh = vision.FaceLandmarker.create_from_options(options)
+
+    def find(image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any] | None:
+        picture = mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=np.ascontiguousarray(image))
+        faces = mesh.detect(picture).face_landmarks
+        return _in_pixels(faces[0], image) if faces else None
+
+    return find
+
+
+def _in_pixels(points: Any, image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Shares of the sides as pixels, whose centres are whole numbers."""
+    height, width = image.shape[:2]
+    shares = np.array([(point.x, point.y) for point in points], dtype=np.float32)
+    return shares * np.array([width, height], dtype=np.float32) - 0.5
+
+
+def extract(
+    files: Iterable[Path], extractor: Extractor, root: Path | None = None
+) -> tuple[LandmarkTable, dict[str, str]]:
+    """Find the landmarks of images.
+
+    Args:
+        files: The images.
+        extractor: What finds points in one image.
+        root: Names in the table are relative to this folder.
+
+    Returns:
+        A table with an entry for every image, NaN where nothing was found; and for each of those the reason.
+    """
+    names: list[str] = []
+    points: list[Tensor] = []
+    failures: dict[str, str] = {}
+    for file in files:
+        name = str(file if root is None or not file.is_relative_to(root) else file.relative_to(root))
+        names.append(name)
+        points.append(torch.full((68, 2), torch.nan))
+        try:
+            found = extractor(np.asarray(read_image(file).convert("RGB")))
+        except AttnGuideError as error:  # one broken image must not end a long run
+            failures[name] = str(error)
+            continue
+        if found is None:
+            failures[name] = "no face was found"
+        else:
+            points[-1] = to_68(found)
+    stacked = torch.stack(points) if points else torch.empty(0, 68, 2)
+    return LandmarkTable(tuple(names), stacked), failures

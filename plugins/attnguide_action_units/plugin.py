@@ -1,0 +1,32 @@
+"""Declares what this plugin provides."""
+
+from __future__ import annotations
+
+from attnguide.hookspecs import Part, hookimpl
+
+__all__ = ["attnguide_parts"]
+
+
+@hookimpl
+def attnguide_parts() -> list[Part]:
+    """Declare prior, recipe and command; source and loss of the method are standard parts."""
+    return [
+        Part(
+            "prior",
+            "action_units",
+            "attnguide_action_units.prior:ActionUnitPrior",
+            "where an expression's facial action units are, from landmarks",
+        ),
+        Part(
+            "recipe",
+            "au-codebook",
+            "attnguide_action_units:recipes/au-codebook.toml",
+            "layer attention towards the action units of the expression (arXiv 2402.00281)",
+        ),
+        Part(
+            "command",
+            "landmarks",
+            "attnguide_action_units.command:landmarks",
+            "Find facial landmarks in images.",
+        ),
+    ]

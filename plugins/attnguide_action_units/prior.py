@@ -1,0 +1,248 @@
+"""The prior: where the action units of an expression are on each face."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attnguide.errors import InputError
+from attnguide.interfaces import PriorMaps, TargetPrior
+from attnguide.pairs import Pairs
+from attnguide.trace import Trace
+from attnguide.waiting import may_read
+from attnguide_action_units.codebook import Codebook, default
+from attnguide_action_units.heatmaps import CHIN, EYE_CORNERS, Regions, heat_maps
+from attnguide_action_units.landmarks import CANONICAL, to_68
+
+__all__ = ["CLASSES", "ActionUnitPrior", "checked", "collected"]
+
+#: The expressions in the order of AffectNet's classes, which is that of `ProceduralFaces` too.
+CLASSES = ("neutral", "happiness", "sadness", "surprise", "fear", "disgust", "anger")
+
+
+#: Drawn, with weight 0, if no expression has any region.
+_NOWHERE = default().regions([1])
+
+
+class ActionUnitPrior(TargetPrior):
+    """Heat maps of the action units that the codebook gives for a pair's class, drawn from landmarks.
+
+    With `guide.loss(labels, landmarks=…)` landmarks are 68 points in pixels of the image, `(B, 68, 2)`, or in
+    another scheme that [`to_68`][attnguide_action_units.landmarks.to_68] knows, or a list with an entry for
+    each sample, None for none. A sample drops out (its weight is 0) if it has no landmarks (None, or NaN or
+    −1 everywhere), if its class has no action units, as neutral, or if a landmark that its map hangs on lies
+    outside the image.
+
+    Args:
+        classes: The expression of each class of the model, as the codebook names them.
+        codebook: Which units an expression has, and where they are; the one that comes along by default.
+        units: Numbers of action units to draw for every class, instead of the expression's own.
+        generic: Draw all units of the codebook for every class: a map that needs no label.
+
+    Raises:
+        UnknownNameError: If the codebook lacks an expression or a unit.
+        InputError: If there are no classes, or both `units` and `generic` are given.
+    """
+
+    def __init__(
+        self,
+        *,
+        classes: Sequence[str] = CLASSES,
+        codebook: Codebook | None = None,
+        units: Sequence[int] | None = None,
+        generic: bool = False,
+    ) -> None:
+        if isinstance(classes, str) or not classes:
+            raise InputError(f"classes={classes!r} must list the expression of each class of the model.")
+        if units is not None and (generic or not units):
+            raise InputError(f"units={units!r} must name at least one unit, and excludes generic=True.")
+        self.classes, self.codebook = tuple(classes), codebook or default()
+        self.units = None if units is None else tuple(units)
+        self.generic = generic
+        own = [self.codebook.units_of(name) for name in self.classes]
+        if generic or units is not None:
+            shown = tuple(self.codebook.units) if units is None else tuple(units)
+            own = [shown] * len(self.classes)
+        regions = [self.codebook.regions(numbers) for numbers in own]
+        self._regions = tuple(dict.fromkeys(region for group in regions for region in group)) or _NOWHERE
+        place = {region: index for index, region in enumerate(self._regions)}
+        widest = max(1, *(len(group) for group in regions))
+        # Rows are filled up with a region of their own: drawn twice it looks the same.
+        rows = [[place[region] for region in group] or [0] for group in regions]
+        self._rows = torch.tensor([(row + row[-1:] * widest)[:widest] for row in rows])
+        self._empty = torch.tensor([not group for group in regions])
+        anchors = torch.zeros(len(regions), 68, dtype=torch.bool)
+        for row, group in zip(anchors, regions, strict=True):
+            row[[point for region in group for point in region.points]] = True
+            row[list(EYE_CORNERS)] = True
+        self._anchors = anchors
+        self._tables: dict[torch.device, tuple[Regions, Tensor, Tensor, Tensor]] = {}
+
+    def __call__(self, trace: Trace, pairs: Pairs, size: tuple[int, int], *, landmarks: Any) -> PriorMaps:
+        """Draw a map for each pair.
+
+        Raises:
+            InputError: If the landmarks do not fit the batch, some of a face are NaN, a face is mirrored or
+                its axes are swapped, or the model has another number of classes than `classes`.
+        """
+        batch, classes = trace.logits.shape
+        device = trace.logits.device
+        points = collected(landmarks, batch).to(device, non_blocking=True)
+        there = checked(points)
+        return self._drawn(
+            points, there, pairs.sample, self._known(pairs.cls, classes), size, trace.image_size
+        )
+
+    def draw(
+        self, landmarks: Any, labels: Tensor, size: tuple[int, int], image_size: tuple[int, int]
+    ) -> PriorMaps:
+        """Draw the map of each sample for its label, to look at it, or to keep it for later.
+
+        Maps that are kept guide through the prior `mask`, with weight 0 as NaN.
+
+        Args:
+            landmarks: As in `guide.loss`, for B samples.
+            labels: Index of each sample's class, `(B,)`.
+            size: `(h, w)` of the maps.
+            image_size: `(H, W)` of the images that the landmarks are in.
+
+        Returns:
+            Maps `(B, h, w)` and weights `(B,)`.
+
+        Raises:
+            InputError: As for `guide.loss`.
+        """
+        points = collected(landmarks, len(labels)).to(labels.device)
+        sample = torch.arange(len(labels), device=labels.device)
+        classes = self._known(labels.long(), len(self.classes))
+        return self._drawn(points, checked(points), sample, classes, size, image_size)
+
+    def _known(self, cls: Tensor, classes: int) -> Tensor:
+        """Classes of pairs as rows of the tables."""
+        if classes == len(self.classes):
+            return cls
+        if self.generic or self.units is not None:
+            return torch.zeros_like(cls)
+        raise InputError(
+            f"the model has {classes} classes, the prior knows the expressions of {len(self.classes)}: "
+            f"{', '.join(self.classes)}. Give them in the model's order: ActionUnitPrior(classes=[…])."
+        )
+
+    def _drawn(
+        self,
+        points: Tensor,
+        there: Tensor,
+        sample: Tensor,
+        cls: Tensor,
+        size: tuple[int, int],
+        image_size: tuple[int, int],
+    ) -> PriorMaps:
+        regions, rows, empty, anchors = self._tables_on(points.device)
+        limits = points.new_tensor([image_size[1], image_size[0]]) - 0.5
+        inside = ((points >= -0.5) & (points <= limits)).all(dim=2)[sample]
+        weights = there[sample] & ~empty[cls] & (inside | ~anchors[cls]).all(dim=1)
+        # What drops out is drawn somewhere all the same, so that no shape depends on a value.
+        points = torch.where(weights[:, None, None], points[sample], CANONICAL.to(points))
+        maps = heat_maps(points, regions, rows[cls], size, image_size)
+        return PriorMaps(maps, weights.to(maps.dtype))
+
+    def _tables_on(self, device: torch.device) -> tuple[Regions, Tensor, Tensor, Tensor]:
+        if device not in self._tables:
+            self._tables[device] = (
+                Regions(self._regions, device),
+                self._rows.to(device),
+                self._empty.to(device),
+                self._anchors.to(device),
+            )
+        return self._tables[device]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the copies on devices."""
+        return {**self.__dict__, "_tables": {}}
+
+    def __repr__(self) -> str:
+        if self.generic:
+            return "ActionUnitPrior(generic=True)"
+        if self.units is not None:
+            return f"ActionUnitPrior(units={list(self.units)})"
+        return f"ActionUnitPrior(classes={list(self.classes)})"
+
+
+def collected(landmarks: Any, batch: int) -> Tensor:
+    """Bring landmarks as users have them to one tensor.
+
+    Args:
+        landmarks: A tensor or array `(B, P, 2)`, a list with an entry or None for each sample, or None.
+        batch: B.
+
+    Returns:
+        `(B, 68, 2)`, float32; NaN where there are none.
+
+    Raises:
+        InputError: If they do not fit the batch, or are of no scheme that is known.
+    """
+    if landmarks is None:
+        return torch.full((batch, 68, 2), torch.nan)
+    if not isinstance(landmarks, (Tensor, np.ndarray, list, tuple)):
+        raise InputError(f"landmarks must be a tensor, an array or a list, got {type(landmarks).__name__}.")
+    if len(landmarks) != batch:
+        raise InputError(
+            f"landmarks have {len(landmarks)} entries, the batch has {batch} samples; give one each, None "
+            "for missing."
+        )
+    if isinstance(landmarks, (list, tuple)):
+        missing = torch.full((68, 2), torch.nan)
+        points = torch.stack([missing if entry is None else to_68(entry).cpu() for entry in landmarks])
+    else:
+        points = to_68(landmarks)
+    if points.shape != (batch, 68, 2):
+        raise InputError(f"landmarks have shape {tuple(points.shape)}; they must be ({batch}, 68, 2).")
+    return torch.where((points == -1).all(dim=2).all(dim=1)[:, None, None], torch.nan, points)
+
+
+def checked(points: Tensor) -> Tensor:
+    """Tell which faces have landmarks, and refuse those that cannot be a face's.
+
+    Args:
+        points: `(B, 68, 2)`; NaN everywhere in a face means that there are none.
+
+    Returns:
+        True where there are landmarks, `(B,)`.
+
+    Raises:
+        InputError: If only some of a face are NaN, some are infinite, the eyes are in one place, or the face
+            is mirrored, as it is when x and y are swapped.
+    """
+    there = ~points.isnan().all(dim=2).all(dim=1)
+    if not may_read(there):
+        return there & points.isfinite().all(dim=2).all(dim=1)
+    broken = there & ~points.isfinite().all(dim=2).all(dim=1)
+    if bool(broken.any()):
+        sample = int(broken.nonzero()[0])
+        point = int((~points[sample].isfinite().all(dim=1)).nonzero()[0])
+        raise InputError(
+            f"landmark {point} of sample {sample} is {points[sample, point].tolist()}. A face has all 68 or "
+            "none: None, or NaN or −1 everywhere."
+        )
+    eyes = points[:, EYE_CORNERS[1]] - points[:, EYE_CORNERS[0]]
+    chin = points[:, CHIN] - points[:, EYE_CORNERS[0]]
+    area = eyes[:, 0] * chin[:, 1] - eyes[:, 1] * chin[:, 0]
+    for wrong, what in (
+        (there & (eyes.norm(dim=1) < 1e-3), "has both eyes in one place"),
+        (there & (area < 0), "is mirrored"),
+    ):
+        if bool(wrong.any()):
+            sample = int(wrong.nonzero()[0])
+            raise InputError(
+                f"the face of sample {sample} {what}: right eye at "
+                f"{points[sample, EYE_CORNERS[0]].tolist()}, left eye at "
+                f"{points[sample, EYE_CORNERS[1]].tolist()}, chin at "
+                f"{points[sample, CHIN].tolist()}. Landmarks are (x, y) in pixels, y downwards, in the order "
+                "of 300-W; x and y may be swapped, or the image was flipped without renaming left and right, "
+                "which FaceLandmarks does."
+            )
+    return there

@@ -1,0 +1,179 @@
+"""Landmarks: schemes, files, and how they travel with an image."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from attnguide.data.faces import ProceduralFaces
+from attnguide.errors import DataError, InputError
+from attnguide_action_units.landmarks import (
+    CANONICAL,
+    FROM_98,
+    FROM_MESH,
+    MIRROR,
+    FaceLandmarks,
+    to_68,
+)
+from attnguide_action_units.tables import LandmarkTable, read_landmarks
+
+# ------------------------------------------------------------------------- schemes
+
+
+def test_the_mirror_names_partners() -> None:
+    assert [MIRROR[MIRROR[index]] for index in range(68)] == list(range(68))
+    # Drawn faces are nearly symmetric: in the mirror each point meets its partner.
+    face = ProceduralFaces(1, 64, pose=0.0)[0].landmarks.as_subclass(Tensor)
+    mirrored = face[list(MIRROR)] * torch.tensor([-1.0, 1.0]) + torch.tensor([2 * float(face[27, 0]), 0.0])
+    assert float((mirrored - face).norm(dim=1).amax()) < 2.0
+
+
+def test_other_schemes() -> None:
+    for table in (FROM_98, FROM_MESH):
+        assert len(table) == len(set(table)) == 68
+    points = torch.rand(2, 98, 2)
+    assert torch.equal(to_68(points), points[:, list(FROM_98)])
+    mesh = torch.rand(478, 3)
+    assert torch.equal(to_68(mesh), mesh[list(FROM_MESH), :2])
+    assert torch.equal(to_68(mesh[:468]), to_68(mesh))
+    assert torch.equal(to_68(CANONICAL.numpy()), CANONICAL)
+    for wrong in (torch.rand(67, 2), torch.rand(68), torch.rand(2, 68), torch.rand(68, 4)):
+        with pytest.raises(InputError, match="landmarks"):
+            to_68(wrong)
+
+
+def test_five_points_place_a_whole_face() -> None:
+    turn = torch.tensor([[0.8, 0.6], [-0.6, 0.8]])
+    face = 30 * CANONICAL @ turn + torch.tensor([50.0, 40.0])
+    five = torch.stack([face[36:42].mean(0), face[42:48].mean(0), face[30], face[48], face[54]])
+    torch.testing.assert_close(to_68(five), face)
+    assert bool(to_68(torch.full((2, 5, 2), torch.nan)).isnan().all())
+    real = ProceduralFaces(8, 112).stack().landmarks.as_subclass(Tensor)
+    picked = torch.stack(
+        [real[:, 36:42].mean(1), real[:, 42:48].mean(1), real[:, 30], real[:, 48], real[:, 54]], dim=1
+    )
+    scale = (real[:, 45] - real[:, 36]).norm(dim=1)
+    assert float(((to_68(picked) - real).norm(dim=2).mean(dim=1) / scale).amax()) < 0.2
+
+
+def test_flips_swap_left_and_right() -> None:
+    sample = ProceduralFaces(1, 64)[0]
+    points = FaceLandmarks(sample.landmarks, canvas_size=(64, 64))
+    for flip in (v2.RandomHorizontalFlip(1.0), v2.RandomVerticalFlip(1.0)):
+        image, moved = flip(sample.image, points)
+        assert isinstance(moved, FaceLandmarks)
+        image, back = flip(image, moved)
+        torch.testing.assert_close(back.as_subclass(Tensor), points.as_subclass(Tensor))
+        assert torch.equal(image, sample.image)
+    flipped = v2.functional.horizontal_flip(points).as_subclass(Tensor)
+    assert float(flipped[36, 0]) < float(flipped[45, 0])  # the right eye is on the left of the image still
+    _, moved = v2.Compose([v2.RandomRotation((20, 20)), v2.Resize(128)])(
+        tv_tensors.Image(sample.image), points
+    )
+    assert isinstance(moved, FaceLandmarks)
+    assert moved.canvas_size == (128, 128)
+
+
+# --------------------------------------------------------------------------- files
+
+
+def written(folder: Path, kind: str, points: np.ndarray, names: list[str]) -> Path:
+    path = folder / f"table.{kind}"
+    if kind == "npz":
+        np.savez(path, landmarks=points, names=np.array(names))
+    elif kind == "npy":
+        np.save(path, points)
+    elif kind == "json":
+        path.write_text(json.dumps(dict(zip(names, points.tolist(), strict=True))))
+    elif kind == "csv":
+        rows = [[name, *map(str, row.flatten())] for name, row in zip(names, points, strict=True)]
+        path.write_text("\n".join(",".join(row) for row in rows))
+    else:  # OpenFace
+        header = ["frame", *(f"x_{i}" for i in range(68)), *(f"y_{i}" for i in range(68))]
+        rows = [[name, *map(str, row.T.flatten())] for name, row in zip(names, points, strict=True)]
+        path = folder / "openface.csv"
+        path.write_text("\n".join(", ".join(row) for row in [header, *rows]))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["npz", "npy", "json", "csv", "openface"])
+def test_tables(tmp_path: Path, kind: str) -> None:
+    points = np.random.default_rng(0).uniform(0, 100, (3, 68, 2)).astype(np.float32)
+    points[2] = np.nan
+    if kind == "json":
+        points = points[:2]
+    names = ["a/1.jpg", "a/2.jpg", "b/3.jpg"][: len(points)]
+    table = read_landmarks(written(tmp_path, kind, points, names))
+    torch.testing.assert_close(table.points, torch.from_numpy(points), equal_nan=True)
+    if kind == "npy":
+        assert table.names == ()
+        return
+    assert table.names == tuple(names)
+    for name in ("a/2.jpg", "2.jpg", "2", "elsewhere/2.png"):
+        found = table.of(name)
+        assert found is not None
+        torch.testing.assert_close(found, torch.from_numpy(points[1]))
+    assert table.of("3.jpg") is None
+    assert table.of("4.jpg") is None
+    again = read_landmarks(table.save(tmp_path / "again.npz"))
+    torch.testing.assert_close(again.points, table.points, equal_nan=True)
+    assert again.names == table.names
+
+
+def test_names_that_are_not_unique() -> None:
+    table = LandmarkTable(("a/1.jpg", "b/1.jpg"), torch.rand(2, 68, 2))
+    assert torch.equal(table.of("b/1.jpg"), table.points[1])  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"several entries .* may be '1\.jpg'"):
+        table.of("c/1.jpg")
+
+
+def test_files_of_300w(tmp_path: Path) -> None:
+    text = "version: 1\nn_points: 68\n{\n" + "\n".join(f"{i + 1} {i + 2}" for i in range(68)) + "\n}\n"
+    (tmp_path / "indoor_001.pts").write_text(text)
+    points = read_landmarks(tmp_path / "indoor_001.pts").of("indoor_001.png")
+    assert points is not None
+    assert points[3].tolist() == [3.0, 4.0]  # pixels count from 0 here
+    assert read_landmarks(tmp_path).names == ("indoor_001",)
+    (tmp_path / "indoor_001.pts").write_text(text.replace("68", "67", 1))
+    with pytest.raises(DataError, match="announces 67 points, and has 68"):
+        read_landmarks(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "match"),
+    [
+        ("table.csv", "a.jpg,1,2,3,4\n", "2 landmarks belong to no scheme"),
+        ("table.csv", "x0,y0,x1\n1,2,3\n", "has no column y1"),
+        ("table.csv", "a.jpg,1,2\nb.jpg,1,oops\n", "line 2: .*oops"),
+        ("table.json", "[]", "must be an object"),
+        ("table.json", '{"a": [[1, 2], [3]]}', r"'a': \[\[1, 2\], \[3\]\] are no landmarks"),
+        ("table.json", '{"a": [[1, 2]], "b": [[1, 2], [3, 4]]}', r"'b' has landmarks \(2, 2\), others"),
+        ("table.json", '{"a": null}', "has no landmarks"),
+        ("table.npz", "no archive", "cannot be read as .npz"),
+        ("table.npy", "no array", "cannot be read as .npy"),
+        ("table.txt", "1 2 3", "is no table of landmarks that is known"),
+        ("table.pts", "1 2 3", "n_points and"),
+    ],
+)
+def test_bad_files(tmp_path: Path, name: str, content: str, match: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=match) as caught:
+        read_landmarks(tmp_path / name)
+    assert name in str(caught.value)
+
+
+def test_nothing_to_read(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"holds no \.pts file"):
+        read_landmarks(tmp_path)
+    with pytest.raises(DataError, match="does not exist"):
+        read_landmarks(tmp_path / "none.npz")
+    np.savez(tmp_path / "other.npz", something=np.zeros(3))
+    with pytest.raises(DataError, match="has no array landmarks68"):
+        read_landmarks(tmp_path / "other.npz")

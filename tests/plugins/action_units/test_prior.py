@@ -1,0 +1,176 @@
+"""The prior `action_units`: what is drawn for whom, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from tests.helpers.models import cnn
+from torch import Tensor
+from torchvision.transforms import v2
+
+import attnguide as ag
+from attnguide.data.faces import EXPRESSIONS, ProceduralFaces
+from attnguide.errors import InputError, UnknownNameError
+from attnguide_action_units.codebook import default
+from attnguide_action_units.evaluation import evaluate
+from attnguide_action_units.landmarks import FaceLandmarks
+from attnguide_action_units.prior import CLASSES, ActionUnitPrior
+
+FACES = ProceduralFaces(12, 64, seed=3).stack()
+POINTS = FACES.landmarks.as_subclass(Tensor)
+
+
+def weights_of(landmarks: Any, labels: Tensor = FACES.expression, **options: Any) -> list[float]:
+    return ActionUnitPrior(**options).draw(landmarks, labels, (16, 16), (64, 64)).weights.tolist()
+
+
+def test_the_recipe_guides() -> None:
+    assert EXPRESSIONS == CLASSES
+    model = cnn(7)
+    with ag.Guide.from_recipe(model, "au-codebook") as guide:
+        model(FACES.image)
+        loss = guide.loss(FACES.expression, landmarks=FACES.landmarks)
+        loss.backward()
+        (record,) = guide.maps()
+    assert guide.terms[0].weight == 9
+    torch.testing.assert_close(loss.detach(), 9 * record.losses.mean())
+    present = FACES.expression[record.pairs.sample]
+    assert torch.equal(record.pairs.cls, present)
+    assert not bool((present == 0).any())  # neutral faces are not guided
+    assert len(present) == int((FACES.expression != 0).sum())
+    drawn = ActionUnitPrior().draw(FACES.landmarks, FACES.expression, (8, 8), (64, 64))
+    torch.testing.assert_close(record.prior, drawn.maps[record.pairs.sample])
+    assert sum(w.grad is not None and bool(w.grad.any()) for w in model.parameters()) > 4
+    assert not list(guide.parameters())
+
+
+def test_who_drops_out() -> None:
+    happy = torch.ones(4, dtype=torch.long)
+    points = POINTS[:4].clone()
+    assert weights_of(points, happy) == [1, 1, 1, 1]
+    assert weights_of(points, torch.tensor([0, 1, 0, 2])) == [0, 1, 0, 1]
+    assert weights_of([points[0], None, points[2], None], happy) == [1, 0, 1, 0]
+    assert weights_of(None, happy) == [0, 0, 0, 0]
+    points[1], points[2] = torch.nan, -1
+    points[3] += 1000
+    assert weights_of(points, happy) == [1, 0, 0, 0]
+    # Only landmarks that the map hangs on matter: the jaw does not for happiness, but does for fear.
+    points = POINTS[:1].clone()
+    points[0, 4] = torch.tensor([-5.0, 40.0])
+    assert weights_of(points, happy[:1]) == [1]
+    assert weights_of(points, torch.tensor([4])) == [0]
+
+
+def test_units_and_generic_maps() -> None:
+    labels = torch.tensor([0, 5])
+    generic = ActionUnitPrior(generic=True).draw(POINTS[:2], labels, (32, 32), (64, 64))
+    assert generic.weights.tolist() == [1, 1]
+    parts = [
+        ActionUnitPrior(units=[number]).draw(POINTS[:2], labels, (64, 64), (64, 64)).maps
+        for number in default().units
+    ]
+    whole = ActionUnitPrior(generic=True).draw(POINTS[:2], labels, (64, 64), (64, 64)).maps
+    torch.testing.assert_close(whole, torch.stack(parts).amax(dim=0), atol=0.02, rtol=0)
+    # Neither needs to know the classes of the model.
+    model = cnn(4)
+    with ag.Guide(model, source="layer_attention", prior=ActionUnitPrior(generic=True)) as guide:
+        model(FACES.image)
+        assert bool(guide.loss(FACES.expression % 4, landmarks=FACES.landmarks) > 0)
+
+
+def test_other_numbers_of_points_are_understood() -> None:
+    five = torch.stack(
+        [POINTS[:, 36:42].mean(1), POINTS[:, 42:48].mean(1), POINTS[:, 30], POINTS[:, 48], POINTS[:, 54]], 1
+    )
+    exact = ActionUnitPrior().draw(POINTS, FACES.expression, (16, 16), (64, 64))
+    rough = ActionUnitPrior().draw(five, FACES.expression, (16, 16), (64, 64))
+    assert torch.equal(exact.weights, rough.weights)
+    alike = torch.nn.functional.cosine_similarity(exact.maps.flatten(1), rough.maps.flatten(1))
+    assert float(alike[exact.weights > 0].mean()) > 0.8
+
+
+def test_a_flip_of_image_and_landmarks_flips_the_map() -> None:
+    landmarks = FaceLandmarks(POINTS, canvas_size=(64, 64))
+    flipped = v2.functional.horizontal_flip(landmarks)
+    prior = ActionUnitPrior()
+    plain = prior.draw(landmarks, FACES.expression, (32, 32), (64, 64)).maps
+    mirrored = prior.draw(flipped, FACES.expression, (32, 32), (64, 64)).maps
+    torch.testing.assert_close(mirrored, plain.flip(2), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("landmarks", "match"),
+    [
+        (POINTS[:, :67], "67 landmarks belong to no scheme"),
+        (POINTS[:5], "landmarks have 5 entries, the batch has 12 samples"),
+        (POINTS[:, :, 0], "landmarks"),
+        ("points.npz", "must be a tensor, an array or a list, got str"),
+        (POINTS.flip(2), "sample 0 is mirrored.*x and y may be swapped"),
+        (POINTS * torch.tensor([-1.0, 1.0]) + 64, "is mirrored.*FaceLandmarks"),
+        (POINTS.index_fill(1, torch.tensor([7]), torch.nan), r"landmark 7 of sample 0 is \[nan, nan\]"),
+        (POINTS.index_fill(1, torch.tensor([7]), torch.inf), r"landmark 7 of sample 0 is \[inf, inf\]"),
+        (POINTS * 0 + 5, "both eyes in one place"),
+    ],
+)
+def test_bad_landmarks(landmarks: Any, match: str) -> None:
+    model = cnn(7)
+    with ag.Guide.from_recipe(model, "au-codebook") as guide:
+        model(FACES.image)
+        with pytest.raises(InputError, match=match):
+            guide.loss(FACES.expression, landmarks=landmarks)
+
+
+def test_bad_settings() -> None:
+    with pytest.raises(UnknownNameError, match=r"unknown expression 'joy'.*happiness"):
+        ActionUnitPrior(classes=["joy"])
+    with pytest.raises(UnknownNameError, match=r"unknown action unit '3'"):
+        ActionUnitPrior(units=[3])
+    for wrong in ({"classes": []}, {"classes": "fear"}, {"units": []}, {"units": [1], "generic": True}):
+        with pytest.raises(InputError):
+            ActionUnitPrior(**wrong)  # type: ignore[arg-type]
+    model = cnn(8)
+    with ag.Guide.from_recipe(model, "au-codebook") as guide:
+        model(FACES.image)
+        with pytest.raises(InputError, match=r"8 classes, the prior knows the expressions of 7: neutral, .*"):
+            guide.loss(FACES.expression, landmarks=FACES.landmarks)
+    silent = ActionUnitPrior(classes=["neutral", "neutral"])
+    assert silent.draw(POINTS, FACES.expression % 2, (8, 8), (64, 64)).weights.sum() == 0
+
+
+def test_a_prior_can_be_copied() -> None:
+    prior = ActionUnitPrior()
+    expected = prior.draw(POINTS, FACES.expression, (8, 8), (64, 64)).maps
+    for twin in (copy.deepcopy(prior), pickle.loads(pickle.dumps(prior))):
+        assert torch.equal(twin.draw(POINTS, FACES.expression, (8, 8), (64, 64)).maps, expected)
+        assert repr(twin) == repr(prior)
+
+
+def test_values_on_an_accelerator_are_not_waited_for() -> None:
+    points = POINTS.to("meta")
+    maps, weights = ActionUnitPrior().draw(points, FACES.expression.to("meta"), (8, 8), (64, 64))
+    assert maps.device.type == weights.device.type == "meta"
+    assert maps.shape == (12, 8, 8)
+
+
+def test_evaluation_is_the_mean_cosine() -> None:
+    model = cnn(7).eval()
+    prior = ActionUnitPrior()
+    batches = [
+        (FACES.image[:5], FACES.expression[:5], POINTS[:5]),
+        (FACES.image[5:], FACES.expression[5:], POINTS[5:]),
+    ]
+    report = evaluate(model, batches, prior, layers=["block3", "block4"], cams=["grad_cam"])
+    seen = ag.explain(model, FACES.image, "grad_cam", "labels", "block4", size=None, labels=FACES.expression)
+    maps, weights = prior.draw(POINTS, FACES.expression, seen.maps.shape[-2:], (64, 64))
+    cosines = torch.nn.functional.cosine_similarity(seen.maps[:, 0].flatten(1), maps.flatten(1))
+    assert report.cams["grad_cam"] == pytest.approx(float(cosines[weights > 0].mean()), abs=1e-5)
+    assert list(report.attention) == ["block3", "block4"]
+    assert (report.samples, report.compared) == (12, int((weights > 0).sum()))
+    assert report.accuracy == pytest.approx(float((seen.logits.argmax(1) == FACES.expression).float().mean()))
+    assert "CAM-COS grad_cam" in str(report)
+    with pytest.raises(InputError, match="no batches"):
+        evaluate(model, [], prior)
