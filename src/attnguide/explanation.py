@@ -200,8 +200,7 @@ def explain(
         watched = [name for one in layers for name in one.watched] if made.needs_gradient else []
         recorder.attach([one.name for one in layers], watched)
         if made.needs_gradient:
-            for one in layers:
-                recorder.leave_out(one.rowwise, one.queries, one.layout.prefix)
+            recorder.leave_out({name: how for one in layers for name, how in one.idle.items()})
         model(images)
         trace = trace_of(recorder.shards, layers, differentiable=False)
         pairs = resolve(targets, trace.logits, labels, evidence).compact()

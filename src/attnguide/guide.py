@@ -285,8 +285,22 @@ class Guide:
         check_uncompiled(unwrap(self.model), layers)
         watched = [name for layer in layers for name in layer.watched]
         self._recorder.attach([layer.name for layer in layers], watched)
-        for layer in layers:
-            self._recorder.leave_out(layer.rowwise, layer.queries, layer.layout.prefix)
+        self._recorder.leave_out(layers[0].idle if self._only_logits_matter(layers) else {})
+
+    def _only_logits_matter(self, layers: Sequence[Layer]) -> bool:
+        """Whether nothing but the logits can become part of the loss, as far as that can be known.
+
+        That is so for one class alone whose forward is known, while one term guides it by gradients. What a
+        model of the user's own keeps or returns beside the logits cannot be known.
+        """
+        model = unwrap(self.model)
+        kind = type(model)
+        return (
+            f"{kind.__module__}.{kind.__qualname__}" == "timm.models.vision_transformer.VisionTransformer"
+            and len(layers) == len(self._bound) == 1
+            and self._bound[0].source.needs_gradient
+            and not self.adapters
+        )
 
     def _trace(self) -> Trace:
         if self._removed:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from attnguide.errors import InputError, LayerError
 from attnguide.modes import empty_caches, is_muted, modules_of
+from attnguide.ours import Handles, is_observed
 from attnguide.outputs import Call, Tap, find_logits, replace, select
 from attnguide.rows import FewRows
 from attnguide.twice import Attention, smooth
@@ -71,6 +71,7 @@ class Shard:
     logits: Tensor | None = None
     calls: Counter[str] = field(default_factory=Counter)
     attention: Attention = field(default_factory=Attention)
+    idle: frozenset[str] = frozenset()
 
 
 class Recorder:
@@ -104,26 +105,21 @@ class Recorder:
         self._parallel = False  # whether a wrapper's forward is running, whose replicas make a shard each
         self._open = threading.local()
         self._attached: set[str] = set()
-        self._left_out: set[str] = set()
-        self._smoothed: dict[str, list[torch.utils.hooks.RemovableHandle]] = {}
-        self._hooks = ExitStack()
+        self._idle: frozenset[str] = frozenset()
+        self._hooked_idle: set[str] = set()
+        self._smoothed: dict[str, Handles] = {}
+        self._handles = Handles()
+        keep = self._handles.keep
         with ExitStack() as stack:
+            stack.callback(self._handles.remove)
             if model is not self.model:
-                self._keep(stack, model.register_forward_pre_hook(self._begin_wrapper, with_kwargs=True))
-                self._keep(stack, model.register_forward_hook(self._end_wrapper, always_call=True))
-            self._keep(stack, self.model.register_forward_pre_hook(self._begin, with_kwargs=True))
-            self._keep(stack, self.model.register_forward_hook(self._end, always_call=True))
+                keep(model.register_forward_pre_hook(self._begin_wrapper, with_kwargs=True))
+                keep(model.register_forward_hook(self._end_wrapper, always_call=True))
+            keep(self.model.register_forward_pre_hook(self._begin, with_kwargs=True))
+            keep(self.model.register_forward_hook(self._end, always_call=True))
             if second_order:
                 self._smoothed = smooth(self.model)
-                for handle in chain.from_iterable(self._smoothed.values()):
-                    self._keep(stack, handle)
-            self._hooks = stack.pop_all()
-
-    @staticmethod
-    def _keep(stack: ExitStack, handle: torch.utils.hooks.RemovableHandle) -> None:
-        _ours.add(handle.id)
-        stack.callback(_ours.discard, handle.id)
-        stack.callback(handle.remove)
+            stack.pop_all()
 
     def attach(self, layers: Sequence[str], watched: Sequence[str] = ()) -> None:
         """Record the named layers too; a name that is attached already is left alone.
@@ -149,71 +145,62 @@ class Recorder:
             if name not in self._attached:
                 wanted.setdefault(tap.module, {})[name] = tap
         targets = {Tap.parse(name).module for name in layers}
-        with ExitStack() as stack:
-            for module, taps in wanted.items():
-                given = {name: tap for name, tap in taps.items() if tap.given}
-                if given:
-                    look = partial(self._look_at_input, given)
-                    self._keep(stack, modules[module].register_forward_pre_hook(look))
-                if len(given) < len(taps):
-                    gives = {name: tap for name, tap in taps.items() if not tap.given}
-                    begin = module in targets
-                    self._keep(
-                        stack, modules[module].register_forward_hook(partial(self._tap, module, gives, begin))
-                    )
-            self._hooks.push(stack.pop_all().__exit__)
+        for module, taps in wanted.items():
+            given = {name: tap for name, tap in taps.items() if tap.given}
+            if given:
+                look = partial(self._look_at_input, given)
+                self._handles.keep(modules[module].register_forward_pre_hook(look))
+            if len(given) < len(taps):
+                gives = {name: tap for name, tap in taps.items() if not tap.given}
+                tap_output = partial(self._tap, module, gives, module in targets)
+                self._handles.keep(modules[module].register_forward_hook(tap_output))
         self._attached |= {name for taps in wanted.values() for name in taps}
 
-    def leave_out(self, rowwise: Sequence[str], queries: Sequence[str], prefix: int) -> None:
-        """Keep no graph for what modules do to tokens that the answer does not depend on.
+    def leave_out(self, idle: Mapping[str, tuple[int, bool]]) -> None:
+        """Keep no graph from now on for what modules do to tokens that the answer does not depend on.
 
-        They do as usual while somebody else has hooks on the model, who may look at these tokens.
+        They do as usual while somebody else has hooks on the model, who may look at these tokens, and while
+        checkpointing runs them again in a backward pass.
 
         Args:
-            rowwise: Names of modules that treat each token by itself; one that is known is left alone.
-            queries: Names of attention modules.
-            prefix: Number of tokens, from the first, that the answer does depend on.
+            idle: Names of modules; for each the number of tokens, from the first, that the answer does depend
+                on, and whether it is attention.
         """
-        for name in (*rowwise, *queries):
-            if name in self._left_out:
-                continue
-            module = self.model.get_submodule(name)
-            rows = FewRows(prefix, name in queries, self._leaves_nothing_out)
-            with ExitStack() as stack:
-                self._keep(stack, module.register_forward_pre_hook(rows.before, with_kwargs=True))
+        self._idle = frozenset(idle)
+        for name, (prefix, attends) in idle.items():
+            if name not in self._hooked_idle:
+                module = self.model.get_submodule(name)
+                rows = FewRows(prefix, attends, partial(self._is_busy, name))
+                self._handles.keep(module.register_forward_pre_hook(rows.before, with_kwargs=True))
                 # Before others that look at its output.
-                self._keep(stack, module.register_forward_hook(rows.after, prepend=True, with_kwargs=True))
-                self._hooks.push(stack.pop_all().__exit__)
-            self._left_out.add(name)
+                self._handles.keep(module.register_forward_hook(rows.after, prepend=True, with_kwargs=True))
+                self._hooked_idle.add(name)
 
     def leave_alone(self, modules: Sequence[str]) -> None:
         """Take hooks off activations inside of modules that come before the layers."""
         for name, handles in self._smoothed.items():
             if any(name == outer or name.startswith(f"{outer}.") for outer in modules):
-                for handle in handles:
-                    handle.remove()
+                handles.remove()
 
     @contextmanager
     def differentiating(self) -> Iterator[None]:
         """Take gradients of the last pass."""
-        shards = self.shards if self.second_order else []
-        try:
-            for shard in shards:
-                shard.attention.unfuse()
+        with ExitStack() as stack:
+            for shard in self.shards if self.second_order else []:
+                stack.enter_context(shard.attention.held())
             yield
-        finally:
-            for shard in shards:
-                shard.attention.fuse()
 
-    def follow(self, loss: Tensor) -> None:
-        """See to attention when the backward pass of a loss made of the last pass begins."""
-        if self.second_order and loss.requires_grad:
-            for shard in self.shards:
-                loss.register_hook(shard.attention.begin_backward)  # type: ignore[no-untyped-call]
+    def follow(self, tensor: Tensor, *shards: Shard) -> None:
+        """See to attention when a backward pass begins at a tensor that was made of the last pass."""
+        if self.second_order and tensor.requires_grad:
+            for shard in shards or self.shards:
+                tensor.register_hook(shard.attention.begin_backward)  # type: ignore[no-untyped-call]
 
     def remove(self) -> None:
         """Take every hook off and forget the last pass. May be called twice."""
-        self._hooks.close()
+        self._handles.remove()
+        for handles in self._smoothed.values():
+            handles.remove()
         self.clear()
 
     def clear(self) -> None:
@@ -232,8 +219,10 @@ class Recorder:
         self.clear()
         self._shards = shards
 
-    def _leaves_nothing_out(self) -> bool:
-        return self.inert or getattr(self._open, "observed", True)
+    def _is_busy(self, name: str) -> bool:
+        """Whether a module has to do all of its work now."""
+        shard = self._shard()
+        return shard is None or name not in shard.idle
 
     def __reduce__(self) -> tuple[Callable[[], Recorder], tuple[()]]:
         """A copy of a guided model (averaged weights, a file) is not guided: its hooks do nothing."""
@@ -279,8 +268,9 @@ class Recorder:
         previous = self._shards.pop(images.device, None)
         if previous is not None:
             previous.attention.fuse()  # a forward that was interrupted left it open
-        self._shards[images.device] = self._open.shard = Shard(images)
-        self._open.observed = bool(self._left_out) and _is_observed(module)
+        shard = self._shards[images.device] = self._open.shard = Shard(images)
+        if self._idle and not self._is_watched(module):
+            shard.idle = self._idle
 
     def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if is_muted() or self.inert:
@@ -293,7 +283,15 @@ class Recorder:
         if output is None:  # the forward raised; hooks are called all the same
             return None
         shard.logits = _answer(self.model, output)
+        self.follow(shard.logits, shard)
         return None if self._after is None else self._after(shard, output)
+
+    def _is_watched(self, model: nn.Module) -> bool:
+        """Whether somebody may see, or run again, what modules do to all tokens."""
+        own = self._handles.ids.union(*(handles.ids for handles in self._smoothed.values()))
+        return is_observed(modules_of(model), own) or any(
+            getattr(module, "grad_checkpointing", False) for module in modules_of(model)
+        )
 
     def _look_at_input(self, taps: Mapping[str, Tap], module: nn.Module, args: tuple[Any, ...]) -> None:
         shard = self._shard()
@@ -352,18 +350,6 @@ class Recorder:
             shard.attention.unfuse()
             feature.register_hook(shard.attention.end_backward)  # type: ignore[no-untyped-call]
         return feature
-
-
-#: Hooks of all recorders, by the number that PyTorch gives them.
-_ours: set[int] = set()
-
-
-def _is_observed(model: nn.Module) -> bool:
-    """Whether anybody else has hooks on a model."""
-    return any(
-        not (_ours.issuperset(module._forward_hooks) and _ours.issuperset(module._forward_pre_hooks))
-        for module in modules_of(model)
-    )
 
 
 def _answer(model: nn.Module, output: Any) -> Tensor:

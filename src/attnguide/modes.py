@@ -9,7 +9,7 @@ from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 __all__ = [
     "empty_caches",
@@ -79,12 +79,15 @@ def _caches(model: nn.Module) -> list[dict[Any, Any]]:
         value
         for module in _keepers[model]
         for key, value in vars(module).items()
-        if _is_cache(key) and isinstance(value, dict)
+        if _is_cache(key)
+        and isinstance(value, dict)
+        and all(isinstance(each, Tensor) for each in value.values())
     ]
 
 
 def _is_cache(name: str) -> bool:
-    return name.endswith("_cache")
+    """Whether models of timm, and those made after them, keep tensors under this name."""
+    return name.endswith("attention_bias_cache")
 
 
 class _Muting(threading.local):

@@ -78,7 +78,8 @@ def tensors_in(output: Any) -> Iterator[tuple[Path, Tensor]]:
 def select(output: Any, path: Path) -> Tensor | None:
     """Return the tensor at a path of an output, the first one for an empty path; None if there is none."""
     if path:
-        return dict(tensors_in(output)).get(path)
+        wanted = [*map(str, path)]  # a written path does not tell whether a key is 0 or "0"
+        return next((tensor for found, tensor in tensors_in(output) if [*map(str, found)] == wanted), None)
     return next((tensor for _, tensor in tensors_in(output)), None)
 
 
@@ -89,12 +90,14 @@ def replace(output: Any, path: Path, tensor: Tensor) -> Any:
     if not path:
         path = next(found for found, _ in tensors_in(output))
     key, rest = path[0], path[1:]
+    if isinstance(output, Mapping):
+        key = next(found for found in output if str(found) == str(key))
     new = replace(output[key], rest, tensor) if rest else tensor
     if isinstance(output, Mapping):
         changed: Any = copy.copy(output)
         changed[key] = new
         return changed
-    parts = [new if index == key else part for index, part in enumerate(output)]
+    parts = [new if index == int(key) else part for index, part in enumerate(output)]
     return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
 
 
@@ -134,6 +137,15 @@ class Call:
         """
         return cls(args, kwargs, find_images(args, kwargs))
 
+    @property
+    def signature(self) -> tuple[str, ...]:
+        """What else the model was called with, as far as it may change what it does."""
+        told = [
+            f"{index}={_told(value)}" for index, value in enumerate(self.args) if value is not self.images
+        ]
+        told += [f"{key}={_told(value)}" for key, value in self.kwargs.items() if value is not self.images]
+        return tuple(sorted(told))
+
     def arguments(self, images: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the arguments with other images, `(N, C, H, W)`, in place of those of the call.
 
@@ -149,6 +161,10 @@ class Call:
             return value
 
         return tuple(map(adapted, self.args)), {key: adapted(value) for key, value in self.kwargs.items()}
+
+
+def _told(value: Any) -> str:
+    return repr(value) if isinstance(value, (bool, int, float, str, type(None))) else type(value).__name__
 
 
 def _logits_key(output: Any) -> Any:

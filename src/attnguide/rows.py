@@ -84,6 +84,7 @@ class FewRows(threading.local):
             or is_muted()
             or not torch.is_grad_enabled()
             or len(args) != 1
+            or not isinstance(args[0], Tensor)
             or args[0].ndim != 3
             or any(True for _ in tensors_in(kwargs))
         ):

@@ -209,15 +209,23 @@ class Trace:
     ) -> tuple[Tensor, ...]:
         if len(places) == 1 and start is places[0]:
             return (slopes,)
-        found = torch.autograd.grad(
-            start,
-            places,
-            grad_outputs=slopes,
-            is_grads_batched=batched,
-            create_graph=self.differentiable and self.second_order,
-            retain_graph=True,
-            allow_unused=True,
-        )
+        try:
+            found = torch.autograd.grad(
+                start,
+                places,
+                grad_outputs=slopes,
+                is_grads_batched=batched,
+                create_graph=self.differentiable and self.second_order,
+                retain_graph=True,
+                allow_unused=True,
+            )
+        except RuntimeError as error:
+            if "second time" not in str(error):
+                raise
+            raise GuidanceError(
+                "the graph of the last forward was freed by a backward pass. Call guide.loss before "
+                "backward(), and go backward once, from the sum of the losses."
+            ) from error
         if any(part is None for part in found):
             raise GuidanceError(
                 f"the logits do not depend on layer {feature.layer!r}. Choose a layer that the output "

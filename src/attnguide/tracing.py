@@ -73,7 +73,8 @@ def _feature(shards: Sequence[Shard], layer: Layer) -> Feature:
         raise LayerError(
             f"layer {layer.name!r} gave a tensor of shape {tuple(parts[0].shape)}, although it is arranged "
             f"as {layer.layout} in evaluation mode: the model treats images otherwise when it trains (it may "
-            "drop patches). Switch that off, or name another layer."
+            "drop patches), or it was changed since. Switch that off, or name another layer; after a change "
+            "of a model in place call attnguide.layers.memory.forget()."
         )
     pooled = None
     if layer.pooled is not None and all(layer.pooled in shard.features for shard in shards):

@@ -7,43 +7,50 @@ from __future__ import annotations
 
 import math
 import threading
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.hooks import RemovableHandle
+from torch.backends import cuda
+
+from attnguide.ours import Handles, is_observed
 
 __all__ = ["Attention", "smooth"]
+
+#: Implementations of attention, as the switches of `torch.backends.cuda` name them; they hold for CPUs too.
+_KERNELS = ("flash", "mem_efficient", "cudnn", "math")
 
 
 class _MathAttention:
     """Makes attention use its composite implementation, the only one with a second derivative.
 
-    The switch is global to the process, so that it is counted: overlapping users in several threads share it,
-    the last one restores it.
+    The switches are global to the process, so that users are counted: overlapping ones in several threads
+    share them, and the last one restores what was set. (`torch.nn.attention.sdpa_kernel` has to be left in
+    the thread and context in which it was entered; a backward pass may end in another.)
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._users = 0
-        self._switch: AbstractContextManager[None] | None = None
+        self._kept: dict[str, bool] = {}
 
     def acquire(self) -> None:
         with self._lock:
             if self._users == 0:
-                self._switch = sdpa_kernel(SDPBackend.MATH)
-                self._switch.__enter__()
+                self._kept = {name: getattr(cuda, f"{name}_sdp_enabled")() for name in _KERNELS}
+                for name in _KERNELS:
+                    getattr(cuda, f"enable_{name}_sdp")(name == "math")
             self._users += 1
 
     def release(self) -> None:
         with self._lock:
             self._users -= 1
-            if self._users == 0 and self._switch is not None:
-                self._switch.__exit__(None, None, None)
-                self._switch = None
+            if self._users == 0:
+                for name, enabled in self._kept.items():
+                    getattr(cuda, f"enable_{name}_sdp")(enabled)
 
 
 _math_attention = _MathAttention()
@@ -55,6 +62,7 @@ class Attention:
     def __init__(self) -> None:
         self.unfused = False
         self._backward = False
+        self._held = False
 
     def unfuse(self) -> None:
         """Keep attention from fusing."""
@@ -69,11 +77,24 @@ class Attention:
             self.unfused = False
             _math_attention.release()
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep attention from fusing, whatever passes begin and end meanwhile."""
+        self.unfuse()
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+            self.fuse()
+
     # Activation checkpointing runs the model again in a backward pass. What comes after the layer has to run
     # as it did then, unfused, and what comes before it fused.
 
     def begin_backward(self, _gradient: Tensor) -> None:
-        """Hook of the loss, where a backward pass begins."""
+        """Hook of the loss and the logits, where a backward pass begins."""
+        if self._held or self._backward:
+            return
         self.unfuse()
         self._backward = True
         # In case the pass ends before it comes to the layer.
@@ -81,25 +102,26 @@ class Attention:
 
     def end_backward(self, _gradient: Tensor | None = None) -> None:
         """Hook of the layer's output."""
-        if self._backward:
+        if self._backward and not self._held:
             self.fuse()
 
 
-def smooth(model: nn.Module) -> dict[str, list[RemovableHandle]]:
+def smooth(model: nn.Module) -> dict[str, Handles]:
     """Give a model's hard sigmoids a second derivative, and its GELUs a cheaper one; their values stay.
+
+    An activation on which somebody else has hooks is left as it is, for they would see the difference.
 
     Returns:
         The hooks that see to it, by the names of the modules.
     """
-    hooks = {}
+    hooks: dict[str, Handles] = {}
     for name, module in model.named_modules():
         twin = _twin(module)
         if twin is not None:
-            swap = _Swap(twin)
-            hooks[name] = [
-                module.register_forward_pre_hook(swap.keep),
-                module.register_forward_hook(swap.replace, prepend=True),
-            ]
+            swap, own = _Swap(twin), Handles()
+            own.keep(module.register_forward_pre_hook(swap.keep))
+            own.keep(module.register_forward_hook(swap.replace, prepend=True))
+            hooks[name] = own
     return hooks
 
 
@@ -118,8 +140,19 @@ class _Swap(threading.local):
         self.twin = twin
         self.given: Tensor | None = None
 
-    def keep(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def keep(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor, ...] | None:
         """Keep the input; a module that works in place is given a copy."""
+        self.given = None
+        if (
+            len(args) != 1
+            or not isinstance(args[0], Tensor)
+            or not torch.is_grad_enabled()
+            or is_observed([module])
+            # GELUs of vectors cost nothing; and where they lie behind a pooling, gradients are batched, in
+            # which a function of ours has no second derivative.
+            or (self.twin is _Gelu and args[0].numel() == len(args[0]) * max(args[0].shape[1:], default=1))
+        ):
+            return None
         self.given = args[0]
         return (args[0].detach().clone() if getattr(module, "inplace", False) else args[0].detach(),)
 
@@ -136,10 +169,15 @@ class _Swap(threading.local):
 class _HardSigmoid(torch.autograd.Function):
     """The hard sigmoid, whose derivative is a constant on each of its pieces."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, values: Tensor, output: Tensor) -> Tensor:
-        ctx.save_for_backward((values > -3) & (values < 3))
-        return output
+    def forward(values: Tensor, output: Tensor) -> Tensor:
+        return output.detach()  # not a view: what follows may work in place
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward((inputs[0] > -3) & (inputs[0] < 3))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
@@ -150,10 +188,15 @@ class _HardSigmoid(torch.autograd.Function):
 class _Gelu(torch.autograd.Function):
     """The GELU x·Φ(x). PyTorch's own second derivative goes through fourteen large temporary tensors."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, values: Tensor, output: Tensor) -> Tensor:
-        ctx.save_for_backward(values)
-        return output
+    def forward(values: Tensor, output: Tensor) -> Tensor:
+        return output.detach()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, None]:
@@ -164,11 +207,16 @@ class _Gelu(torch.autograd.Function):
 class _GeluGradient(torch.autograd.Function):
     """The derivative Φ(x) + x·φ(x) times a gradient; its own derivative is φ(x)·(2 − x²)."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, gradient: Tensor, values: Tensor) -> Tensor:
-        ctx.save_for_backward(gradient, values)
+    def forward(gradient: Tensor, values: Tensor) -> Tensor:
         result: Tensor = torch.ops.aten.gelu_backward(gradient, values)
         return result
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
     @once_differentiable

@@ -602,7 +602,7 @@ def test_many_sizes_are_carried_over() -> None:
     (layer,) = find_layers(model, torch.rand(1, 3, 96, 40))
     assert (layer.how, layer.layout, len(calls)) == ("inherited", Layout("tokens", (12, 5), 1), 1)
     for _ in range(300):
-        memory.remember(model, torch.empty(1, 3, 8 + _, 8), (("auto",), True), [layer])
+        memory.remember(model, torch.empty(1, 3, 8 + _, 8), memory.Question(("auto",)), [layer])
     assert len(memory._of_models[model]) <= 256
 
 

@@ -14,6 +14,9 @@ import torch
 from PIL import Image
 from tests.helpers.celeba import make_celeba
 
+from attnguide.data.faces import ProceduralFaces
+from attnguide.visual import to_pil
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
@@ -96,6 +99,34 @@ def test_explain_a_model(run: Callable[..., str], tmp_path: Path) -> None:
         tmp_path / "two",
     )
     assert "resnet10t: looked at layer" in again
+
+
+def test_fer_on_drawn_faces(run: Callable[..., str], tmp_path: Path) -> None:
+    settings = ("--faces", 96, "--folds", 1, "--size", 48, "--epochs", 4, "--model", "test_resnet")
+    printed = run("fer.py", *settings, "--out", tmp_path)
+    unguided, guided = numbers(r"ATT-COS \S+ ([\d.]+),", printed)
+    assert guided > unguided + 0.05
+    assert "| accuracy | " in printed
+    assert (tmp_path / "expressions.png").is_file()
+    assert (tmp_path / "result.json").is_file()
+
+
+def test_fer_on_a_folder(run: Callable[..., str], tmp_path: Path) -> None:
+    faces = ProceduralFaces(20, 48).stack()
+    (tmp_path / "images").mkdir()
+    files = [f"{index}.png" for index in range(20)]
+    for file, image in zip(files, faces.image, strict=True):
+        to_pil((255 * image).byte()).save(tmp_path / "images" / file)
+    np.savez(
+        tmp_path / "table.npz",
+        files=np.array(files),
+        labels=(faces.expression > 0).numpy(),
+        classes=np.array(["neutral", "happiness"]),
+        landmarks68=faces.landmarks.numpy(),
+    )
+    settings = ("--folds", 2, "--size", 48, "--epochs", 1, "--batch", 8, "--model", "test_vit")
+    printed = run("fer.py", "--data", tmp_path, *settings, "--out", tmp_path / "out")
+    assert len(re.findall(r"run \d, guided", printed)) == 2
 
 
 def test_every_example_is_tested() -> None:

@@ -127,6 +127,12 @@ class Layer:
     queries: tuple[str, ...] = ()
 
     @property
+    def idle(self) -> dict[str, tuple[int, bool]]:
+        """Modules of which only the first tokens matter: how many, and whether it is attention."""
+        prefix = self.layout.prefix
+        return {name: (prefix, name in self.queries) for name in (*self.rowwise, *self.queries)}
+
+    @property
     def watched(self) -> list[str]:
         """Names of other tensors to record."""
         return [name for name in (self.pooled, self.head and f"{self.head}:input") if name]

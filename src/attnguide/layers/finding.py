@@ -48,15 +48,16 @@ def _checked(text: str, names: Sequence[str]) -> str:
         raise LayerError(f"layer={text!r} must be a name, 'auto', 'stage:N', a pattern, or a list of them.")
     if text == "auto" or _stage(text) is not None:
         return text
-    text = text.removeprefix("module.")
+    # A wrapper for parallel training, which was taken off, puts "module." before the names.
+    for form in (text, text.removeprefix("module.")):
+        if (
+            any(_matches(name, form) for name in names)
+            if _is_pattern(form)
+            else Tap.parse(form).module in names
+        ):
+            return form
     if _is_pattern(text):
-        if not any(_matches(name, text) for name in names):
-            raise LayerError(
-                f"layer {text!r} matches no module of the model; * stands for one part of a name."
-            )
-        return text
-    if Tap.parse(text).module in names:
-        return text
+        raise LayerError(f"layer {text!r} matches no module of the model; * stands for one part of a name.")
     raise LayerError(f"the model has no layer {text!r}.{nearest(text, names)}")
 
 
@@ -113,14 +114,15 @@ def find_layers(
     model = unwrap(model)
     # What was found was checked: asking again must cost nothing.
     asked = (layer,) if isinstance(layer, str) else tuple(layer)
-    known = memory.recall(model, images, (asked, verify))
+    question = memory.Question(asked, verify, () if call is None else call.signature)
+    known = memory.recall(model, images, question)
     if known is None:
         checked = check_layer(model, asked)
         subject = Subject(model, images, call)
-        other = memory.other_sizes(model, images, (asked, verify))
+        other = memory.other_sizes(model, images, question)
         found = _carried_over(subject, other[0]) if len(other) >= _MEASURED_SIZES else None
         found = _found(subject, checked, verify) if found is None else found
-        memory.remember(model, images, (asked, verify), found)
+        memory.remember(model, images, question, found)
         return found
     return list(known)
 
@@ -179,9 +181,17 @@ def _surer(subject: Subject, chosen: Candidate) -> Candidate:
     return replace(again[-1], name=chosen.name) if again and again[-1].how == "measured" else chosen
 
 
+#: Fields of an answer that models of transformers fill in on request alone.
+_ON_REQUEST = {"hidden_states", "reshaped_hidden_states", "attentions", "feature_maps"}
+
+
 def _active(model: nn.Module, outputs: list[Output]) -> list[Output]:
     modules = dict(model.named_modules())
-    return [output for output in outputs if is_active(modules, output.taps[0].module)]
+    return [
+        output
+        for output in outputs
+        if is_active(modules, output.taps[0].module) and not _ON_REQUEST.intersection(output.taps[0].path)
+    ]
 
 
 def _has(output: Output, text: str) -> bool:

@@ -14,11 +14,14 @@ import math
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 from weakref import ReferenceType, WeakKeyDictionary, ref
 
+import torch
 from torch import Tensor, nn
 
 from attnguide import __version__
@@ -26,12 +29,25 @@ from attnguide.data.files import atomic_write
 from attnguide.errors import InputError
 from attnguide.layers.candidates import Layer
 from attnguide.layers.layout import Layout
+from attnguide.modes import modules_of
 from attnguide.outputs import Tap
 
-__all__ = ["Known", "fingerprint", "folder", "forget", "other_sizes", "recall", "remember"]
+__all__ = ["Known", "Question", "fingerprint", "folder", "forget", "other_sizes", "recall", "remember"]
 
-#: What was asked: the layers, and whether to measure.
-Question = tuple[tuple[str, ...], bool]
+
+class Question(NamedTuple):
+    """What was asked.
+
+    Attributes:
+        asked: The layers.
+        verify: Whether to measure.
+        signature: What the model was called with besides images; see [`Call`][attnguide.outputs.Call].
+    """
+
+    asked: tuple[str, ...]
+    verify: bool = True
+    signature: tuple[str, ...] = ()
+
 
 #: So many answers are kept for a model, and for all models that are gone.
 _MOST = 256
@@ -52,9 +68,9 @@ class Known:
 
 #: Shape of one image, with the question.
 _Key = tuple[tuple[int, ...], Question]
-#: The modules that an answer speaks of.
-_Modules = tuple[ReferenceType[nn.Module], ...]
-_of_models: WeakKeyDictionary[nn.Module, OrderedDict[_Key, tuple[Known, _Modules]]] = WeakKeyDictionary()
+#: The modules that an answer speaks of, and what the model was like.
+_State = tuple[tuple[ReferenceType[nn.Module], ...], int]
+_of_models: WeakKeyDictionary[nn.Module, OrderedDict[_Key, tuple[Known, _State]]] = WeakKeyDictionary()
 _of_kinds: OrderedDict[tuple[str, _Key], Known] = OrderedDict()
 _lock = threading.Lock()
 
@@ -63,16 +79,34 @@ def recall(model: nn.Module, images: Tensor, question: Question) -> tuple[Layer,
     """Return what was found for this model, or one like it, and images of this size; None if nothing was."""
     key: _Key = (tuple(images.shape[1:]), question)
     own = _of_models.get(model, OrderedDict()).get(key)
-    if own is not None and all(
-        reference() is module for reference, module in zip(own[1], _modules(model, own[0]), strict=True)
-    ):
+    if own is not None and _is_as_it_was(model, *own):
         return own[0].layers
     print_ = fingerprint(model)
+    if print_ is None:
+        return None
     known = _of_kinds.get((print_, key)) or _read(_file(model, print_, key), key)
     if known is None or None in _modules(model, known):
         return None
     _keep(model, print_, key, known)
     return known.layers
+
+
+def _is_as_it_was(model: nn.Module, known: Known, state: _State) -> bool:
+    references, snapshot = state
+    return snapshot == _snapshot(model) and all(
+        reference() is module for reference, module in zip(references, _modules(model, known), strict=True)
+    )
+
+
+def _snapshot(model: nn.Module) -> int:
+    """What tells cheaply that a model was changed: its modules, and plain settings of the outer ones."""
+    settings = [
+        (key, value)
+        for module in (model, *model.children())
+        for key, value in vars(module).items()
+        if key[0] != "_" and key != "training" and isinstance(value, (bool, int, float, str, type(None)))
+    ]
+    return hash((tuple(settings), tuple(map(id, modules_of(model)))))
 
 
 def other_sizes(model: nn.Module, images: Tensor, question: Question) -> list[Known]:
@@ -93,7 +127,7 @@ def remember(model: nn.Module, images: Tensor, question: Question, layers: Seque
     print_ = fingerprint(model)
     known = Known(tuple(layers), (images.shape[-2], images.shape[-1]))
     _keep(model, print_, key, known)
-    if all(layer.how == "measured" for layer in layers):
+    if print_ is not None and all(layer.how == "measured" for layer in layers):
         _write(_file(model, print_, key), known)
 
 
@@ -104,15 +138,18 @@ def forget() -> None:
         _of_kinds.clear()
 
 
-def _keep(model: nn.Module, print_: str, key: _Key, known: Known) -> None:
+def _keep(model: nn.Module, print_: str | None, key: _Key, known: Known) -> None:
     references = tuple(ref(module) for module in _modules(model, known) if module is not None)
-    shape, (_, verify) = key
-    names = tuple(layer.name for layer in known.layers)  # which a guide asks for from then on
+    state = references, _snapshot(model)
+    shape, question = key
+    # The names are what a guide asks for from then on.
+    named = shape, question._replace(asked=tuple(layer.name for layer in known.layers))
     with _lock:
         own = _of_models.setdefault(model, OrderedDict())
-        for each in (key, (shape, (names, verify))):
-            own[each] = known, references
-            _of_kinds[print_, each] = known
+        for each in (key, named):
+            own[each] = known, state
+            if print_ is not None:
+                _of_kinds[print_, each] = known
         while len(own) > _MOST:
             own.popitem(last=False)
         while len(_of_kinds) > _MOST:
@@ -135,22 +172,67 @@ def _modules(model: nn.Module, known: Known) -> list[nn.Module | None]:
     return found
 
 
-def fingerprint(model: nn.Module) -> str:
-    """Return a digest of a model's classes, plain settings and shapes of weights.
+def fingerprint(model: nn.Module) -> str | None:
+    """Return a digest of a model's classes, settings and shapes of weights.
 
     Models of the same digest arrange their outputs in the same way, whatever their weights are.
+
+    Returns:
+        The digest; None if the model holds something of which it cannot be told whether two are the same.
     """
     digest = hashlib.sha256()
-    for name, module in model.named_modules():
-        kind = type(module)
-        plain = {
-            key: value
-            for key, value in vars(module).items()
-            if key != "training" and isinstance(value, (bool, int, float, str, tuple, type(None)))
-        }
-        shapes = {key: tuple(value.shape) for key, value in module._parameters.items() if value is not None}
-        digest.update(repr((name, kind.__module__, kind.__qualname__, plain, shapes)).encode())
+    try:
+        for name, module in model.named_modules():
+            kind = type(module)
+            settings = {
+                key: _told(value)
+                for key, value in vars(module).items()
+                if key not in _NO_SETTINGS and not key.endswith("_cache")
+            }
+            shapes = {
+                key: tuple(value.shape) for key, value in module._parameters.items() if value is not None
+            }
+            digest.update(repr((name, kind.__module__, kind.__qualname__, settings, shapes)).encode())
+    except _Untold:
+        return None
     return digest.hexdigest()
+
+
+#: What every module has, and no setting: its parts, its hooks, its mode.
+_NO_SETTINGS = {*vars(nn.Module()), "training"}
+#: Settings are looked into so deeply.
+_DEEPEST = 6
+
+
+class _Untold(Exception):  # noqa: N818
+    """An object of which it cannot be told what it is."""
+
+
+def _told(value: Any, depth: int = 0) -> Any:
+    """Describe a setting, the same for two that do the same."""
+    if depth > _DEEPEST:
+        raise _Untold
+    if isinstance(value, (bool, int, float, complex, str, bytes, type(None))):
+        return value
+    if isinstance(value, (torch.dtype, torch.device, torch.layout, torch.memory_format)):
+        return str(value)
+    if isinstance(value, Tensor):
+        return tuple(value.shape)
+    if isinstance(value, nn.Module):
+        return type(value).__qualname__  # where it is a part of the model it has its own line
+    if isinstance(value, (list, tuple)):
+        return [type(value).__name__, *(_told(each, depth + 1) for each in value)]
+    if isinstance(value, (set, frozenset)):
+        return sorted(repr(_told(each, depth + 1)) for each in value)
+    if isinstance(value, Mapping):
+        return [(repr(_told(key, depth + 1)), _told(each, depth + 1)) for key, each in value.items()]
+    if isinstance(value, partial):
+        return ["partial", *(_told(each, depth + 1) for each in (value.func, value.args, value.keywords))]
+    if getattr(value, "__closure__", None) is None and "<" not in getattr(value, "__qualname__", "<"):
+        return f"{value.__module__}.{value.__qualname__}"  # a class, or a function that needs nothing else
+    if hasattr(value, "__dict__") and not callable(value):
+        return [type(value).__qualname__, _told(vars(value), depth + 1)]
+    raise _Untold
 
 
 # -------------------------------------------------------------------------- disk

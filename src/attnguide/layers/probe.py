@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from attnguide.errors import LayerError
 from attnguide.functional import full_precision
 from attnguide.layers.layout import Kind, Layout
 from attnguide.modes import evaluating, muted
@@ -91,6 +92,7 @@ class FirstPass:
         tail: The last outputs of all, those of inner modules too, with gradients.
         head: Name of the linear layer that gives the logits as they are, if there is one.
         only_logits: Whether the model answers with nothing but logits that could be part of a loss.
+        repeated: Names of modules that ran more than once.
         found_idle: What `idle` has found, by the numbers of tokens and of those before the patches.
     """
 
@@ -99,6 +101,7 @@ class FirstPass:
     tail: list[Output]
     head: str | None
     only_logits: bool
+    repeated: frozenset[str]
     found_idle: dict[tuple[int, int], tuple[tuple[str, ...], tuple[str, ...]]] = field(default_factory=dict)
 
     def idle(
@@ -135,7 +138,10 @@ class FirstPass:
                 runs = {
                     tap.module: (model.get_submodule(tap.module), given.detach())
                     for tap, given in zip(other.taps, other.given, strict=True)
-                    if given is not None and given.ndim == 3 and given.shape[1] == tokens
+                    if given is not None
+                    and given.ndim == 3
+                    and given.shape[1] == tokens
+                    and tap.module not in self.repeated
                 }
                 # Of modules that treat tokens by themselves the outermost stands for those inside it.
                 for name in reversed(runs):
@@ -190,7 +196,8 @@ def _only_first_ask(module: nn.Module, given: Tensor, prefix: int) -> bool:
 
 def _whole_and_alone(module: nn.Module, given: Tensor, prefix: int) -> tuple[Tensor, Tensor | None]:
     """What a module with weights makes of all tokens, and of the first alone; None if it cannot."""
-    if next(module.parameters(), None) is None:
+    # With state of its own (statistics of the batch, a count, a power iteration) it must run as ever.
+    if next(module.parameters(), None) is None or next(module.buffers(), None) is not None:
         return given, None
     try:
         whole, alone = module(given), module(given[:, :prefix])
@@ -346,7 +353,8 @@ def first_pass(subject: Subject, wanted: Callable[[list[Output]], list[Output]] 
     for output in asked:
         output.in_graph = output.value.requires_grad
         output.value = output.value.detach()
-    return FirstPass(outputs, vectors, tail, head or None, only_logits)
+    repeated = frozenset(name for name, call in counts.items() if call)
+    return FirstPass(outputs, vectors, tail, head or None, only_logits, repeated)
 
 
 def _first(args: tuple[Any, ...]) -> Tensor | None:
@@ -371,7 +379,15 @@ def _is_vector(tensor: Tensor, batch: int) -> bool:
 def _differentiate(score: Tensor, outputs: Sequence[Output]) -> None:
     if outputs and score.requires_grad:
         values = [output.value for output in outputs]
-        gradients = torch.autograd.grad(score, values, allow_unused=True)
+        try:
+            gradients = torch.autograd.grad(score, values, allow_unused=True)
+        except RuntimeError as error:
+            if "checkpoint" not in str(error):
+                raise
+            raise LayerError(
+                "the model uses activation checkpointing of the old kind, of which no gradients but those of "
+                "weights can be taken. Use checkpoint(…, use_reentrant=False), or switch it off."
+            ) from error
         for output, gradient in zip(outputs, gradients, strict=True):
             output.gradient = gradient
 
