@@ -14,7 +14,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "benchmarks.md"
 #: A table, and the command before it that prints it.
-BLOCK = re.compile(r"(<!-- table: (.+?) -->\n).*?(\n<!-- end of table -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 
 def filled(page: str) -> str:
@@ -24,7 +24,7 @@ def filled(page: str) -> str:
         script, *options = block[2].split()
         command = [sys.executable, str(HERE / script), *options]
         table = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        return f"{block[1]}\n{table.strip()}\n{block[3]}"
+        return f"{block[1]}\n{table.strip()}\n\n{block[3]}"
 
     return BLOCK.sub(fill, page)
 
