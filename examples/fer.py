@@ -150,6 +150,27 @@ def augmented(faces: Faces) -> Faces:
     return replace(faces, images=images, landmarks=(places + 1) * side / 2 - 0.5)
 
 
+def occluded(faces: Faces, seed: int = 0) -> Tensor:
+    """Cover a square of each face, a quarter of a side wide, where no action unit is seen."""
+    generator = torch.Generator().manual_seed(seed)
+    count, _, side, _ = faces.images.shape
+    width = side // 4
+    prior = ActionUnitPrior(classes=faces.classes, generic=True)
+    units = prior.draw(faces.landmarks, faces.labels, (side, side), (side, side)).maps
+    covered = F.avg_pool2d(units[:, None], width, stride=1)[:, 0].flatten(1)
+    # Of the windows that show least of them, one at random.
+    least = covered.topk(16, dim=1, largest=False).indices
+    chosen = least.gather(1, torch.randint(16, (count, 1), generator=generator))[:, 0]
+    columns = side - width + 1
+    images = faces.images.clone()
+    for index, window in enumerate(chosen.tolist()):
+        top, left = divmod(window, columns)
+        images[index, :, top : top + width, left : left + width] = torch.randn(
+            1, width, width, generator=generator
+        )
+    return images
+
+
 # -------------------------------------------------------------------------- training
 
 
@@ -191,17 +212,23 @@ def train(options: argparse.Namespace, faces: Faces, weight: float, seed: int) -
 
 
 def measured(options: argparse.Namespace, model: nn.Module, faces: Faces) -> dict[str, float]:
-    """Accuracy, its mean over classes, and the cosines."""
+    """Accuracy, its mean over classes, with a part of the face covered, and the cosines."""
     parts = torch.arange(len(faces.labels)).split(64)
     batches = [(faces.images[i], faces.labels[i], faces.landmarks[i]) for i in parts]
     prior = ActionUnitPrior(classes=faces.classes)
     report: Report = evaluate(model, batches, prior, layers=options.layer, cams=CAMS)
-    with torch.no_grad():
-        right = torch.cat([model(images).argmax(dim=1) == labels for images, labels, _ in batches]).float()
+
+    def correct(images: Tensor) -> Tensor:
+        with torch.no_grad():
+            logits = torch.cat([model(images[i]) for i in parts])
+        return (logits.argmax(dim=1) == faces.labels).float()
+
+    right = correct(faces.images)
     by_class = [float(right[faces.labels == c].mean()) for c in faces.labels.unique()]
     return {
         "accuracy": report.accuracy,
         "mean accuracy": mean(by_class),
+        "accuracy, occluded": float(correct(occluded(faces)).mean()),
         **{f"ATT-COS {name}": value for name, value in report.attention.items()},
         **{f"CAM-COS {name}": value for name, value in report.cams.items()},
     }

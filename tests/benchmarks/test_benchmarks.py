@@ -57,5 +57,9 @@ def test_speed_measures_all_kinds() -> None:
         assert f"\n{kind}\n|" in f"\n{output}", kind
 
 
+def test_maps_of_action_units() -> None:
+    assert "| guided step |" in run("action_units.py", "--quick", "--threads", "1")
+
+
 def test_the_documentation_shows_the_results() -> None:
     run("tables.py", "--check")
