@@ -98,7 +98,8 @@ def load(options: argparse.Namespace) -> list[tuple[Faces, Faces]]:
     """Return pairs of faces to train with and to test with."""
     if options.data is None:
         drawn = [
-            ProceduralFaces(count, options.size, seed=seed).stack()
+            # As often happy as anything else: by default half of the faces smile.
+            ProceduralFaces(count, options.size, seed=seed, prevalence={"smiling": 1 / 7}).stack()
             for count, seed in ((options.faces, 0), (options.faces // 2, 1))
         ]
         train, test = (

@@ -584,6 +584,8 @@ def test_the_choice_is_remembered_for_each_size() -> None:
 
 def test_a_guide_looks_for_its_layer_once() -> None:
     model, (images, labels, masks) = tiny_vit(depth=2), batch()
+    model.passes = 0
+    model.register_forward_pre_hook(lambda model, _: setattr(model, "passes", model.passes + 1))
     calls = counted(model)
     with ag.Guide(model) as guide:
         numbers = []

@@ -99,12 +99,15 @@ def _is_as_it_was(model: nn.Module, known: Known, state: _State) -> bool:
 
 
 def _snapshot(model: nn.Module) -> int:
-    """What tells cheaply that a model was changed: its modules, and plain settings of the outer ones."""
+    """What tells cheaply that a model was changed: its modules, and plain settings of the outer ones.
+
+    Numbers are left out: a model may count its passes.
+    """
     settings = [
         (key, value)
         for module in (model, *model.children())
         for key, value in vars(module).items()
-        if key[0] != "_" and key != "training" and isinstance(value, (bool, int, float, str, type(None)))
+        if key[0] != "_" and key != "training" and isinstance(value, (bool, str))
     ]
     return hash((tuple(settings), tuple(map(id, modules_of(model)))))
 
