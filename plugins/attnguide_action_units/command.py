@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import click
@@ -24,7 +25,7 @@ __all__ = ["landmarks"]
     help="face_landmarker.task, for versions of mediapipe that bring no model.",
 )
 def landmarks(images: tuple[str, ...], out: Path, model_file: Path | None) -> None:
-    """Find the 68 landmarks of the largest face in each of IMAGES, files or folders.
+    """Find the 68 landmarks of the foremost face in each of IMAGES, files or folders.
 
     Writes a table that read_landmarks reads, and that data sets take as landmarks=. Images without a face are
     listed; they stay in the table, without landmarks. Needs mediapipe: pip install 'attnguide[landmarks]'.
@@ -35,6 +36,8 @@ def landmarks(images: tuple[str, ...], out: Path, model_file: Path | None) -> No
     from attnguide.data.images import find_images
     from attnguide_action_units.extract import extract, face_mesh
 
+    # mediapipe's own, one for each image.
+    warnings.filterwarnings("ignore", message="SymbolDatabase.GetPrototype", category=UserWarning)
     files = find_images(images)
     extractor = face_mesh(model_file)
     root = Path(images[0]) if len(images) == 1 and Path(images[0]).is_dir() else None

@@ -19,7 +19,7 @@ from attnguide_action_units.tables import LandmarkTable
 
 __all__ = ["Extractor", "extract", "face_mesh"]
 
-#: Finds the points of the largest face in an image `(H, W, 3)`, uint8: `(P, 2)` in pixels, or None.
+#: Finds the points of the foremost face in an image `(H, W, 3)`, uint8: `(P, 2)` in pixels, or None.
 Extractor = Callable[[np.ndarray[Any, Any]], "np.ndarray[Any, Any] | None"]
 
 
