@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import os
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -253,7 +254,8 @@ def _file(model: nn.Module, print_: str, key: _Key) -> Path | None:
     root, name = folder(), _name_of(model)
     if root is None or name is None:
         return None
-    digest = hashlib.sha256(repr((print_, key, __version__)).encode()).hexdigest()[:16]
+    made_by = getattr(sys.modules.get(type(model).__module__.partition(".")[0]), "__version__", "")
+    digest = hashlib.sha256(repr((print_, key, __version__, made_by)).encode()).hexdigest()[:16]
     return root / "layers" / f"{name}-{digest}.json"
 
 
