@@ -94,25 +94,28 @@ def table_in(root: Path, least: int) -> tuple[FaceTable, list[int]]:
     return FaceTable(files, renumbered, points, [classes[c] for c in enough]), people[kept].tolist()
 
 
+def drawn(count: int, size: int, seed: int) -> Faces:
+    """Draw faces, as often happy as anything else: by default half of them smile."""
+    faces = ProceduralFaces(count, size, seed=seed, prevalence={"smiling": 1 / 7}).stack()
+    return Faces(
+        standardised(faces.image.as_subclass(Tensor)),
+        faces.expression,
+        faces.landmarks.as_subclass(Tensor),
+        torch.arange(count),
+        EXPRESSIONS,
+    )
+
+
 def load(options: argparse.Namespace) -> list[tuple[Faces, Faces]]:
     """Return pairs of faces to train with and to test with."""
     if options.data is None:
-        drawn = [
-            # As often happy as anything else: by default half of the faces smile.
-            ProceduralFaces(count, options.size, seed=seed, prevalence={"smiling": 1 / 7}).stack()
-            for count, seed in ((options.faces, 0), (options.faces // 2, 1))
-        ]
-        train, test = (
-            Faces(
-                standardised(part.image.as_subclass(Tensor)),
-                part.expression,
-                part.landmarks.as_subclass(Tensor),
-                torch.arange(len(part.expression)),
-                EXPRESSIONS,
+        return [
+            (
+                drawn(options.faces, options.size, 2 * seed),
+                drawn(options.faces // 2, options.size, 2 * seed + 1),
             )
-            for part in drawn
-        )
-        return [(train, test)] * options.folds
+            for seed in range(options.seed, options.seed + options.folds)
+        ]
     root: Path = options.data
     if (root / "train_set").is_dir():
         parts = [from_table(AffectNet(root, split), options.size) for split in ("train", "val")]
@@ -125,7 +128,7 @@ def load(options: argparse.Namespace) -> list[tuple[Faces, Faces]]:
         return [(parts[0], parts[1])] * options.folds
     table, people = table_in(root, least=options.folds)
     faces = from_table(table, options.size, people)
-    order = torch.randperm(int(faces.people.max()) + 1, generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(int(faces.people.max()) + 1, generator=torch.Generator().manual_seed(options.seed))
     fold = (order % options.folds)[faces.people]
     return [
         (faces.at((fold != number).nonzero()[:, 0]), faces.at((fold == number).nonzero()[:, 0]))
@@ -179,14 +182,14 @@ def build(options: argparse.Namespace, classes: int) -> nn.Module:
     """Make an untrained model that fits small images."""
     settings: dict[str, Any] = {"num_classes": classes}
     if "vit" in options.model:
-        settings |= {"img_size": options.size, "patch_size": max(4, options.size // 14 // 2 * 2)}
+        settings |= {"img_size": options.size, "patch_size": min(16, max(4, options.size // 8))}
     model: nn.Module = timm.create_model(options.model, **settings)
     if options.size < 100 and isinstance(getattr(model, "maxpool", None), nn.MaxPool2d):
         model.maxpool = nn.Identity()  # else little would be left of the image
     return model
 
 
-def train(options: argparse.Namespace, faces: Faces, weight: float, seed: int) -> nn.Module:
+def train(options: argparse.Namespace, faces: Faces, layer: str, weight: float, seed: int) -> nn.Module:
     """Train a model; with a weight of 0 it is not guided. The same seed begins with the same weights."""
     torch.manual_seed(seed)
     model = build(options, len(faces.classes)).train()
@@ -196,7 +199,7 @@ def train(options: argparse.Namespace, faces: Faces, weight: float, seed: int) -
         optimizer, options.rate, total_steps=options.epochs * batches
     )
     prior = ActionUnitPrior(classes=faces.classes)
-    guide = ag.Guide.from_recipe(model, "au-codebook", prior=prior, weight=weight, layer=options.layer)
+    guide = ag.Guide.from_recipe(model, "au-codebook", prior=prior, weight=weight, layer=layer)
     with guide:
         for _ in range(options.epochs):
             for index in torch.randperm(len(faces.labels))[: batches * options.batch].split(options.batch):
@@ -217,7 +220,7 @@ def measured(options: argparse.Namespace, model: nn.Module, faces: Faces) -> dic
     parts = torch.arange(len(faces.labels)).split(64)
     batches = [(faces.images[i], faces.labels[i], faces.landmarks[i]) for i in parts]
     prior = ActionUnitPrior(classes=faces.classes)
-    report: Report = evaluate(model, batches, prior, layers=options.layer, cams=CAMS)
+    report: Report = evaluate(model, batches, prior, layers=options.layers, cams=CAMS)
 
     def correct(images: Tensor) -> Tensor:
         with torch.no_grad():
@@ -247,7 +250,7 @@ def pictures(options: argparse.Namespace, models: Sequence[nn.Module], faces: Fa
     maps = [ActionUnitPrior(classes=faces.classes).draw(some.landmarks, some.labels, size, size).maps]
     for model in models:
         for source in ("layer_attention", "grad_cam"):
-            seen = ag.explain(model, some.images, source, "labels", options.layer, labels=some.labels)
+            seen = ag.explain(model, some.images, source, "labels", options.layers[-1], labels=some.labels)
             maps.append(seen.scaled()[:, 0])
     overlays = ag.visual.overlay(plain, torch.stack(maps, dim=1))
     rows = [torch.cat(list(row), dim=2) for row in overlays]
@@ -268,29 +271,34 @@ def main() -> None:
     add("--landmarks", type=Path, help="table of landmarks, for RAF-DB")
     add("--faces", type=int, default=600, help="number of drawn faces")
     add("--model", default="resnet18", help="a model of timm")
-    add("--layer", default="auto", help="guided layer")
+    add("--layers", nargs="+", default=["auto"], help="guided layers, one after the other, as in stage:-2")
     add("--size", type=int, default=64, help="of the images, in pixels")
-    add("--weight", type=float, default=9.0, help="λ")
+    add("--weights", nargs="+", type=float, default=[9.0], help="λ, one after the other")
     add("--folds", type=int, default=3, help="parts of the identities, or seeds where a test set exists")
+    add("--seed", type=int, default=0, help="of the first run")
     add("--epochs", type=int, default=10)
     add("--batch", type=int, default=32)
     add("--rate", type=float, default=1e-3, help="highest learning rate")
     add("--out", type=Path, default=Path("attnguide-expressions"), help="folder for results")
     options = parser.parse_args()
 
-    runs: dict[str, list[dict[str, float]]] = {"unguided": [], "guided": []}
-    for seed, (train_faces, test_faces) in enumerate(load(options)):
+    # The layer and λ of each way to train; a λ of 0 is no guidance.
+    ways = {"unguided": (options.layers[-1], 0.0)} | {
+        f"{layer}, λ = {weight:g}": (layer, weight) for layer in options.layers for weight in options.weights
+    }
+    runs: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
+    for seed, (train_faces, test_faces) in enumerate(load(options), options.seed):
         models = []
-        for way, weight in (("unguided", 0.0), ("guided", options.weight)):
-            models.append(train(options, train_faces, weight, seed))
+        for way, (layer, weight) in ways.items():
+            models.append(train(options, train_faces, layer, weight, seed))
             runs[way].append(measured(options, models[-1], test_faces))
             shown = ", ".join(f"{name} {value:.3f}" for name, value in runs[way][-1].items())
             print(f"run {seed}, {way}: {shown}", flush=True)
-    pictures(options, models, test_faces)
+    pictures(options, [models[0], models[-1]], test_faces)
     settings = {key: str(value) for key, value in vars(options).items()}
     (options.out / "result.json").write_text(json.dumps({"settings": settings, "runs": runs}, indent=1))
-    print(f"\n| {options.model} | unguided | guided |\n| --- | --: | --: |")
-    for name in runs["guided"][0]:
+    print(f"\n| {options.model} | {' | '.join(ways)} |\n| --- |{' --: |' * len(ways)}")
+    for name in runs["unguided"][0]:
         cells = []
         for found in runs.values():
             values = [run[name] for run in found]

@@ -19,7 +19,7 @@ from attnguide_action_units.prior import ActionUnitPrior
 __all__ = ["CAMS", "Report", "evaluate"]
 
 #: The class activation maps that CAM-COS is measured with.
-CAMS: tuple[str, ...] = ("grad_cam", "grad_cam_plus_plus", "layer_cam")
+CAMS: tuple[str, ...] = ("cam", "grad_cam", "grad_cam_plus_plus", "layer_cam")
 
 
 @dataclass(frozen=True)

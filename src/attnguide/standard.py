@@ -13,6 +13,7 @@ def attnguide_parts() -> list[Part]:
     sources, priors, losses = "attnguide.sources", "attnguide.priors", "attnguide.losses"
     return [
         Part("source", "grad_cam", f"{sources}.grad_cam:GradCAM", "channels weighted by their mean gradient"),
+        Part("source", "cam", f"{sources}.grad_cam:CAM", "Grad-CAM with the evidence against, lifted to 0"),
         Part(
             "source",
             "grad_cam_plus_plus",

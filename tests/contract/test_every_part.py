@@ -15,6 +15,7 @@ from tests.helpers.state import hooks, snapshot
 from torch import Tensor, nn
 
 import attnguide as ag
+from attnguide.data.faces import ProceduralFaces
 from attnguide.interfaces import AlignmentLoss, AttributionSource, TargetPrior
 from attnguide.registry import registry
 
@@ -25,6 +26,11 @@ MODELS = {"cnn": cnn, "vit": tiny_vit}
 ANNOTATIONS: dict[str, Callable[[], Any]] = {
     "mask": lambda: batch()[2],
     "boxes": lambda: torch.tensor([[4.0, 4, 20, 24]] * 4),
+    "landmarks": lambda: ProceduralFaces(4, size=32).stack().landmarks,
+}
+# What priors have to be told about a model of four classes.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "action_units": {"classes": ["surprise", "fear", "happiness", "sadness"]}
 }
 
 
@@ -65,9 +71,9 @@ def make(name: str) -> Mined:
     return model
 
 
-def readable(prior: str) -> dict[str, Any] | None:
+def readable(prior: TargetPrior) -> dict[str, Any] | None:
     """Return annotations that the prior can read, or None if it needs others."""
-    reads = registry().create("prior", prior, TargetPrior).annotations
+    reads = prior.annotations
     if any(required and name not in ANNOTATIONS for name, required in reads.items()):
         return None
     return {name: ANNOTATIONS[name]() for name in reads if name in ANNOTATIONS}
@@ -146,16 +152,18 @@ def combinations() -> Iterator[tuple[str, str, str]]:
 
 
 @pytest.fixture(params=combinations(), ids="-".join)
-def parts(request: pytest.FixtureRequest) -> dict[str, str]:
-    chosen = dict(zip(("source", "prior", "loss"), request.param, strict=True))
+def parts(request: pytest.FixtureRequest) -> dict[str, Any]:
+    chosen: dict[str, Any] = dict(zip(("source", "prior", "loss"), request.param, strict=True))
+    name = chosen["prior"]
+    chosen["prior"] = registry().create("prior", name, TargetPrior, **SETTINGS.get(name, {}))
     if not registry().create("source", chosen["source"], AttributionSource).differentiable:
         chosen["source"] = "grad_cam"
     if readable(chosen["prior"]) is None:
-        pytest.skip(f"prior {chosen['prior']!r} reads annotations that only its plugin knows")
+        pytest.skip(f"prior {name!r} reads annotations that only its plugin knows")
     return chosen
 
 
-def test_guide(model: Mined, parts: dict[str, str]) -> None:
+def test_guide(model: Mined, parts: dict[str, Any]) -> None:
     images, labels, _ = batch()
     model.eval()  # so that batch normalisation leaves its buffers alone
     flags = {name: module.training for name, module in model.named_modules()}
@@ -182,7 +190,7 @@ def restore(model: Mined) -> None:
     next(iter(model.body.children())).eval()
 
 
-def test_check(model: Mined, parts: dict[str, str]) -> None:
+def test_check(model: Mined, parts: dict[str, Any]) -> None:
     images, labels, _ = batch()
     with ag.Guide(model, **parts) as guide:
         report = guide.check(images, labels, **readable(parts["prior"]) or {})
@@ -193,7 +201,7 @@ def test_check(model: Mined, parts: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     "labels", [torch.tensor([0, 1, 2, CLASSES]), torch.zeros(3).long()], ids=["range", "size"]
 )
-def test_guide_with_bad_labels(model: Mined, parts: dict[str, str], labels: Tensor) -> None:
+def test_guide_with_bad_labels(model: Mined, parts: dict[str, Any], labels: Tensor) -> None:
     model.eval()
     with ag.Guide(model, **parts) as guide:
         model(batch()[0])
@@ -207,7 +215,7 @@ def test_guide_with_bad_labels(model: Mined, parts: dict[str, str], labels: Tens
     "error", [RuntimeError("no memory"), KeyboardInterrupt()], ids=["error", "interrupt"]
 )
 def test_guide_while_the_model_raises(
-    model: Mined, parts: dict[str, str], where: str, error: BaseException
+    model: Mined, parts: dict[str, Any], where: str, error: BaseException
 ) -> None:
     model.eval()
     images, labels, _ = batch()

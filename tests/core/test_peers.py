@@ -121,6 +121,15 @@ def test_pytorch_grad_cam(case: Case, name: str) -> None:
         assert_same(ours(case.model, case.images, name, case.layer), raw.relu())
 
 
+@pytest.mark.parametrize("case", ["timm resnet18", "torchvision resnet18"], indirect=True)
+def test_cam_is_the_weights_of_the_classifier_times_the_features(case: Case) -> None:
+    head = case.model.get_submodule("fc")
+    features = torch.from_numpy(case.activations)
+    weighted = torch.einsum("bchw,bc->bhw", features, head.weight[TARGETS]) / features[0, 0].numel()
+    lowest = weighted.amin(dim=(1, 2), keepdim=True)
+    assert_same(ours(case.model, case.images, "cam"), (weighted - lowest).detach())
+
+
 def test_captum(case: Case) -> None:
     model, images, transform = case.model, case.images, case.transform
     module, targets = model.get_submodule(case.layer), torch.tensor(TARGETS)

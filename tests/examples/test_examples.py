@@ -126,7 +126,7 @@ def test_fer_on_a_folder(run: Callable[..., str], tmp_path: Path) -> None:
     )
     settings = ("--folds", 2, "--size", 48, "--epochs", 1, "--batch", 8, "--model", "test_vit")
     printed = run("fer.py", "--data", tmp_path, *settings, "--out", tmp_path / "out")
-    assert len(re.findall(r"run \d, guided", printed)) == 2
+    assert len(re.findall(r"run \d, auto", printed)) == 2
 
 
 def test_every_example_is_tested() -> None:

@@ -7,6 +7,7 @@ every outline is a smooth curve *through* them.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -15,6 +16,8 @@ from numpy.typing import NDArray
 
 __all__ = [
     "EXPRESSION_SHAPES",
+    "EXPRESSION_UNITS",
+    "UNIT_EFFECTS",
     "Draws",
     "ExpressionShape",
     "Points",
@@ -52,38 +55,61 @@ class ExpressionShape(NamedTuple):
     """Factor on the width of the mouth."""
     lip_press: float = 1.0
     """Factor on the thickness of the lips."""
-    gap: float = 0.03
+    gap: float = 0.026
     """Height of the opening, if the mouth is open at all."""
-    teeth: float = 0.0
+    teeth: float = 0.35
     """Fraction of the opening that the upper teeth fill."""
 
 
-#: One row per expression, in full strength. A table of facial action units would replace it one to one.
+#: Which action units make an expression, with their numbers in the Facial Action Coding System, as in the
+#: codebook of arXiv 2402.00281. Neutral is none of them.
+EXPRESSION_UNITS: dict[str, tuple[int, ...]] = {
+    "neutral": (),
+    "happiness": (6, 12, 25),
+    "sadness": (1, 4, 6, 15, 17),
+    "surprise": (1, 2, 5, 26, 27),
+    "fear": (1, 2, 4, 5, 20, 25, 26, 27),
+    "disgust": (9, 10, 16, 17, 25, 26),
+    "anger": (4, 5, 7, 10, 17, 23, 24, 25, 26),
+}
+
+#: What each action unit adds to a face at rest. Units that part the lips (25 to 27) tell how far, not
+#: whether: that is an attribute of its own.
+UNIT_EFFECTS: dict[int, dict[str, float]] = {
+    1: {"brow_inner": 0.060},  # inner brow raiser
+    2: {"brow_raise": 0.034, "brow_inner": -0.056},  # outer brow raiser: the inner end hardly moves
+    4: {"brow_raise": -0.014, "brow_inner": -0.024},  # brow lowerer
+    5: {"eye_open": 0.42},  # upper lid raiser
+    6: {"lid_raise": 0.35},  # cheek raiser: pushes the lower lid up
+    7: {"eye_open": -0.50, "lid_raise": 0.15},  # lid tightener
+    9: {"nose_up": 0.014, "brow_raise": -0.012, "brow_inner": -0.014, "eye_open": -0.34, "lid_raise": 0.3},
+    10: {"teeth": 0.30},  # upper lip raiser
+    12: {"lip_corner": 0.042, "mouth_width": 0.12, "lip_press": -0.08, "teeth": 0.27, "brow_raise": 0.006},
+    15: {"lip_corner": -0.022},  # lip corner depressor
+    16: {"mouth_width": -0.08, "lip_press": 0.06},  # lower lip depressor
+    17: {"lip_corner": -0.014, "mouth_width": -0.04},  # chin raiser: the lower lip rises, the corners hang
+    20: {"mouth_width": 0.30, "lip_corner": -0.016, "gap": -0.045, "teeth": 0.45},  # lip stretcher
+    23: {"lip_press": -0.12},  # lip tightener
+    24: {"lip_press": -0.12},  # lip pressor
+    25: {"gap": 0.026},  # lips part
+    26: {"gap": 0.012},  # jaw drop
+    27: {"gap": 0.047, "mouth_width": -0.24, "teeth": -0.35},  # mouth stretch
+}
+
+
+def _shape_of(units: Iterable[int]) -> ExpressionShape:
+    """Add up what action units do to a face at rest."""
+    total = ExpressionShape()._asdict()
+    for unit in units:
+        for part, amount in UNIT_EFFECTS[unit].items():
+            total[part] += amount
+    return ExpressionShape(**total)
+
+
+#: One row per expression, in full strength.
 EXPRESSION_SHAPES: dict[str, ExpressionShape] = {
-    "neutral": ExpressionShape(gap=0.026, teeth=0.35),
-    "happiness": ExpressionShape(
-        brow_raise=0.006, lid_raise=0.35, lip_corner=0.042, mouth_width=1.12, lip_press=0.92,
-        gap=0.052, teeth=0.62
-    ),
-    "sadness": ExpressionShape(
-        brow_inner=0.034, eye_open=0.74, lip_corner=-0.030, mouth_width=0.90, gap=0.020
-    ),
-    "surprise": ExpressionShape(
-        brow_raise=0.034, eye_open=1.42, mouth_width=0.76, gap=0.085
-    ),
-    "fear": ExpressionShape(
-        brow_raise=0.020, brow_inner=0.028, eye_open=1.32, lip_corner=-0.016, mouth_width=1.06,
-        gap=0.048, teeth=0.45
-    ),
-    "disgust": ExpressionShape(
-        brow_raise=-0.012, brow_inner=-0.014, eye_open=0.66, lid_raise=0.3, nose_up=0.014,
-        lip_corner=-0.024, mouth_width=0.88, lip_press=1.04, gap=0.020, teeth=0.5
-    ),
-    "anger": ExpressionShape(
-        brow_raise=-0.014, brow_inner=-0.036, eye_open=0.92, lip_corner=-0.020, mouth_width=0.96,
-        lip_press=0.80, gap=0.040, teeth=0.85
-    ),
-}  # fmt: skip
+    name: _shape_of(units) for name, units in EXPRESSION_UNITS.items()
+}
 
 
 class Draws(NamedTuple):

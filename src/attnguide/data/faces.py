@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from attnguide.data._face_attributes import ATTRIBUTES, EXPRESSIONS, PREVALENCE, AttributeModel
-from attnguide.data._face_geometry import Draws
+from attnguide.data._face_geometry import EXPRESSION_UNITS, Draws
 from attnguide.data._face_painting import Scene, draw_face
 from attnguide.errors import InputError, UnknownNameError
 
@@ -29,6 +29,7 @@ __all__ = [
     "ATTRIBUTES",
     "ATTRIBUTE_REGIONS",
     "EXPRESSIONS",
+    "EXPRESSION_UNITS",
     "HELEN_LABELS",
     "PREVALENCE",
     "TEMPLATES",
@@ -134,7 +135,9 @@ class ProceduralFaces(Dataset[FaceSample]):
     Attributes are independent unless told otherwise, with these exceptions. Black, blond and brown hair
     and a bald head exclude each other (who has none of them is grey or red); bangs need hair; and a face
     has the expression `happiness` if, and only if, it is `smiling`. Other expressions depend on whether the
-    mouth is open: one is surprised or afraid with an open mouth, and sad or disgusted with a closed one.
+    mouth is open: one is surprised or afraid with an open mouth, and sad or disgusted with a closed one. An
+    expression moves the face as its action units do (`EXPRESSION_UNITS`, with the numbers of the Facial
+    Action Coding System).
 
     Left and right are the subject's own, so the right eye is on the left of the image. A flip moves the
     labels and landmarks, and does not rename them.

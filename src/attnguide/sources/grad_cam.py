@@ -11,7 +11,7 @@ from attnguide.interfaces import AttributionSource
 from attnguide.pairs import Pairs
 from attnguide.trace import Trace
 
-__all__ = ["GradCAM", "GradCAMPlusPlus", "HiResCAM", "LayerCAM"]
+__all__ = ["CAM", "GradCAM", "GradCAMPlusPlus", "HiResCAM", "LayerCAM"]
 
 
 class _GradientCAM(AttributionSource):
@@ -61,6 +61,26 @@ class GradCAM(_GradientCAM):
     def combine(self, features: Tensor, gradients: Tensor) -> Tensor:
         """Weight each channel by its mean gradient."""
         return functional.grad_cam(features, gradients, relu=False)
+
+
+class CAM(GradCAM):
+    """Class activation map (Zhou et al., CVPR 2016): also what speaks against a class, lifted to begin at 0.
+
+    Where average pooling and one linear layer follow, the weights of that layer times the features, up to a
+    factor; elsewhere mean gradients stand for the weights, as in Grad-CAM. Unlike Grad-CAM's, the map
+    ranks the places without evidence too.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(relu=False)
+
+    def __call__(self, trace: Trace, pairs: Pairs) -> Tensor:
+        """Compute the maps `(N, h, w)`, at least 0."""
+        maps = self.signed(trace, pairs)
+        return maps - maps.amin(dim=(-2, -1), keepdim=True)
+
+    def __repr__(self) -> str:
+        return "CAM()"
 
 
 class GradCAMPlusPlus(_GradientCAM):

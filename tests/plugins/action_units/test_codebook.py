@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from attnguide.data.faces import EXPRESSION_UNITS
 from attnguide.errors import DataError, UnknownNameError
 from attnguide_action_units import codebook
 
@@ -43,6 +44,8 @@ def test_the_default_is_the_published_one() -> None:
     book = codebook.default()
     assert {number: unit.name for number, unit in book.units.items()} == NAMES
     assert {name: set(units) for name, units in book.expressions.items()} == EXPRESSIONS
+    # What drawn faces are made of is what the prior says of them.
+    assert {name: set(units) for name, units in EXPRESSION_UNITS.items()} == EXPRESSIONS
     # Units that look alike on a map give their region once.
     assert book.regions([23, 24, 26, 27]) == book.units[27].regions
     with pytest.raises(UnknownNameError, match=r"action unit '3'"):
