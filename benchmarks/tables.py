@@ -1,7 +1,7 @@
 """Puts what was measured into the documentation, and tells whether it is there.
 
-python benchmarks/tables.py            # write the tables of docs/benchmarks.md
-python benchmarks/tables.py --check    # only compare; exit status 1 if the page is out of date
+python benchmarks/tables.py            # write the tables of the pages that have some
+python benchmarks/tables.py --check    # only compare; exit status 1 if one is out of date
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-PAGE = HERE.parent / "docs" / "benchmarks.md"
+DOCS = HERE.parent / "docs"
 #: A table, and the command before it that prints it.
 BLOCK = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
@@ -30,14 +30,18 @@ def filled(page: str) -> str:
 
 
 def main() -> int:
-    page = PAGE.read_text(encoding="utf-8")
-    fresh = filled(page)
-    if "--check" in sys.argv[1:]:
-        if page != fresh:
-            print(f"{PAGE} is out of date: run python benchmarks/tables.py", file=sys.stderr)
-        return int(page != fresh)
-    PAGE.write_text(fresh, encoding="utf-8")
-    return 0
+    status = 0
+    for path in sorted(DOCS.rglob("*.md")):
+        page = path.read_text(encoding="utf-8")
+        fresh = filled(page)
+        if page == fresh:
+            continue
+        if "--check" in sys.argv[1:]:
+            print(f"{path} is out of date: run python benchmarks/tables.py", file=sys.stderr)
+            status = 1
+        else:
+            path.write_text(fresh, encoding="utf-8")
+    return status
 
 
 if __name__ == "__main__":

@@ -112,15 +112,15 @@ def test_fer_on_drawn_faces(run: Callable[..., str], tmp_path: Path) -> None:
 
 
 def test_fer_on_a_folder(run: Callable[..., str], tmp_path: Path) -> None:
-    faces = ProceduralFaces(20, 48).stack()
+    faces = ProceduralFaces(60, 48).stack()
     (tmp_path / "images").mkdir()
-    files = [f"{index}.png" for index in range(20)]
+    files = [f"{index}.png" for index in range(60)]
     for file, image in zip(files, faces.image, strict=True):
         to_pil((255 * image).byte()).save(tmp_path / "images" / file)
     np.savez(
         tmp_path / "table.npz",
         files=np.array(files),
-        labels=(faces.expression > 0).numpy(),
+        labels=(faces.expression == 1).numpy(),
         classes=np.array(["neutral", "happiness"]),
         landmarks68=faces.landmarks.numpy(),
     )
