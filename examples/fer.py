@@ -267,7 +267,12 @@ def pictures(options: argparse.Namespace, models: Sequence[nn.Module], faces: Fa
         for source in ("layer_attention", "grad_cam"):
             seen = ag.explain(model, some.images, source, "labels", options.layers[-1], labels=some.labels)
             maps.append(seen.scaled()[:, 0])
-    overlays = ag.visual.overlay(plain, torch.stack(maps, dim=1))
+    # Large enough to be looked at.
+    factor = max(1, round(112 / options.size))
+    shown_maps = F.interpolate(torch.stack(maps, dim=1), scale_factor=factor, mode="bilinear")
+    overlays = ag.visual.overlay(
+        F.interpolate(plain, scale_factor=factor, mode="bicubic").clamp(0, 1), shown_maps
+    )
     rows = [torch.cat(list(row), dim=2) for row in overlays]
     options.out.mkdir(parents=True, exist_ok=True)
     ag.visual.to_pil(torch.cat(rows, dim=1)).save(options.out / "expressions.png")

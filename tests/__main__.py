@@ -26,6 +26,9 @@ IN_THE_WHEEL = (
     "attnguide_action_units/py.typed",
     "attnguide_action_units/recipes/au-codebook.toml",
     "attnguide_gradcam_iou/py.typed",
+    "attnguide_segmentation/assets/parser.safetensors",
+    "attnguide_segmentation/attributes.toml",
+    "attnguide_segmentation/py.typed",
     "attnguide_gradcam_iou/recipes/gradcam-iou.toml",
     "dist-info/licenses/LICENSE",
 )
@@ -34,6 +37,7 @@ ENTRY_POINTS = (
     "attnguide.standard",
     "attnguide_action_units.plugin",
     "attnguide_gradcam_iou.plugin",
+    "attnguide_segmentation.plugin",
 )
 PACKAGES = (ROOT / "src/attnguide", *(folder for folder in (ROOT / "plugins").iterdir() if folder.is_dir()))
 

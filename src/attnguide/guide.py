@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from attnguide import check as checking
 from attnguide.compiling import check_uncompiled, compile_before
@@ -99,7 +100,9 @@ class Guide:
         self.second_order, self.verify = second_order, verify
         self._bound = [BoundTerm(term, model) for term in self.terms]
         self.adapters = nn.ModuleList(adapters)
-        self._adapter_asked = [check_layer(model, adapter.layer) for adapter in adapters]
+        self._adapter_asked = [
+            check_layer(model, adapter.layer) for adapter in adapters if adapter.layer is not None
+        ]
         self._adapter_layers: list[Layer] = []
         self._records: list[TermMaps] = []
         self._steps = 0
@@ -111,6 +114,14 @@ class Guide:
             before=self._find_layers,
             after=self._adapt if adapters else None,
         )
+        # Not among the library's own: these hooks change what others see.
+        self._adapter_hooks: list[RemovableHandle] = []
+        try:
+            for adapter in adapters:
+                self._adapter_hooks += adapter.attach(unwrap(model))
+        except BaseException:
+            self.remove()
+            raise
 
     @classmethod
     def from_recipe(cls, model: nn.Module, recipe: str | Path, **overrides: Any) -> Guide:
@@ -170,7 +181,7 @@ class Guide:
                 records += seen
                 if mean is not None:
                     total = total + bound.term.weight * mean
-            for adapter, layer in zip(self._adapter_modules(), self._adapter_layers, strict=True):
+            for adapter, layer in self._readers():
                 own = adapter.loss(
                     trace.at(layer.name), labels, **self._annotations_for(adapter, annotations)
                 )
@@ -247,6 +258,9 @@ class Guide:
     def remove(self) -> None:
         """Take every hook off; the model is as it was. May be called twice."""
         self._recorder.remove()
+        for handle in self._adapter_hooks:
+            handle.remove()
+        self._adapter_hooks = []
         for module in self._compiled:
             module._compiled_call_impl = None
         self._compiled = []
@@ -275,6 +289,9 @@ class Guide:
 
     def _find_layers(self, call: Call) -> None:
         """Find the layers for images of this size; remembered, so that it costs nothing the second time."""
+        model = unwrap(self.model)
+        if self.adapters.training != model.training:
+            self.adapters.train(model.training)  # as the parts of the model that they stand beside
         for bound in self._bound:
             bound.find(self.model, call, verify=self.verify)
         asked = [layer.name for layer in self._adapter_layers] or self._adapter_asked
@@ -318,9 +335,14 @@ class Guide:
     def _adapter_modules(self) -> list[Adapter]:
         return [adapter for adapter in self.adapters if isinstance(adapter, Adapter)]
 
+    def _readers(self) -> Iterator[tuple[Adapter, Layer]]:
+        """The adapters that read a layer, with that layer."""
+        readers = [adapter for adapter in self._adapter_modules() if adapter.layer is not None]
+        return zip(readers, self._adapter_layers, strict=True)
+
     def _adapt(self, shard: Shard, output: Any) -> Any:
         """Let the adapters answer in place of the model."""
-        for adapter, layer in zip(self._adapter_modules(), self._adapter_layers, strict=True):
+        for adapter, layer in self._readers():
             trace = trace_of([shard], [_plain(layer)], differentiable=True)
             logits = adapter(trace)
             if logits is not None:

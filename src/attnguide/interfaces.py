@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from attnguide.pairs import Pairs
 from attnguide.trace import Trace
@@ -121,21 +122,35 @@ class AlignmentLoss(ABC):
         return f"{type(self).__name__}()"
 
 
-class Adapter(nn.Module, ABC):
+class Adapter(nn.Module):
     """A method that trains something of its own beside the model.
 
-    The guide runs it at the end of every forward pass; its parameters belong to the guide
-    (`guide.parameters()`), never to the model.
+    Its parameters belong to the guide (`guide.parameters()`), never to the model. It may answer in place of
+    the model (`forward`), add a loss (`loss`), and change what happens inside the model (`attach`).
 
     Attributes:
-        layer: The layer whose feature it reads: a name, or `"auto"`.
+        layer: The layer whose feature `forward` and `loss` read: a name, or `"auto"`. With None they are not
+            called.
     """
 
-    layer: str = "auto"
+    layer: str | None = "auto"
 
-    @abstractmethod
+    def attach(self, model: nn.Module) -> Iterable[RemovableHandle]:
+        """Put hooks on the model, which the guide takes off again.
+
+        They do nothing while [`is_muted`][attnguide.modes.is_muted] says so: then the library looks at the
+        model itself.
+
+        Args:
+            model: The model, without a wrapper for parallel training.
+
+        Returns:
+            The handles of the hooks.
+        """
+        return ()
+
     def forward(self, trace: Trace) -> Tensor | None:
-        """Compute new logits.
+        """Compute new logits; the guide calls it at the end of every forward pass.
 
         Args:
             trace: The forward pass with the feature of the adapter's layer.
@@ -143,6 +158,7 @@ class Adapter(nn.Module, ABC):
         Returns:
             Logits `(B, K)` that the model returns in place of its own, or None to leave them.
         """
+        return None
 
     def loss(self, trace: Trace, labels: Tensor, **annotations: Any) -> Tensor | None:
         """Return a loss of the adapter's own, a scalar, or None; `guide.loss` adds it.

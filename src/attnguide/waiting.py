@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor
 
 __all__ = ["may_read", "reading"]
@@ -22,7 +23,12 @@ _state = _State()
 
 
 def may_read(tensor: Tensor) -> bool:
-    """Whether a value of this tensor may be read now: always on the CPU, elsewhere if a caller allows it."""
+    """Whether a value of this tensor may be read now: always on the CPU, elsewhere if a caller allows it.
+
+    While a model is exported or compiled there are no values.
+    """
+    if torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        return False
     return tensor.device.type == "cpu" or _state.depth > 0
 
 

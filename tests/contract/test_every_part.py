@@ -27,10 +27,12 @@ ANNOTATIONS: dict[str, Callable[[], Any]] = {
     "mask": lambda: batch()[2],
     "boxes": lambda: torch.tensor([[4.0, 4, 20, 24]] * 4),
     "landmarks": lambda: ProceduralFaces(4, size=32).stack().landmarks,
+    "regions": lambda: torch.arange(32).mul(7).div(32, rounding_mode="floor").expand(4, 32, 32),
 }
 # What priors have to be told about a model of four classes.
 SETTINGS: dict[str, dict[str, Any]] = {
-    "action_units": {"classes": ["surprise", "fear", "happiness", "sadness"]}
+    "action_units": {"classes": ["surprise", "fear", "happiness", "sadness"]},
+    "segmentation": {"classes": ["smiling", "blond_hair", "pointy_nose", "eyeglasses"]},
 }
 
 

@@ -29,7 +29,13 @@ def test_public_names_are_in_the_reference(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "package", ["src/attnguide", "plugins/attnguide_action_units", "plugins/attnguide_gradcam_iou"]
+    "package",
+    [
+        "src/attnguide",
+        "plugins/attnguide_action_units",
+        "plugins/attnguide_gradcam_iou",
+        "plugins/attnguide_segmentation",
+    ],
 )
 def test_public_modules_are_in_the_reference(package: str) -> None:
     pages = "\n".join(page.read_text(encoding="utf-8") for page in (DOCS / "reference").glob("*.md"))

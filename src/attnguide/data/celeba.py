@@ -26,7 +26,8 @@ class CelebA(torchvision.datasets.CelebA):  # type: ignore[misc]
 
     Unlike torchvision's class it reads any folder in the format of the release, for example a part of it:
     torchvision compares checksums, which only the full release has. The five lists in `root/celeba` must name
-    the same images in the same order, and every image of the split must be in `root/celeba/img_align_celeba`.
+    the same images in the same order, and every image of the split must be in the folder
+    `root/celeba/img_align_celeba`, or in the one that `images` names.
 
     Args:
         root: The folder that holds the folder `celeba`.
@@ -34,6 +35,7 @@ class CelebA(torchvision.datasets.CelebA):  # type: ignore[misc]
         attributes: Names of the attributes to return, in that order; all 40 if None.
         transform: Applied to the image, a PIL image of mode RGB.
         target_transform: Applied to the labels.
+        images: Folder of the images: aligned and cropped by default, `"img_celeba"` for the original ones.
 
     Attributes:
         classes: Names of the attributes that the labels hold.
@@ -52,13 +54,14 @@ class CelebA(torchvision.datasets.CelebA):  # type: ignore[misc]
         attributes: Sequence[str] | None = None,
         transform: Callable[[Any], Any] | None = None,
         target_transform: Callable[[Tensor], Any] | None = None,
+        images: str = "img_align_celeba",
     ) -> None:
         if split not in (*_SPLITS, "all"):
             raise UnknownNameError("split of CelebA", split, (*_SPLITS, "all"))
         if attributes is not None and (isinstance(attributes, str) or not attributes):
             raise InputError(f"attributes must be a sequence of at least one name, got {attributes!r}.")
         root = Path(root).expanduser()
-        self._folder = root / self.base_folder
+        self._folder, self._images = root / self.base_folder, images
         self._check_files()
         # The split is taken below, because torchvision cannot take one of a single image.
         super().__init__(root, split="all", transform=transform, target_transform=target_transform)
@@ -84,7 +87,7 @@ class CelebA(torchvision.datasets.CelebA):  # type: ignore[misc]
         Raises:
             DataError: The image cannot be read.
         """
-        image: Any = read_image(self._folder / "img_align_celeba" / self.filename[index])
+        image: Any = read_image(self._folder / self._images / self.filename[index])
         labels: Any = self.attr[index, self._columns].float()
         if self.transform is not None:
             image = self.transform(image)
@@ -95,8 +98,8 @@ class CelebA(torchvision.datasets.CelebA):  # type: ignore[misc]
     def _check_files(self) -> None:
         names = [name for _, _, name in self.file_list if name.endswith(".txt")]
         missing = [name for name in names if not (self._folder / name).is_file()]
-        if not (self._folder / "img_align_celeba").is_dir():
-            missing.append("img_align_celeba/")
+        if not (self._folder / self._images).is_dir():
+            missing.append(f"{self._images}/")
         if missing:
             raise DataError(
                 f"no CelebA in {self._folder.absolute()}: {', '.join(missing)} missing. Give as root the "
@@ -184,7 +187,7 @@ class CelebA(torchvision.datasets.CelebA):  # type: ignore[misc]
             setattr(self, name, getattr(self, name)[chosen])
 
     def _check_images(self) -> None:
-        folder = self._folder / "img_align_celeba"
+        folder = self._folder / self._images
         there = {path.name for path in folder.iterdir()}
         missing = [name for name in self.filename if name not in there]
         if missing:

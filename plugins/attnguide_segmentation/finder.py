@@ -1,0 +1,88 @@
+"""Where the adapters get their region masks from: found in the images, or given."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from attnguide.errors import InputError
+from attnguide_segmentation.parser import load_parser
+from attnguide_segmentation.regions import as_masks
+
+__all__ = ["RegionFinder"]
+
+
+class RegionFinder:
+    """Gives the masks of each forward pass to the adapters of a model, which share it.
+
+    ```python
+    finder = RegionFinder()  # the parser that comes along
+    finder.give(masks)  # or masks that you have, for the next forward pass
+    ```
+
+    Args:
+        parser: Gives masks `(B, R, h, w)` for images; by default the one that comes along, for drawn faces.
+            None of its weights is trained, and no graph is kept.
+        count: R, the number of regions.
+    """
+
+    def __init__(self, parser: Callable[[Tensor], Tensor] | None = None, count: int = 7) -> None:
+        self.parser, self.count = parser, count
+        self._given: Tensor | None = None
+        self._last: tuple[weakref.ref[Tensor], int, Tensor] | None = None
+
+    def give(self, regions: Tensor) -> None:
+        """Use these in the next forward pass of the model, in place of the parser's.
+
+        Args:
+            regions: A label map `(B, H, W)`, or masks `(B, R, H, W)`.
+
+        Raises:
+            InputError: If the shape is another, or a label is unknown.
+        """
+        self._given = as_masks(regions, self.count)
+        self._last = None
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return the masks for the images of a forward pass; computed once for all adapters.
+
+        Raises:
+            InputError: If masks were given for another number of images, or the parser gives something else.
+        """
+        if self._last is not None:
+            of, version, masks = self._last
+            if of() is images and version == images._version:
+                return masks
+        masks = self._parsed(images) if self._given is None else self._given.to(images.device)
+        if len(masks) != len(images):
+            raise InputError(
+                f"regions were given for {len(masks)} images, the model was called with {len(images)}. "
+                "Give those of each batch before the forward pass."
+            )
+        self._given = None
+        self._last = (weakref.ref(images), images._version, masks)
+        return masks
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The parser, if it is a module."""
+        if self.parser is None:
+            self.parser = load_parser()
+        return self.parser if isinstance(self.parser, nn.Module) else None
+
+    def _parsed(self, images: Tensor) -> Tensor:
+        if self.module is not None:
+            place = next(self.module.parameters(), None)
+            if place is not None and place.device != images.device:
+                self.module.to(images.device)
+        assert self.parser is not None  # noqa: S101  (`module` has loaded it)
+        with torch.no_grad():
+            masks = self.parser(images)
+        if masks.ndim != 4 or masks.shape[1] != self.count:
+            raise InputError(
+                f"the parser gives {tuple(masks.shape)}; expected masks (B, {self.count}, h, w)."
+            )
+        return masks

@@ -1,0 +1,239 @@
+"""Adapters that change what happens inside of a model: SSG, and masks as further input channels."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from attnguide.errors import InputError, LayerError
+from attnguide.interfaces import Adapter
+from attnguide.modes import is_muted
+from attnguide.outputs import Call
+from attnguide_segmentation.finder import RegionFinder
+from attnguide_segmentation.regions import REGIONS, normalised, resized
+
+__all__ = ["SSG", "MaskChannels"]
+
+Start = Literal["identity", "paper"]
+
+
+class _Passing(threading.local):
+    """What is on its way through the model, in each thread."""
+
+    images: Tensor | None = None
+    features: Tensor | None = None
+
+
+class _Inside(Adapter):
+    """An adapter that needs to know the images while the model runs."""
+
+    layer = None
+
+    def __init__(self, regions: RegionFinder | None, names: Sequence[str]) -> None:
+        super().__init__()
+        self.names = tuple(names)
+        self.finder = regions or RegionFinder(count=len(self.names))
+        self._passing = _Passing()
+
+    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._passing.images = None if is_muted() else Call.of(args, kwargs).images
+
+    def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._passing.images = self._passing.features = None
+
+    def _masks(self, size: tuple[int, int]) -> Tensor | None:
+        """The masks of the images on their way, or None if none are."""
+        images = self._passing.images
+        return None if images is None else resized(self.finder(images), size, self.names)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what belongs to a thread."""
+        return {**self.__dict__, "_passing": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({**state, "_passing": _Passing()})  # type: ignore[no-untyped-call]
+
+
+class SSG(_Inside):
+    """Semantic-segmentation-based gating: pools the features of each region apart from the others.
+
+    The output of a layer is multiplied by each region's mask, whose values sum to 1, which gives a copy for
+    each region. They are normalised, pass the model's own activations and pooling, and a 1×1 convolution
+    brings them back to as many channels as the model expects. The pooling then cannot mix what lies in
+    different regions.
+
+    Args:
+        channels: C, of the layer's features.
+        after: Name of the layer whose output is gated; best a convolution, before its batch normalisation.
+        through: Names of the activations and the pooling that follow; the last of them, or of `instead_of`,
+            gives what the adapter's result takes the place of.
+        instead_of: Name of the module whose output is replaced; the last of `through`, or `after`, by
+            default.
+        start: `"paper"`: the result replaces that of the model, and is random at first. `"identity"`: it is
+            added, and begins as zero, so that a trained model begins as it was.
+        regions: Where the masks come from.
+        names: Names of the regions.
+
+    Raises:
+        InputError: If `start` is something else.
+
+    Source: Kalayeh, Gong and Shah, CVPR 2017, section 3.1.3; the start from identity is ours.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        after: str,
+        through: Sequence[str] = (),
+        instead_of: str | None = None,
+        start: Start = "identity",
+        regions: RegionFinder | None = None,
+        names: Sequence[str] = REGIONS,
+    ) -> None:
+        super().__init__(regions, names)
+        if start not in ("identity", "paper"):
+            raise InputError(f"start={start!r} must be 'identity' or 'paper'.")
+        self.after, self.through, self.start = after, tuple(through), start
+        self.instead_of = instead_of or (self.through[-1] if self.through else after)
+        self.settings: dict[str, Any] = {
+            "channels": channels,
+            "after": after,
+            "through": list(through),
+            "instead_of": self.instead_of,
+            "start": start,
+            "names": list(names),
+        }
+        self.channels = channels
+        self.norm = nn.BatchNorm2d(channels * len(self.names))
+        self.restore = nn.Conv2d(channels * len(self.names), channels, 1)
+        if start == "identity":
+            nn.init.zeros_(self.restore.weight)
+            nn.init.zeros_(self.restore.bias)  # type: ignore[arg-type]
+        # Not as submodules: they belong to the model.
+        self._passed: list[nn.Module] = []
+
+    def attach(self, model: nn.Module) -> Iterator[RemovableHandle]:
+        """Put the gate on the model."""
+        modules = dict(model.named_modules())
+        for name in (self.after, *self.through, self.instead_of):
+            if name not in modules:
+                raise LayerError(f"the model has no module {name!r}.")
+        object.__setattr__(self, "_passed", [modules[name] for name in self.through])
+        yield model.register_forward_pre_hook(self._begin, with_kwargs=True)
+        yield model.register_forward_hook(self._end, always_call=True)
+        yield modules[self.after].register_forward_hook(self._gate)
+        if self.instead_of != self.after:
+            yield modules[self.instead_of].register_forward_hook(self._replace)
+
+    def _gate(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if self._passing.images is None:
+            return None
+        if not isinstance(output, Tensor) or output.ndim != 4 or output.shape[1] != self.channels:
+            shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise LayerError(
+                f"layer {self.after!r} gives {shape}; SSG gates (B, {self.channels}, h, w). Choose a layer "
+                "with rows and columns behind the channels, or use SSP."
+            )
+        if self.instead_of == self.after:
+            return self._joined(output, self.gated(output))
+        # An activation behind it may work in place.
+        self._passing.features = output.clone()
+        return None
+
+    def _replace(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        features, self._passing.features = self._passing.features, None
+        return None if features is None else self._joined(output, self.gated(features))
+
+    def _joined(self, own: Tensor, gated: Tensor) -> Tensor:
+        return own + gated if self.start == "identity" else gated
+
+    def gated(self, features: Tensor) -> Tensor:
+        """Gate, normalise, pass on, and restore.
+
+        Args:
+            features: `(B, C, h, w)`, of the images on their way.
+
+        Returns:
+            `(B, C, h', w')`, as large as the pooling makes it.
+        """
+        masks = self._masks((features.shape[-2], features.shape[-1]))
+        assert masks is not None  # noqa: S101  (only called while images are on their way)
+        shares = normalised(masks).to(features.dtype)
+        copies = (features[:, None] * shares[:, :, None]).flatten(1, 2)
+        copies = self.norm(copies)
+        batch, regions = len(features), len(self.names)
+        # The model's own modules know C channels, so that regions pass them as further samples.
+        for module in self._passed:
+            each = module(copies.view(batch * regions, self.channels, *copies.shape[-2:]))
+            copies = each.view(batch, regions * self.channels, *each.shape[-2:])
+        restored: Tensor = self.restore(copies)
+        return restored
+
+
+class MaskChannels(_Inside):
+    """The naive way: region masks as further channels of the image.
+
+    What the first convolution would make of these channels is added to its output, which is the same as a
+    convolution of all of them. The masks are normalised over the batch.
+
+    Args:
+        channels: Channels that the model's first convolution makes.
+        kernel: Its kernel size, in pixels.
+        stride: Its stride.
+        padding: Its padding.
+        after: Its name.
+        regions: Where the masks come from.
+        names: Names of the regions.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        kernel: int,
+        stride: int,
+        padding: int,
+        *,
+        after: str,
+        regions: RegionFinder | None = None,
+        names: Sequence[str] = REGIONS,
+    ) -> None:
+        super().__init__(regions, names)
+        self.after = after
+        self.settings: dict[str, Any] = {
+            "channels": channels,
+            "after": after,
+            "kernel": kernel,
+            "stride": stride,
+            "padding": padding,
+            "names": list(names),
+        }
+        self.norm = nn.BatchNorm2d(len(self.names))
+        self.conv = nn.Conv2d(len(self.names), channels, kernel, stride=stride, padding=padding, bias=False)
+
+    def attach(self, model: nn.Module) -> Iterator[RemovableHandle]:
+        """Put it on the model."""
+        try:
+            first = model.get_submodule(self.after)
+        except AttributeError:
+            raise LayerError(f"the model has no module {self.after!r}.") from None
+        yield model.register_forward_pre_hook(self._begin, with_kwargs=True)
+        yield model.register_forward_hook(self._end, always_call=True)
+        yield first.register_forward_hook(self._add)
+
+    def _add(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        images = self._passing.images
+        masks = None if images is None else self._masks((images.shape[-2], images.shape[-1]))
+        if masks is None:
+            return None
+        own: Tensor = self.conv(self.norm(masks).to(output.dtype))
+        if own.shape != output.shape:
+            raise LayerError(
+                f"layer {self.after!r} gives {tuple(output.shape)}, the masks {tuple(own.shape)}; "
+                "it is not the first convolution, or has another stride."
+            )
+        return output + own

@@ -1,0 +1,172 @@
+"""Finds the places in a model where an adapter goes: what follows a layer, and the first convolution."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from attnguide.errors import LayerError
+from attnguide.layers import find_layers
+from attnguide.modes import evaluating, muted
+from attnguide.outputs import Tap
+
+__all__ = ["Gate", "find_gate", "first_convolution"]
+
+_NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
+_ACTIVATIONS = (
+    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish,
+)  # fmt: skip
+_POOLINGS = (nn.MaxPool2d, nn.AvgPool2d)
+#: What SSG gates at if nobody says where: the stage whose grid is nearest to this share of the image's.
+_SCALE = 1 / 8
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Where SSG goes.
+
+    Attributes:
+        after: Name of the layer that is gated.
+        channels: Its channels.
+        through: Names of the activations and the pooling that its output passes.
+        instead_of: Name of the module whose output is replaced.
+    """
+
+    after: str
+    channels: int
+    through: tuple[str, ...]
+    instead_of: str
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A module without children that ran: which tensor it was given, and which it gave, in which state."""
+
+    name: str
+    module: nn.Module
+    given: tuple[int, int]
+    gave: tuple[int, int]
+
+
+def find_gate(model: nn.Module, images: Tensor, layer: str | None = None) -> Gate:
+    """Find the convolution behind a layer's output, and the pooling that follows.
+
+    From the layer one goes back over activation and normalisation to what they were given, and forth over
+    them to the pooling, as long as each takes exactly what the one before gave.
+
+    Args:
+        model: The model.
+        images: Some images, `(B, 3, H, W)`.
+        layer: A layer, as in `find_layers`; by default the stage at about an eighth of the image's size.
+
+    Returns:
+        The place.
+
+    Raises:
+        LayerError: If there is no such layer, or its output has no rows and columns behind the channels.
+    """
+    name = _default(model, images) if layer is None else find_layers(model, images, layer)[0].name
+    module = Tap.parse(name).module
+    steps, outputs = _run(model, images)
+    gives = {step.gave: step for step in steps}
+    takes = {step.given: step for step in reversed(steps)}
+    if module not in outputs:
+        raise LayerError(
+            f"layer {name!r} gives no tensor (B, C, h, w), which SSG gates. Choose another one, or SSP."
+        )
+    after, state, shape = module, *outputs[module]
+    # Back to what is normalised and activated, if that is all that happens to it.
+    while (step := gives.get(state)) is not None and isinstance(step.module, (*_NORMS, *_ACTIVATIONS)):
+        before = gives.get(step.given)
+        if before is None:
+            break
+        state, after = step.given, before.name
+    shape = outputs[after][1]
+    through, instead_of = [], after
+    while (step := takes.get(state)) is not None and isinstance(
+        step.module, (*_NORMS, *_ACTIVATIONS, *_POOLINGS)
+    ):
+        # Normalisation is the adapter's own.
+        if not isinstance(step.module, _NORMS):
+            through.append(step.name)
+        state, instead_of = step.gave, step.name
+        if isinstance(step.module, _POOLINGS):
+            break
+    return Gate(after, shape[1], tuple(through), instead_of)
+
+
+def _default(model: nn.Module, images: Tensor) -> str:
+    """The stage at about an eighth of the image's size."""
+    best: tuple[float, str] | None = None
+    for stage in range(16):
+        try:
+            found = find_layers(model, images, f"stage:{stage}")[0]
+        except LayerError:
+            break
+        share = found.layout.grid[0] / images.shape[-2]
+        misfit = max(share / _SCALE, _SCALE / share)
+        if best is None or misfit < best[0] - 1e-6:
+            best = (misfit, found.name)
+    return best[1] if best is not None else find_layers(model, images)[0].name
+
+
+def first_convolution(model: nn.Module, images: Tensor) -> tuple[str, nn.Conv2d]:
+    """Find the convolution that is given the images.
+
+    Raises:
+        LayerError: If the first module that computes something is none.
+    """
+    for step in _run(model, images)[0]:
+        if isinstance(step.module, nn.Conv2d):
+            if step.module.in_channels == images.shape[1]:
+                return step.name, step.module
+            break
+    raise LayerError(
+        "the model does not begin with a convolution of the images, to which masks could be added."
+    )
+
+
+def _run(
+    model: nn.Module, images: Tensor
+) -> tuple[list[_Step], dict[str, tuple[tuple[int, int], tuple[int, ...]]]]:
+    """Run the model and note what each module without children takes and gives, and what all give."""
+    steps: list[_Step] = []
+    outputs: dict[str, tuple[tuple[int, int], tuple[int, ...]]] = {}
+    alive: list[Tensor] = []  # an address is only unique while its tensor lives
+    entered: dict[str, tuple[int, int]] = {}
+    handles = []
+
+    def state(tensor: Tensor) -> tuple[int, int]:
+        alive.append(tensor)
+        return id(tensor), tensor._version
+
+    def enter(name: str, args: tuple[object, ...]) -> None:
+        if args and isinstance(args[0], Tensor):
+            entered[name] = state(args[0])
+
+    def leave(name: str, module: nn.Module, output: object) -> None:
+        if not isinstance(output, Tensor):
+            return
+        if output.ndim == 4:
+            outputs[name] = state(output), tuple(output.shape)
+        # What hands its input on (an identity) is as if it were not there.
+        if name in entered and not any(True for _ in module.children()) and state(output) != entered[name]:
+            steps.append(_Step(name, module, entered[name], state(output)))
+
+    try:
+        for name, module in model.named_modules():
+            if name:
+                handles.append(module.register_forward_pre_hook(lambda _, args, name=name: enter(name, args)))
+                handles.append(
+                    module.register_forward_hook(
+                        lambda module, _, output, name=name: leave(name, module, output)
+                    )
+                )
+        with torch.inference_mode(False), torch.no_grad(), evaluating(model), muted():
+            model(images[:2])
+    finally:
+        for handle in handles:
+            handle.remove()
+    return steps, outputs

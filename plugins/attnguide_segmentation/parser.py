@@ -1,0 +1,179 @@
+"""Finds the regions of faces: the network that comes along, one of your own, or anybody's segmenter."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from attnguide.checkpoints import load_into
+from attnguide.data.files import atomic_write, check_file
+from attnguide.errors import DataError, InputError, UnknownNameError
+from attnguide_segmentation.parsing import ParsingNetwork
+from attnguide_segmentation.regions import REGIONS
+
+__all__ = ["EMBEDDED", "Parser", "load_parser", "save_parser", "standardised"]
+
+#: Trained on drawn faces; see `attnguide_segmentation.assets.train_parser`.
+EMBEDDED = Path(__file__).parent / "assets" / "parser.safetensors"
+
+
+def standardised(images: Tensor) -> Tensor:
+    """Bring each channel of each image to mean 0 and deviation 1.
+
+    So it does not matter how a model's images were normalised, nor what colour the light has.
+    """
+    centred = images.float() - images.float().mean(dim=(-2, -1), keepdim=True)
+    return centred / centred.square().mean(dim=(-2, -1), keepdim=True).sqrt().clamp(min=1e-4)
+
+
+class Parser(nn.Module):
+    """Gives region masks for images; frozen, without a graph, always in evaluation mode.
+
+    Any segmentation network will do: tell the region of each of its labels.
+
+    ```python
+    network = torchvision.models.segmentation.lraspp_mobilenet_v3_large(num_classes=19)
+    parser = Parser(network, labels=SCHEMES["celebamask"], size=256, prepare=None)
+    ```
+
+    Args:
+        network: Gives logits `(B, L, h, w)`, alone, as the last of a tuple, or as `"out"` in a dictionary.
+        labels: The region of each of its L labels.
+        size: Side in pixels of the square that images are resized to; None for as they are.
+        prepare: What is done to the images then; None for nothing.
+
+    Raises:
+        UnknownNameError: If a label has an unknown region.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        labels: Sequence[str] = REGIONS,
+        size: int | None = None,
+        prepare: Callable[[Tensor], Tensor] | None = standardised,
+    ) -> None:
+        super().__init__()
+        self.network, self.labels, self.size, self.prepare = network, tuple(labels), size, prepare
+        for name in self.labels:
+            if name not in REGIONS:
+                raise UnknownNameError("region", name, REGIONS)
+        table = torch.tensor([[float(name == region) for name in self.labels] for region in REGIONS])
+        self.register_buffer("table", table, persistent=False)
+        self.requires_grad_(False)
+        self.train(False)
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in evaluation mode, whatever the model around is set to."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Find the regions.
+
+        Args:
+            images: `(B, 3, H, W)`, normalised in any way by channel if `prepare` is `standardised`.
+
+        Returns:
+            Shares of the seven regions in each pixel `(B, 7, h, w)`, in [0, 1], which sum to 1.
+
+        Raises:
+            InputError: If the network gives something else than logits of its labels.
+        """
+        if self.size is not None and tuple(images.shape[-2:]) != (self.size, self.size):
+            images = F.interpolate(
+                images.float(),
+                size=(self.size, self.size),
+                mode="bilinear",
+                antialias=True,
+                align_corners=False,
+            )
+        answer = self.network(images if self.prepare is None else self.prepare(images))
+        logits = _logits(answer)
+        if logits.ndim != 4 or logits.shape[1] != len(self.labels):
+            raise InputError(
+                f"the segmentation network gives {tuple(logits.shape)}, but {len(self.labels)} labels were "
+                "named: expected (B, labels, h, w)."
+            )
+        shares = logits.float().softmax(dim=1)
+        if self.labels == REGIONS:
+            return shares
+        table: Any = self.table
+        return torch.einsum("blhw,rl->brhw", shares, table)
+
+
+def _logits(answer: Any) -> Tensor:
+    if isinstance(answer, Mapping):
+        answer = answer.get("out", next(iter(answer.values()), None))
+    if isinstance(answer, (tuple, list)) and answer:
+        answer = answer[-1]
+    if not isinstance(answer, Tensor):
+        raise InputError(
+            f"the segmentation network gives {type(answer).__name__}, not logits (B, labels, h, w)."
+        )
+    return answer
+
+
+def load_parser(path: str | Path | None = None) -> Parser:
+    """Load a parser.
+
+    Args:
+        path: A file that [`save_parser`][attnguide_segmentation.parser.save_parser] wrote; by default the
+            one that comes along, which knows drawn faces.
+
+    Returns:
+        The parser, on the CPU.
+
+    Raises:
+        DataError: If the file is missing, or not of that format.
+    """
+    path = check_file(EMBEDDED if path is None else path)
+    try:
+        with safe_open(path, "pt") as file:
+            about = json.loads((file.metadata() or {})["parser"])
+            weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+        network = ParsingNetwork(int(about["width"]), len(about["labels"]))
+        parser = Parser(network, labels=[str(name) for name in about["labels"]], size=int(about["size"]))
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
+        raise DataError(
+            f"{path} is not a parser that attnguide saved ({type(error).__name__}: {error}). Wrap a "
+            "network of another kind in Parser."
+        ) from error
+    load_into(network, weights, path)
+    parser.train(False)
+    return parser
+
+
+def save_parser(path: str | Path, parser: Parser) -> None:
+    """Save a parser whose network is a [`ParsingNetwork`][attnguide_segmentation.parsing.ParsingNetwork].
+
+    Weights are kept in half precision.
+
+    Args:
+        path: The `.safetensors` file, written atomically.
+        parser: The parser.
+
+    Raises:
+        InputError: If it holds another network, or the file cannot be written.
+    """
+    if not isinstance(parser.network, ParsingNetwork):
+        raise InputError(
+            f"the parser holds {type(parser.network).__name__}; only a ParsingNetwork is saved. Save the "
+            "weights of another network yourself, and wrap it in Parser again."
+        )
+    about = {"width": parser.network.width, "size": parser.size, "labels": parser.labels}
+    weights = {
+        name: (value.half() if value.is_floating_point() else value).cpu().contiguous()
+        for name, value in parser.network.state_dict().items()
+    }
+    with atomic_write(path) as temporary:
+        save_file(weights, temporary, metadata={"parser": json.dumps(about)})

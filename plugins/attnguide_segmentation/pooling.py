@@ -1,0 +1,131 @@
+"""Adapters that answer from pooled features: SSP, and what it is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attnguide.errors import InputError
+from attnguide.functional import full_precision
+from attnguide.interfaces import Adapter
+from attnguide.trace import Trace
+from attnguide_segmentation.finder import RegionFinder
+from attnguide_segmentation.regions import REGIONS, resized
+
+__all__ = ["SSP", "PyramidPooling", "region_means"]
+
+
+def region_means(features: Tensor, masks: Tensor) -> Tensor:
+    """Average features inside each region.
+
+    Args:
+        features: `(B, C, h, w)`.
+        masks: `(B, R, h, w)`, at least 0.
+
+    Returns:
+        `(B, R, C)`; zeros for a region that is empty.
+    """
+    flat, weights = full_precision(features).flatten(2), full_precision(masks).flatten(2)
+    total = weights.sum(dim=2, keepdim=True)
+    weights = weights / torch.where(total > 0, total, torch.ones_like(total))
+    return torch.bmm(weights.to(flat.dtype), flat.transpose(1, 2))
+
+
+class SSP(Adapter):
+    """Semantic-segmentation-based pooling: answers from each region by itself, and learns which to believe.
+
+    The features of a layer are averaged inside each region. One linear branch recognises the attributes in
+    each region, another one says where to look: its softmax over the regions, for each attribute, weighs the
+    answers.
+
+    Args:
+        channels: C, of the layer's features.
+        classes: K, the number of attributes.
+        regions: Where the masks come from.
+        layer: The layer; the last one that has rows and columns by default.
+        names: Names of the regions.
+
+    Source: Kalayeh, Gong and Shah, CVPR 2017, section 3.1.2.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        classes: int,
+        *,
+        regions: RegionFinder | None = None,
+        layer: str = "auto",
+        names: Sequence[str] = REGIONS,
+    ) -> None:
+        super().__init__()
+        self.layer, self.names = layer, tuple(names)
+        self.settings: dict[str, Any] = {
+            "channels": channels,
+            "classes": classes,
+            "layer": layer,
+            "names": list(names),
+        }
+        self.finder = regions or RegionFinder(count=len(self.names))
+        self.recognition = nn.Linear(channels, classes)
+        self.localisation = nn.Linear(channels, classes)
+
+    def forward(self, trace: Trace) -> Tensor:
+        """Weigh the answers of the regions; logits `(B, K)`."""
+        scores, weights = self.branches(trace.feature.spatial, self.finder(trace.images))
+        return (scores * weights).sum(dim=1)
+
+    def branches(self, features: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute what each region says, and how much it counts.
+
+        Args:
+            features: `(B, C, h, w)`.
+            masks: `(B, R, H, W)`, of any resolution.
+
+        Returns:
+            Scores and weights, both `(B, R, K)`; weights sum to 1 over the regions.
+        """
+        size = (features.shape[-2], features.shape[-1])
+        pooled = region_means(features, resized(masks, size, self.names))
+        return self.recognition(pooled), self.localisation(pooled).softmax(dim=1)
+
+
+class PyramidPooling(Adapter):
+    """Answers from a spatial pyramid: means over the whole, over quarters, and so on.
+
+    With `levels=(1,)` it is average pooling and one linear layer, with `(1, 2)` the publication's SPPNet*.
+
+    Args:
+        channels: C, of the layer's features.
+        classes: K, the number of attributes.
+        levels: Cells on a side, for each level.
+        layer: The layer; the last one that has rows and columns by default.
+
+    Raises:
+        InputError: If there are no levels, or one is below 1.
+    """
+
+    def __init__(
+        self, channels: int, classes: int, *, levels: Sequence[int] = (1, 2), layer: str = "auto"
+    ) -> None:
+        super().__init__()
+        if not levels or min(levels) < 1:
+            raise InputError(f"levels={levels!r} must list at least one number of cells, each at least 1.")
+        self.layer, self.levels = layer, tuple(levels)
+        self.settings: dict[str, Any] = {
+            "channels": channels,
+            "classes": classes,
+            "levels": list(levels),
+            "layer": layer,
+        }
+        self.head = nn.Linear(channels * sum(level**2 for level in levels), classes)
+
+    def forward(self, trace: Trace) -> Tensor:
+        """Pool and classify; logits `(B, K)`."""
+        features = trace.feature.spatial
+        pooled = [F.adaptive_avg_pool2d(features, level).flatten(1) for level in self.levels]
+        logits: Tensor = self.head(torch.cat(pooled, dim=1))
+        return logits

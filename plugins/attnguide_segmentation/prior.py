@@ -1,0 +1,92 @@
+"""The prior: the regions of the face that show an attribute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from attnguide.errors import InputError
+from attnguide.interfaces import PriorMaps, TargetPrior
+from attnguide.pairs import Pairs
+from attnguide.trace import Trace
+from attnguide_segmentation.attributes import CELEBA, attribute_table
+from attnguide_segmentation.parser import load_parser
+from attnguide_segmentation.regions import as_masks, resized
+
+__all__ = ["SegmentationPrior"]
+
+
+class SegmentationPrior(TargetPrior):
+    """The regions that show a pair's class: the hair for hair colours, the mouth for lipstick.
+
+    With `guide.loss(labels, regions=…)` they are a label map `(B, H, W)` of indices into
+    `REGIONS`, or masks `(B, 7, H, W)`. Without, the parser finds
+    them in the images. A class that no region shows, and a sample in which its regions are empty, drop out
+    (weight 0).
+
+    Args:
+        classes: Name of each class of the model.
+        attributes: Which regions show an attribute, as a mapping or a TOML file; by default a table for
+            CelebA's attributes and those of the drawn faces.
+        parser: Gives masks `(B, 7, h, w)` for images; by default the one that comes along, for drawn faces.
+
+    Raises:
+        UnknownNameError: If the table lacks a class.
+        InputError: If there are no classes, or the table names an unknown region.
+    """
+
+    def __init__(
+        self,
+        *,
+        classes: Sequence[str] = CELEBA,
+        attributes: Mapping[str, Sequence[str]] | str | Path | None = None,
+        parser: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.table = attribute_table(classes, attributes)
+        self.classes = tuple(classes)
+        self.parser = parser
+
+    def __call__(
+        self, trace: Trace, pairs: Pairs, size: tuple[int, int], *, regions: Tensor | None = None
+    ) -> PriorMaps:
+        """Join the masks of the regions that show each pair's class.
+
+        Raises:
+            InputError: If the regions do not fit the batch, or the model has another number of classes.
+        """
+        batch, classes = trace.logits.shape
+        if classes != len(self.classes):
+            raise InputError(
+                f"the model has {classes} classes, the prior knows {len(self.classes)}. Name them in the "
+                "model's order: SegmentationPrior(classes=[…])."
+            )
+        device = trace.logits.device
+        if regions is None:
+            masks = self._parsed(trace.images)
+        else:
+            if len(regions) != batch:
+                raise InputError(f"regions have {len(regions)} entries, the batch has {batch} samples.")
+            masks = as_masks(regions)
+        masks = masks.to(device)
+        chosen = self.table.to(device)[pairs.cls]
+        # A region is seen if some pixel is mostly of it; a parser is never quite sure that there is none.
+        seen = (masks.amax(dim=(2, 3)) >= 0.5).to(masks.dtype)[pairs.sample]
+        masks = resized(masks, size)
+        # Regions exclude each other, so that their union is their sum; parts that were grown overlap a
+        # little.
+        maps = torch.einsum("nrhw,nr->nhw", masks[pairs.sample], chosen).clamp(max=1)
+        return PriorMaps(maps, ((seen * chosen).amax(dim=1) > 0).to(maps.dtype))
+
+    def _parsed(self, images: Tensor) -> Tensor:
+        if self.parser is None:
+            self.parser = load_parser()
+        if isinstance(self.parser, torch.nn.Module):
+            self.parser.to(images.device)
+        with torch.no_grad():
+            return self.parser(images)
+
+    def __repr__(self) -> str:
+        return f"SegmentationPrior(classes={list(self.classes)})"

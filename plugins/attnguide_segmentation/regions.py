@@ -1,0 +1,137 @@
+"""The regions of a face: their names, how others' labels merge into them, and how masks are resized."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from attnguide.errors import InputError, UnknownNameError
+from attnguide.waiting import may_read
+
+__all__ = ["PARTS", "REGIONS", "SCHEMES", "as_masks", "merged", "normalised", "resized"]
+
+#: The seven regions of the method, in the order of its masks.
+REGIONS: tuple[str, ...] = ("background", "hair", "face_skin", "eyes", "eyebrows", "mouth", "nose")
+#: The small ones: their masks grow when they are made coarser, which keeps some of their surroundings.
+PARTS: frozenset[str] = frozenset({"eyes", "eyebrows", "mouth", "nose"})
+
+_HELEN = (
+    "background", "face_skin", "eyebrows", "eyebrows", "eyes", "eyes", "nose", "mouth", "mouth", "mouth",
+    "hair",
+)  # fmt: skip
+
+#: What the numbers in the label maps of data sets stand for.
+#: `helen`: background, face skin, left and right brow, left and right eye, nose, upper lip, inner mouth,
+#: lower lip, hair; LaPa and `ProceduralFaces` have the same order. `celebamask`: the 19 labels of
+#: CelebAMask-HQ in the order of its parts; ears, hats, jewellery, neck and clothes are background, and
+#: glasses are looked through.
+SCHEMES: dict[str, tuple[str, ...]] = {
+    "regions": REGIONS,
+    "helen": _HELEN,
+    "lapa": _HELEN,
+    "celebamask": (
+        "background", "face_skin", "nose", "eyes", "eyes", "eyes", "eyebrows", "eyebrows", "background",
+        "background", "mouth", "mouth", "mouth", "hair", "background", "background", "background",
+        "background", "background",
+    ),
+}  # fmt: skip
+
+
+def merged(labels: Tensor, scheme: str | Sequence[str] | Mapping[int, str] = "helen") -> Tensor:
+    """Merge the labels of a data set into the seven regions.
+
+    Args:
+        labels: Integers of any shape.
+        scheme: A name in `SCHEMES`, or the region of each label.
+
+    Returns:
+        Indices into `REGIONS`, uint8, of the same shape.
+
+    Raises:
+        UnknownNameError: If there is no such scheme or region.
+        InputError: If the labels are no integers, or one is not in the scheme; the message names it.
+    """
+    if isinstance(scheme, str):
+        if scheme not in SCHEMES:
+            raise UnknownNameError("scheme of labels", scheme, SCHEMES)
+        scheme = SCHEMES[scheme]
+    names = dict(scheme) if isinstance(scheme, Mapping) else dict(enumerate(scheme))
+    for name in names.values():
+        if name not in REGIONS:
+            raise UnknownNameError("region", name, REGIONS)
+    if labels.is_floating_point() or labels.is_complex():
+        raise InputError(f"labels are {labels.dtype}; a label map holds integers.")
+    whole = labels.long()
+    if may_read(whole):
+        strange = set(torch.unique(whole).tolist()) - set(names)
+        if strange:
+            raise InputError(
+                f"the label map holds {sorted(strange)[:5]}, but the labels are {min(names)} to "
+                f"{max(names)}. Is it of another scheme?"
+            )
+    table = torch.zeros(max(names) + 1, dtype=torch.uint8)
+    for number, name in names.items():
+        table[number] = REGIONS.index(name)
+    return table.to(labels.device)[whole]
+
+
+def as_masks(regions: Tensor, count: int = len(REGIONS)) -> Tensor:
+    """Bring regions as users have them to masks.
+
+    Args:
+        regions: A label map `(B, H, W)` of integers below `count`, or masks `(B, count, H, W)`, at least 0.
+        count: R, the number of regions.
+
+    Returns:
+        `(B, R, H, W)`, float32.
+
+    Raises:
+        InputError: If the shape is another, or a label is unknown.
+    """
+    if regions.ndim == 3 and not regions.is_floating_point():
+        whole = regions.long()
+        if may_read(whole) and whole.numel() and (int(whole.min()) < 0 or int(whole.max()) >= count):
+            strange = sorted({value for value in torch.unique(whole).tolist() if not 0 <= value < count})
+            raise InputError(
+                f"the label map holds {strange[:5]}, but regions are 0 to {count - 1}: "
+                f"{', '.join(REGIONS)}. Merge other labels with merged()."
+            )
+        # Compared, rather than one_hot: it makes no int64 tensor eight times as large.
+        return (whole[:, None] == torch.arange(count, device=whole.device)[:, None, None]).float()
+    if regions.ndim == 4 and regions.shape[1] == count:
+        masks = regions.float()
+        if may_read(masks) and not bool(((masks >= 0) & masks.isfinite()).all()):
+            raise InputError("region masks hold negative or non-finite values; they lie in [0, 1].")
+        return masks
+    raise InputError(
+        f"regions have shape {tuple(regions.shape)} and are {regions.dtype}: expected a label map (B, H, "
+        f"W) of integers, or masks (B, {count}, H, W)."
+    )
+
+
+def resized(masks: Tensor, size: tuple[int, int], names: Sequence[str] = REGIONS) -> Tensor:
+    """Resize masks: eyes, brows, mouth and nose by their maximum, which grows them; others by their mean.
+
+    Args:
+        masks: `(B, R, H, W)`.
+        size: `(h, w)`.
+        names: Names of the regions, which tell the small ones.
+
+    Returns:
+        `(B, R, h, w)`.
+    """
+    if tuple(masks.shape[-2:]) == tuple(size):
+        return masks
+    small = torch.tensor([name in PARTS for name in names], device=masks.device)
+    return torch.where(
+        small[:, None, None], F.adaptive_max_pool2d(masks, size), F.adaptive_avg_pool2d(masks, size)
+    )
+
+
+def normalised(masks: Tensor) -> Tensor:
+    """Scale each mask to a sum of 1, `(B, R, h, w)`; a region that is empty stays zero."""
+    total = masks.sum(dim=(-2, -1), keepdim=True)
+    return masks / torch.where(total > 0, total, torch.ones_like(total))

@@ -1,0 +1,310 @@
+"""SSP, SSG and their like, on models of all kinds."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+import torchvision
+from tests.helpers.state import hooks
+from torch import Tensor, nn
+
+import attnguide as ag
+from attnguide.errors import AttnGuideError
+from attnguide_segmentation.adapted import Average, attach, load_adapters
+from attnguide_segmentation.finder import RegionFinder
+from attnguide_segmentation.gating import SSG
+from attnguide_segmentation.hosts import find_gate, first_convolution
+from attnguide_segmentation.pooling import SSP, region_means
+from attnguide_segmentation.regions import as_masks, normalised, resized
+
+SIDE, CLASSES = 64, 5
+
+
+def from_torchvision(name: str) -> nn.Module:
+    return torchvision.models.get_model(name, weights=None, num_classes=CLASSES)
+
+
+HOSTS: dict[str, Callable[[], nn.Module]] = {
+    "resnet18": lambda: from_torchvision("resnet18"),
+    "vgg11_bn": lambda: from_torchvision("vgg11_bn"),
+    "convnext": lambda: timm.create_model("convnext_atto", num_classes=CLASSES),
+    "mobilenetv3": lambda: timm.create_model("mobilenetv3_small_050", num_classes=CLASSES),
+    "vit": lambda: timm.create_model("vit_tiny_patch16_224", img_size=SIDE, num_classes=CLASSES, depth=2),
+}
+GATED = [name for name in HOSTS if name != "vit"]
+
+
+def images(count: int = 4) -> Tensor:
+    return torch.rand(count, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+
+
+def stripes(batch: Tensor) -> Tensor:
+    """A parser whose regions are horizontal stripes, another order for each image."""
+    rows = torch.arange(batch.shape[-2]) * 7 // batch.shape[-2]
+    labels = (rows[None, :, None] + torch.arange(len(batch))[:, None, None]) % 7
+    return as_masks(labels.expand(-1, -1, batch.shape[-1]))
+
+
+def made(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    model = HOSTS[name]()
+    with torch.no_grad():  # the fresh heads of timm's models are close to nothing
+        list(model.parameters())[-2].normal_(std=0.5)
+    return model.eval()
+
+
+# ------------------------------------------------------------------- the methods
+
+
+def test_means_inside_of_regions() -> None:
+    features, masks = torch.rand(2, 3, 4, 4), as_masks(torch.randint(0, 3, (2, 4, 4)))
+    means = region_means(features, masks)
+    for sample in range(2):
+        for region in range(7):
+            inside = masks[sample, region] > 0
+            expected = features[sample][:, inside].mean(dim=1) if inside.any() else torch.zeros(3)
+            torch.testing.assert_close(means[sample, region], expected)
+
+
+def test_ssp_is_a_weighted_sum_of_what_the_regions_say() -> None:
+    adapter = SSP(3, 2, regions=RegionFinder(stripes))
+    features, masks = torch.rand(2, 3, 7, 7), stripes(torch.zeros(2, 3, 7, 7))
+    scores, weights = adapter.branches(features, masks)
+    assert scores.shape == weights.shape == (2, 7, 2)
+    torch.testing.assert_close(weights.sum(dim=1), torch.ones(2, 2))
+    means = features.mean(dim=3)  # each row is a region
+    order = [[(row + sample) % 7 for row in range(7)] for sample in range(2)]
+    for sample in range(2):
+        pooled = torch.stack([means[sample, :, order[sample].index(region)] for region in range(7)])
+        torch.testing.assert_close(
+            scores[sample], pooled @ adapter.recognition.weight.T + adapter.recognition.bias
+        )
+
+
+def test_gated_maxima_are_those_of_each_region() -> None:
+    """With one-hot weights SSG's restoring convolution picks the maximum of one region."""
+    model = nn.Sequential(nn.Conv2d(3, 2, 3, padding=1), nn.BatchNorm2d(2), nn.ReLU(), nn.MaxPool2d(2)).eval()
+    adapter = SSG(2, after="0", through=["2", "3"], start="paper", regions=RegionFinder(stripes)).eval()
+    with torch.no_grad():
+        adapter.restore.weight.zero_()
+        adapter.restore.bias.zero_()  # type: ignore[union-attr]
+        for channel in range(2):
+            adapter.restore.weight[channel, 3 * 2 + channel] = 1  # of the region 3
+    batch = torch.rand(2, 3, 14, 14)
+    handles = list(adapter.attach(model))
+    seen = model(batch)
+    for handle in handles:
+        handle.remove()
+    share = normalised(stripes(batch))[:, 3:4]
+    expected = F.max_pool2d((model[0](batch) * share / (1 + 1e-5) ** 0.5).relu(), 2)
+    torch.testing.assert_close(seen, expected)
+
+
+def test_mask_channels_are_a_convolution_of_ten_channels() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    batch = images(2)
+    with attach(model, batch, "mask_channels", regions=stripes) as adapted:
+        adapter = adapted.adapters[0]
+        model.train()
+        adapted.adapters.train()
+        seen = model(batch)
+        masks = F.batch_norm(stripes(batch), None, None, training=True)
+        weight = torch.cat([model[0].weight, adapter.conv.weight], dim=1)  # type: ignore[union-attr, list-item]
+        both = F.conv2d(torch.cat([batch, masks], dim=1), weight, model[0].bias, 2, 1)  # type: ignore[arg-type]
+    torch.testing.assert_close(seen, both.mean(dim=(2, 3)))
+
+
+# ---------------------------------------------------------------------- on hosts
+
+
+@pytest.mark.parametrize("name", HOSTS)
+@pytest.mark.parametrize(
+    "methods", [("ssp",), ("ssg",), ("ssp", "ssg"), ("pyramid",), ("mask_channels",)], ids="+".join
+)
+def test_it_trains_saves_loads_and_comes_off(name: str, methods: tuple[str, ...], tmp_path: Path) -> None:
+    model, batch = made(name), images()
+    if name not in GATED and "ssg" in methods:
+        with pytest.raises(AttnGuideError, match="which SSG gates"):
+            attach(model, batch, *methods, regions=stripes)
+        assert not hooks(model)
+        return
+    described, original = str(model), model(batch)
+    code = [type(module).forward for module in model.modules()]
+    adapted = attach(model, batch, *methods, regions=stripes)
+    model.train()
+    optimizer = torch.optim.SGD([*model.parameters(), *adapted.parameters()], lr=0.1)
+    F.cross_entropy(model(batch), torch.arange(4)).backward()
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in adapted.parameters())
+    optimizer.step()
+    model.eval()
+    logits = model(batch)
+    assert logits.shape == (4, CLASSES)
+    adapted.save(tmp_path / "adapters.safetensors")
+    adapted.remove()
+    assert not hooks(model)
+    assert str(model) == described
+    assert [type(module).forward for module in model.modules()] == code
+    assert all("forward" not in vars(module) for module in model.modules())
+    assert not torch.equal(model(batch), original)  # it was trained
+    with load_adapters(model, tmp_path / "adapters.safetensors", regions=stripes):
+        assert torch.equal(model(batch), logits)
+
+
+@pytest.mark.parametrize("name", GATED)
+def test_ssg_from_identity_changes_nothing_at_first(name: str) -> None:
+    model, batch = made(name), images()
+    before = model(batch)
+    with attach(model, batch, "ssg", regions=stripes):
+        assert (model(batch) - before).abs().max() <= 1e-5
+    with attach(model, batch, "ssg", regions=stripes, start="paper"):
+        assert (model(batch) - before).abs().max() > 1e-3
+
+
+def test_where_ssg_goes() -> None:
+    batch = images(2)
+    gate = find_gate(made("vgg11_bn"), batch, "stage:2")
+    assert (gate.after, gate.through, gate.instead_of) == (
+        "features.11",
+        ("features.13", "features.14"),
+        "features.14",
+    )
+    gate = find_gate(made("resnet18"), batch, "stage:0")
+    assert (gate.after, gate.through, gate.instead_of) == ("conv1", ("relu", "maxpool"), "maxpool")
+    # The sum of a block is not what its last normalisation gave.
+    assert find_gate(made("resnet18"), batch, "layer2").after == "layer2"
+    assert first_convolution(made("vit"), batch)[0] == "patch_embed.proj"
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit"])
+@pytest.mark.parametrize("start", ["identity", "paper"])
+def test_folded_and_exported(name: str, start: str) -> None:
+    model, batch = made(name), images(2)
+    methods = ("ssp", "ssg") if name in GATED else ("ssp",)
+    adapted = attach(model, batch, *methods, regions=Striped(), start=start)  # type: ignore[arg-type]
+    expected = model(batch)
+    folded = adapted.fold(batch).eval()
+    assert not hooks(model)
+    assert torch.equal(folded(batch), expected)
+    assert torch.equal(copy.deepcopy(folded)(batch), expected)
+    assert not hooks(model)
+    program = torch.export.export(folded, (batch,)).module()
+    torch.testing.assert_close(program(batch), expected)
+
+
+class Striped(nn.Module):
+    """Stripes, as a module."""
+
+    def forward(self, batch: Tensor) -> Tensor:
+        return stripes(batch)
+
+
+def test_adapters_load_in_a_fresh_process(tmp_path: Path) -> None:
+    model, batch = made("resnet18"), images(2)
+    with attach(model, batch, "ssp", regions=stripes) as adapted:
+        expected = model(batch)
+        adapted.save(tmp_path / "ssp.safetensors")
+    torch.save({"batch": batch, "expected": expected, "model": model.state_dict()}, tmp_path / "rest.pt")
+    script = f"""
+import torch, torchvision
+from attnguide_segmentation.adapted import load_adapters
+from attnguide_segmentation.regions import as_masks
+rest = torch.load({str(tmp_path / "rest.pt")!r}, weights_only=True)
+model = torchvision.models.resnet18(num_classes={CLASSES}).eval()
+model.load_state_dict(rest["model"])
+def stripes(batch):
+    rows = torch.arange(batch.shape[-2]) * 7 // batch.shape[-2]
+    labels = (rows[None, :, None] + torch.arange(len(batch))[:, None, None]) % 7
+    return as_masks(labels.expand(-1, -1, batch.shape[-1]))
+with load_adapters(model, {str(tmp_path / "ssp.safetensors")!r}, regions=stripes):
+    assert torch.equal(model(rest["batch"]), rest["expected"])
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_the_adapter_answers_when_explained_and_guided() -> None:
+    model, batch = made("resnet18"), images()
+    terms = [ag.Term(source="grad_cam", prior="mask", loss="iou")]
+    with attach(model, batch, "ssp", regions=stripes, terms=terms) as adapted:
+        logits = model(batch)
+        found = ag.explain(model, batch, targets="labels", labels=torch.arange(4))
+        torch.testing.assert_close(found.logits, logits)
+        model(batch)
+        loss = adapted.loss(torch.arange(4), mask=torch.rand(4, SIDE, SIDE))
+        loss.backward()
+        assert all(p.grad is not None for p in adapted.parameters())
+
+
+def test_masks_that_are_given() -> None:
+    model, batch = made("resnet18"), images()
+    with attach(model, batch, "ssp", regions=stripes) as adapted:
+        by_parser = model(batch)
+        adapted.finder.give(stripes(batch))
+        torch.testing.assert_close(model(batch.clone()), by_parser)
+        adapted.finder.give(torch.zeros(4, SIDE, SIDE).long())  # background alone: the others are empty
+        assert bool(model(batch.clone()).isfinite().all())
+        adapted.finder.give(stripes(batch)[:2])
+        with pytest.raises(AttnGuideError, match="given for 2 images, the model was called with 4"):
+            model(batch.clone())
+
+
+def test_masks_are_found_once_for_all_adapters() -> None:
+    calls = []
+
+    def counted(batch: Tensor) -> Tensor:
+        calls.append(len(batch))
+        return stripes(batch)
+
+    model, batch = made("resnet18"), images()
+    with attach(model, batch, "ssp", "ssg", regions=counted):
+        model(batch)
+        calls.clear()
+        model(batch.clone())
+        assert calls == [4]
+
+
+def test_average_of_two_models() -> None:
+    one, other, batch = made("resnet18"), made("vgg11_bn"), images(2)
+    torch.testing.assert_close(Average([one, other])(batch), (one(batch) + other(batch)) / 2)
+    with pytest.raises(AttnGuideError, match="models is empty"):
+        Average([])
+
+
+@pytest.mark.parametrize(
+    ("methods", "options", "match"),
+    [
+        ((), {}, "nothing to attach: name one of ssp"),
+        (("sspp",), {}, "Did you mean 'ssp'"),
+        (("ssp", "pyramid"), {}, "ssp, pyramid all answer in place"),
+        (("ssg",), {"gate": "layer9"}, "layer9"),
+        (("ssg",), {"start": "zero"}, "start='zero' must be"),
+        (("ssp",), {"layer": "fc"}, "fc"),
+    ],
+)
+def test_bad_wishes(methods: tuple[str, ...], options: dict[str, str], match: str) -> None:
+    model = made("resnet18")
+    with pytest.raises(AttnGuideError, match=match):
+        attach(model, images(2), *methods, regions=stripes, **options)  # type: ignore[arg-type]
+    assert not hooks(model)
+
+
+def test_bad_files(tmp_path: Path) -> None:
+    model = made("resnet18")
+    with pytest.raises(AttnGuideError, match="does not exist"):
+        load_adapters(model, tmp_path / "none.safetensors")
+    (tmp_path / "bad.safetensors").write_bytes(b"nothing")
+    with pytest.raises(AttnGuideError, match="does not hold adapters"):
+        load_adapters(model, tmp_path / "bad.safetensors")
+
+
+def test_small_parts_are_resized_by_their_maximum() -> None:
+    masks = stripes(torch.zeros(1, 3, 56, 56))
+    assert torch.equal(resized(masks, (4, 4))[:, 3:], F.adaptive_max_pool2d(masks, 4)[:, 3:])
+    assert torch.equal(resized(masks, (4, 4))[:, :3], F.adaptive_avg_pool2d(masks, 4)[:, :3])

@@ -1,0 +1,159 @@
+"""Regions: merging labels, masks, and resizing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from attnguide.data.faces import HELEN_LABELS, ProceduralFaces
+from attnguide.errors import AttnGuideError
+from attnguide_segmentation.attributes import CELEBA, attribute_table, load_attributes
+from attnguide_segmentation.boxes import landmark_boxes
+from attnguide_segmentation.regions import REGIONS, SCHEMES, as_masks, merged, normalised, resized
+
+MOUTH, HAIR = REGIONS.index("mouth"), REGIONS.index("hair")
+
+
+def test_eleven_labels_become_seven_regions() -> None:
+    assert [REGIONS[index] for index in merged(torch.arange(11))] == [
+        "background", "face_skin", "eyebrows", "eyebrows", "eyes", "eyes", "nose", "mouth", "mouth", "mouth",
+        "hair",
+    ]  # fmt: skip
+    # The drawn faces use Helen's order, word for word.
+    names = [name.removeprefix("left_").removeprefix("right_") for name in HELEN_LABELS]
+    same = {
+        "brow": "eyebrows",
+        "eye": "eyes",
+        "upper_lip": "mouth",
+        "inner_mouth": "mouth",
+        "lower_lip": "mouth",
+    }
+    assert tuple(same.get(name, name) for name in names) == SCHEMES["helen"]
+    assert len(SCHEMES["celebamask"]) == 19
+    assert merged(torch.tensor([[9, 4]]), {4: "nose", 9: "hair"}).tolist() == [[1, 6]]
+
+
+@pytest.mark.parametrize(
+    ("labels", "scheme", "match"),
+    [
+        (torch.tensor([3, 11]), "helen", r"holds \[11\], but the labels are 0 to 10"),
+        (torch.tensor([-1, 2]), "helen", r"holds \[-1\]"),
+        (torch.tensor([0.5]), "helen", r"labels are torch\.float32"),
+        (torch.tensor([0]), "hellen", "Did you mean 'helen'"),
+        (torch.tensor([0]), ["beard"], "region 'beard'"),
+    ],
+)
+def test_strange_labels(labels: Tensor, scheme: Any, match: str) -> None:
+    with pytest.raises(AttnGuideError, match=match):
+        merged(labels, scheme)
+
+
+def test_masks_of_labels() -> None:
+    labels = torch.randint(0, 7, (2, 5, 6), generator=torch.Generator().manual_seed(0))
+    masks = as_masks(labels.byte())
+    assert masks.shape == (2, 7, 5, 6)
+    assert torch.equal(masks.argmax(dim=1), labels)
+    assert torch.equal(masks.sum(dim=1), torch.ones(2, 5, 6))
+    assert as_masks(masks) is masks
+
+
+@pytest.mark.parametrize(
+    ("regions", "match"),
+    [
+        (torch.full((1, 4, 4), 7), r"holds \[7\], but regions are 0 to 6"),
+        (torch.zeros(1, 6, 4, 4), r"shape \(1, 6, 4, 4\).* masks \(B, 7, H, W\)"),
+        (torch.zeros(1, 4, 4), r"float32: expected a label map"),
+        (torch.full((1, 7, 2, 2), torch.nan), "negative or non-finite"),
+    ],
+)
+def test_strange_masks(regions: Tensor, match: str) -> None:
+    with pytest.raises(AttnGuideError, match=match):
+        as_masks(regions)
+
+
+def test_small_parts_grow_and_large_ones_are_averaged() -> None:
+    masks = torch.zeros(1, 7, 8, 8)
+    masks[0, MOUTH, 0, 0] = masks[0, HAIR, 0, 0] = 1
+    small = resized(masks, (2, 2))
+    assert small[0, MOUTH].tolist() == [[1, 0], [0, 0]]
+    assert small[0, HAIR].tolist() == [[1 / 16, 0], [0, 0]]
+    assert resized(masks, (8, 8)) is masks
+
+
+def test_masks_are_scaled_to_a_sum_of_one_or_stay_empty() -> None:
+    masks = as_masks(torch.tensor([[[1, 1], [1, 5]]]))
+    sums = normalised(masks).sum(dim=(2, 3))
+    assert sums.tolist() == [[0, 1, 0, 0, 0, 1, 0]]
+
+
+# ------------------------------------------------------------------- attributes
+
+
+def test_every_attribute_of_celeba_has_an_entry() -> None:
+    table = attribute_table(CELEBA)
+    assert table.shape == (40, 7)
+    rows = dict(zip(CELEBA, table.tolist(), strict=True))
+    assert rows["Wearing_Lipstick"] == [0, 0, 0, 0, 0, 1, 0]
+    assert rows["Black_Hair"] == [0, 1, 0, 0, 0, 0, 0]
+    assert rows["Eyeglasses"] == [0, 0, 0, 1, 0, 0, 0]
+    assert not any(rows["Attractive"])
+    assert torch.equal(
+        attribute_table(ProceduralFaces.classes), attribute_table(["Lipstick", *ProceduralFaces.classes[1:]])
+    )
+
+
+def test_a_table_of_ones_own(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('[attributes]\nfreckles = ["nose", "face_skin"]\n')
+    assert load_attributes(file) == {"freckles": ("nose", "face_skin")}
+    assert attribute_table(["Freckles"], file).nonzero()[:, 1].tolist() == [2, 6]
+    with pytest.raises(AttnGuideError, match="attribute 'smile'"):
+        attribute_table(["smile"], file)
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("[attributes]\nhat = 3", r"hat = 3 must be a list of regions"),
+        ('[attributes]\nhat = ["head"]', "hat names the region 'head'; there are background"),
+        ("[regions]", r"no table \[attributes\]"),
+        ("[", "cannot be read"),
+    ],
+)
+def test_errors_name_the_entry(tmp_path: Path, text: str, match: str) -> None:
+    file = tmp_path / "bad.toml"
+    file.write_text(text)
+    with pytest.raises(AttnGuideError, match=match):
+        load_attributes(file)
+
+
+# ------------------------------------------------------------------------ boxes
+
+
+def test_boxes_lie_on_the_landmarks() -> None:
+    points = torch.tensor([[[30.0, 30], [60, 30], [45, 45], [30, 60], [torch.nan, torch.nan]]])
+    boxes = landmark_boxes(points, (96, 96))
+    assert boxes.shape == (1, 16, 96, 96)
+    for landmark, (x, y) in enumerate(points[0, :4].tolist()):
+        for ratio in range(3):
+            rows, columns = boxes[0, 3 * landmark + ratio].nonzero().float().mean(dim=0).tolist()
+            assert (columns, rows) == (x, y)
+    sides = [box.nonzero().amax(dim=0) - box.nonzero().amin(dim=0) for box in boxes[0, :3]]
+    assert sides[0][0] == sides[0][1]
+    assert sides[1][0] > 1.8 * sides[1][1]  # twice as high as wide
+    assert sides[2][1] > 1.8 * sides[2][0]
+    assert not boxes[0, 12:15].any()
+    assert boxes[0, 15].all()
+    faces = ProceduralFaces(2, 64).stack()
+    assert landmark_boxes(faces.landmarks.as_subclass(Tensor), (64, 64)).shape == (2, 16, 64, 64)
+
+
+def test_bad_boxes() -> None:
+    with pytest.raises(AttnGuideError, match=r"shape \(2, 4, 2\)"):
+        landmark_boxes(torch.zeros(2, 4, 2), (8, 8))
+    with pytest.raises(AttnGuideError, match="area=0"):
+        landmark_boxes(torch.zeros(2, 5, 2), (8, 8), area=0)
