@@ -27,7 +27,7 @@ EPOCHS = {
     ("photographs", "resnet18"): 12,
     ("photographs", "vit_tiny_patch16_224"): 12,
     ("drawn", "resnet18"): 8,
-    ("drawn", "vit_tiny_patch16_224"): 10,
+    ("drawn", "vit_tiny_patch16_224"): 6,
 }
 FACES = {"photographs": ["--folds", "5"], "drawn": ["--folds", "3", "--faces", "1600"]}
 
