@@ -129,6 +129,25 @@ def test_fer_on_a_folder(run: Callable[..., str], tmp_path: Path) -> None:
     assert len(re.findall(r"run \d, auto", printed)) == 2
 
 
+def test_celeba_attributes_on_drawn_faces(run: Callable[..., str], tmp_path: Path) -> None:
+    settings = ("--faces", 64, "--size", 48, "--width", 4, "--iterations", 4)
+    printed = run(
+        "celeba_attributes.py", *settings, "--out", tmp_path, "--methods", "average pooling", "SSG", "SSP"
+    )
+    assert len(re.findall(r"^seed 0, .*: classification error", printed, re.M)) == 4
+    assert "| SSP + SSG | " in printed
+    assert {file.name for file in tmp_path.iterdir()} == {
+        "channels.png", "regions.png", "result.json", "weights.png",
+    }  # fmt: skip
+
+
+def test_celeba_attributes_on_celeba(run: Callable[..., str], tmp_path: Path) -> None:
+    make_celeba(tmp_path, 70)
+    settings = ("--size", 32, "--width", 4, "--iterations", 1, "--methods", "BBox")
+    printed = run("celeba_attributes.py", "--data", tmp_path, *settings, "--out", tmp_path / "out")
+    assert "| BBox | " in printed
+
+
 def test_every_example_is_tested() -> None:
     tested = set(re.findall(r"\w+\.py", Path(__file__).read_text(encoding="utf-8")))
     assert {path.name for path in EXAMPLES.glob("*.py")} <= tested
