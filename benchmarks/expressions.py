@@ -41,7 +41,7 @@ def run(kind: str, model: str, data: Path | None) -> None:
         command = [sys.executable, str(EXAMPLE), *settings, *FACES[kind], "--out", folder]
         subprocess.run(command, check=True)
         result = json.loads((Path(folder) / "result.json").read_text(encoding="utf-8"))
-    for where in ("data", "landmarks", "out"):  # nobody else has these folders
+    for where in ("data", "landmarks", "out", "device"):  # nobody else has these folders
         result["settings"].pop(where)
     RESULTS.mkdir(parents=True, exist_ok=True)
     file = RESULTS / f"{kind}-{model}.json"

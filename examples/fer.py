@@ -6,12 +6,16 @@ draws faces. With `--folds N` identities are split into N parts, each of which i
 each run and on average, the accuracy, ATT-COS (the layer attention, which is optimised) and CAM-COS
 (activation maps, which are not), and writes a picture with a row for each of some faces: action units, then
 attention and Grad-CAM, unguided and guided.
+
+    python examples/fer.py                                        # drawn faces
+    python examples/fer.py --data RAF-DB --landmarks rafdb.npz --model resnet50 --size 112
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,9 +33,10 @@ from torchvision.transforms.v2 import functional as transforms
 
 import attnguide as ag
 from attnguide.data.faces import EXPRESSIONS, ProceduralFaces
+from attnguide.errors import AttnGuideError, DataError, InputError
 from attnguide_action_units.datasets import RAFDB, AffectNet, FaceTable
 from attnguide_action_units.evaluation import CAMS, Report, evaluate
-from attnguide_action_units.landmarks import MIRROR
+from attnguide_action_units.landmarks import MIRROR, to_68
 from attnguide_action_units.prior import ActionUnitPrior
 
 
@@ -60,16 +65,25 @@ class Faces:
 
 
 def standardised(images: Tensor) -> Tensor:
-    """Grey images, each of mean 0 and deviation 1: colour and exposure say nothing about an expression."""
+    """Grey images of one channel, each of mean 0 and deviation 1: colour and exposure say nothing here."""
     grey = transforms.rgb_to_grayscale(images)
-    grey = (grey - grey.mean(dim=(2, 3), keepdim=True)) / grey.std(dim=(2, 3), keepdim=True).clamp(min=1e-3)
-    return grey.expand(-1, 3, -1, -1).contiguous()
+    return (grey - grey.mean(dim=(2, 3), keepdim=True)) / grey.std(dim=(2, 3), keepdim=True).clamp(min=1e-3)
+
+
+def coloured(images: Tensor) -> Tensor:
+    """Three channels, as the models want them."""
+    return images.expand(-1, 3, -1, -1)
 
 
 def from_table(data: FaceTable, size: int, people: Sequence[int] | None = None) -> Faces:
     """Read all images of a data set, resized."""
+    if data.without_landmarks == len(data):
+        raise DataError(
+            "no image has landmarks, so that nothing would be guided; find some, and give --landmarks."
+        )
+    print(f"{len(data)} faces, {data.without_landmarks} of them without landmarks")
     images, landmarks = [], []
-    for index in range(len(data)):
+    for index in track(range(len(data)), "reading", console=Console(stderr=True), transient=True):
         sample = data[index]
         landmarks.append(transforms.resize(sample.landmarks, [size, size]).as_subclass(Tensor))
         images.append(transforms.resize(sample.image, [size, size], antialias=True).as_subclass(Tensor))
@@ -81,9 +95,21 @@ def from_table(data: FaceTable, size: int, people: Sequence[int] | None = None) 
 
 def table_in(root: Path, folds: int) -> tuple[FaceTable, list[int]]:
     """Read a folder with a table; classes with too little to split are left out, and named."""
-    (file,) = sorted(root.glob("*.npz"))
-    with np.load(file, allow_pickle=False) as archive:
+    files = sorted(root.glob("*.npz"))
+    if len(files) != 1:
+        raise DataError(
+            f"{root} holds neither RAF-DB nor AffectNet, and {len(files)} tables *.npz; expected one, with "
+            "files, labels, classes and landmarks68."
+        )
+    with np.load(files[0], allow_pickle=False) as archive:
         arrays = {name: archive[name] for name in archive.files}
+    missing = [name for name in ("files", "labels", "classes", "landmarks68") if name not in arrays]
+    if missing:
+        raise DataError(f"{files[0]} has no {', '.join(missing)}; it has {', '.join(arrays)}.")
+    if folds < 2:
+        raise InputError(
+            "--folds must be at least 2: the people of one part are tested, the others trained with."
+        )
     people = np.unique(arrays.get("identity", np.arange(len(arrays["files"]))), return_inverse=True)[1]
     labels, classes = arrays["labels"].astype(int), [str(name) for name in arrays["classes"]]
     enough = []
@@ -94,10 +120,12 @@ def table_in(root: Path, folds: int) -> tuple[FaceTable, list[int]]:
         else:
             print(f"left out: {name}, {faces} faces of {persons} people")
     kept = np.isin(labels, enough)
-    files = [root / "images" / str(name) for name in arrays["files"][kept]]
+    pictures_of = [root / "images" / str(name) for name in arrays["files"][kept]]
     renumbered = [enough.index(label) for label in labels[kept]]
-    points = torch.from_numpy(arrays["landmarks68"][kept]).float()
-    return FaceTable(files, renumbered, points, [classes[c] for c in enough]), people[kept].tolist()
+    points = to_68(arrays["landmarks68"][kept])
+    if not enough:
+        raise DataError(f"{root}: no class has 10 faces for each of {folds} folds; give fewer --folds.")
+    return FaceTable(pictures_of, renumbered, points, [classes[c] for c in enough]), people[kept].tolist()
 
 
 def drawn(count: int, size: int, seed: int) -> Faces:
@@ -205,9 +233,11 @@ def build(options: argparse.Namespace, classes: int) -> nn.Module:
 def train(options: argparse.Namespace, faces: Faces, layer: str, weight: float, seed: int) -> nn.Module:
     """Train a model; with a weight of 0 it is not guided. The same seed begins with the same weights."""
     torch.manual_seed(seed)
-    model = build(options, len(faces.classes)).train()
+    model = build(options, len(faces.classes)).train().to(options.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.rate, weight_decay=0.05)
     batches = len(faces.labels) // options.batch
+    if not batches:
+        raise InputError(f"--batch {options.batch} is more than the {len(faces.labels)} faces to train with.")
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, options.rate, total_steps=options.epochs * batches
     )
@@ -217,10 +247,11 @@ def train(options: argparse.Namespace, faces: Faces, layer: str, weight: float, 
         for _ in track(range(options.epochs), "training", console=Console(stderr=True), transient=True):
             for index in torch.randperm(len(faces.labels))[: batches * options.batch].split(options.batch):
                 part = augmented(faces.at(index))
-                logits = model(part.images)
-                loss = F.cross_entropy(logits, part.labels, label_smoothing=0.1)
+                labels = part.labels.to(options.device)
+                logits = model(coloured(part.images).to(options.device))
+                loss = F.cross_entropy(logits, labels, label_smoothing=0.1)
                 if weight:
-                    loss = loss + guide.loss(part.labels, landmarks=part.landmarks)
+                    loss = loss + guide.loss(labels, landmarks=part.landmarks)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -231,13 +262,16 @@ def train(options: argparse.Namespace, faces: Faces, layer: str, weight: float, 
 def measured(options: argparse.Namespace, model: nn.Module, faces: Faces) -> dict[str, float]:
     """Accuracy, its mean over classes, with a part of the image covered, and the cosines."""
     parts = torch.arange(len(faces.labels)).split(64)
-    batches = [(faces.images[i], faces.labels[i], faces.landmarks[i]) for i in parts]
+    place = options.device
+    batches = (
+        (coloured(faces.images[i]).to(place), faces.labels[i].to(place), faces.landmarks[i]) for i in parts
+    )
     prior = ActionUnitPrior(classes=faces.classes)
     report: Report = evaluate(model, batches, prior, layers=options.layers, cams=CAMS)
 
     def correct(images: Tensor) -> Tensor:
         with torch.no_grad():
-            logits = torch.cat([model(images[i]) for i in parts])
+            logits = torch.cat([model(coloured(images[i]).to(options.device)).cpu() for i in parts])
         return (logits.argmax(dim=1) == faces.labels).float()
 
     right = correct(faces.images)
@@ -260,13 +294,14 @@ def pictures(options: argparse.Namespace, models: Sequence[nn.Module], faces: Fa
     """Write a row for each of some faces: action units, then attention and Grad-CAM of each model."""
     shown = [int((faces.labels == c).nonzero()[0]) for c in faces.labels.unique()]
     some = faces.at(torch.tensor(shown))
-    plain = (some.images - some.images.amin()) / (some.images.amax() - some.images.amin())
+    plain = coloured((some.images - some.images.amin()) / (some.images.amax() - some.images.amin()))
     size = (options.size, options.size)
     maps = [ActionUnitPrior(classes=faces.classes).draw(some.landmarks, some.labels, size, size).maps]
     for model in models:
         for source in ("layer_attention", "grad_cam"):
-            seen = ag.explain(model, some.images, source, "labels", options.layers[-1], labels=some.labels)
-            maps.append(seen.scaled()[:, 0])
+            images, labels = coloured(some.images).to(options.device), some.labels.to(options.device)
+            seen = ag.explain(model, images, source, "labels", options.layers[-1], labels=labels)
+            maps.append(seen.scaled()[:, 0].cpu())
     # Large enough to be looked at.
     factor = max(1, round(112 / options.size))
     shown_maps = F.interpolate(torch.stack(maps, dim=1), scale_factor=factor, mode="bilinear")
@@ -274,7 +309,6 @@ def pictures(options: argparse.Namespace, models: Sequence[nn.Module], faces: Fa
         F.interpolate(plain, scale_factor=factor, mode="bicubic").clamp(0, 1), shown_maps
     )
     rows = [torch.cat(list(row), dim=2) for row in overlays]
-    options.out.mkdir(parents=True, exist_ok=True)
     ag.visual.to_pil(torch.cat(rows, dim=1)).save(options.out / "expressions.png")
 
 
@@ -299,9 +333,20 @@ def main() -> None:
     add("--epochs", type=int, default=10)
     add("--batch", type=int, default=32)
     add("--rate", type=float, default=1e-3, help="highest learning rate")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--out", type=Path, default=Path("attnguide-expressions"), help="folder for results")
     options = parser.parse_args()
+    if options.data is not None and not options.data.is_dir():
+        parser.error(f"--data {options.data} is no folder")
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+        run(options)
+    except (AttnGuideError, OSError) as error:
+        sys.exit(f"fer.py: {error}")
 
+
+def run(options: argparse.Namespace) -> None:
+    """Train and test each way in each fold, and write what was found."""
     # The layer and λ of each way to train; a λ of 0 is no guidance.
     ways = {"unguided": (options.layers[-1], 0.0)} | {
         f"{layer}, λ = {weight:g}": (layer, weight) for layer in options.layers for weight in options.weights

@@ -10,6 +10,7 @@ prior = ActionUnitPrior(codebook=book)
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -140,7 +141,7 @@ def _parsed(text: str, where: str) -> Codebook:
         if not isinstance(numbers, list):
             raise DataError(f"{where}, expression {name!r}: {numbers!r} must be a list of unit numbers.")
         for number in numbers:
-            if number not in units:
+            if type(number) is not int or number not in units:
                 raise DataError(
                     f"{where}, expression {name!r}: action unit {number!r} is not described."
                     f"{nearest(str(number), map(str, units))}"
@@ -179,7 +180,9 @@ def _region(where: str, entry: Any) -> Region:
 
 
 def _two(where: str, key: str, value: Any) -> tuple[float, float]:
-    if not isinstance(value, list) or [type(part) in (int, float) for part in value] != [True, True]:
+    if not isinstance(value, list) or [
+        type(part) in (int, float) and math.isfinite(part) for part in value
+    ] != [True, True]:
         raise DataError(f"{where}: {key} = {value!r} must be two numbers, along the eyes and across.")
     return float(value[0]), float(value[1])
 

@@ -25,17 +25,31 @@ __all__ = ["landmarks"]
     help="face_landmarker.task, for versions of mediapipe that bring no model.",
 )
 def landmarks(images: tuple[str, ...], out: Path, model_file: Path | None) -> None:
-    """Find the 68 landmarks of the foremost face in each of IMAGES, files or folders.
+    r"""Find the 68 landmarks of the foremost face in each of IMAGES, files or folders.
 
     Writes a table that read_landmarks reads, and that data sets take as landmarks=. Images without a face are
-    listed; they stay in the table, without landmarks. Needs mediapipe: pip install 'attnguide[landmarks]'.
+    listed; they stay in the table, without landmarks, and the exit status is 1. Needs mediapipe: pip install
+    'attnguide[landmarks]'. Versions from 0.10.30 on bring no model: download face_landmarker.task from
+    ai.google.dev/edge/mediapipe/solutions/vision/face_landmarker.
+
+    \b
+    Examples:
+      attnguide landmarks photos/
+      attnguide landmarks photos/ --out faces.npz --model-file face_landmarker.task
     """
     from rich.console import Console
     from rich.progress import Progress
 
     from attnguide.data.images import find_images
+    from attnguide.errors import InputError
     from attnguide_action_units.extract import extract, face_mesh
 
+    if out.suffix != ".npz":
+        raise InputError(
+            f"--out {out} must end in .npz; read_landmarks reads other formats, and this is written."
+        )
+    if not out.absolute().parent.is_dir():
+        raise InputError(f"--out {out}: there is no folder {out.absolute().parent}; make it first.")
     # mediapipe's own, one for each image.
     warnings.filterwarnings("ignore", message="SymbolDatabase.GetPrototype", category=UserWarning)
     files = find_images(images)

@@ -71,7 +71,7 @@ class FaceTable(Dataset[ExpressionSample]):
     ) -> None:
         self.files, self.classes, self.transform = list(files), tuple(classes), transform
         self.labels = torch.as_tensor(labels, dtype=torch.long)
-        self.points = points
+        self.points = to_68(points)
         if not len(self.files) == len(self.labels) == len(points):
             raise InputError(
                 f"{len(self.files)} files, {len(self.labels)} labels and {len(points)} sets of landmarks: "
@@ -168,7 +168,9 @@ class AffectNet(FaceTable):
     Args:
         root: The folder that holds `train_set` and `val_set`.
         split: `"train"` or `"val"`.
-        classes: 7, or 8 with contempt; faces with other labels are left out, and counted in `left_out`.
+        classes: 7, or 8 with contempt, for which there are no action units: give the prior
+            `classes=[*data.classes[:7], None]`. Faces with other labels are left out, and counted in
+            `left_out`.
         transform: As for [`FaceTable`][attnguide_action_units.datasets.FaceTable].
 
     Attributes:

@@ -112,8 +112,9 @@ def extract(
         points.append(torch.full((68, 2), torch.nan))
         try:
             found = extractor(np.asarray(read_image(file).convert("RGB")))
-        except AttnGuideError as error:  # one broken image must not end a long run
-            failures[name] = str(error)
+        except Exception as error:  # noqa: BLE001  (one image must not end a long run, whatever is wrong with it)
+            known = isinstance(error, AttnGuideError)
+            failures[name] = str(error) if known else f"{type(error).__name__}: {error}"
             continue
         if found is None:
             failures[name] = "no face was found"

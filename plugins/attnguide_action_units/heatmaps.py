@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from attnguide.modes import full_precision_mode
 from attnguide_action_units.codebook import Region
 
 __all__ = ["CHIN", "EYE_CORNERS", "Regions", "heat_maps"]
@@ -87,7 +88,8 @@ def heat_maps(
     Returns:
         `(B, h, w)` in [0, 1], float32.
     """
-    with torch.no_grad():
+    # In full precision: squares of distances are differences of large numbers.
+    with torch.no_grad(), full_precision_mode(landmarks.device):
         landmarks = landmarks.detach().float()
         finer = max(1, math.ceil(_FINEST / min(size)))
         fine = (size[0] * finer, size[1] * finer)

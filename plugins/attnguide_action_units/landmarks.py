@@ -16,6 +16,7 @@ from torchvision.transforms.v2 import functional as transforms
 from torchvision.tv_tensors import KeyPoints
 
 from attnguide.errors import InputError
+from attnguide.waiting import may_read
 
 __all__ = ["CANONICAL", "FROM_98", "FROM_MESH", "MIRROR", "FaceLandmarks", "to_68"]
 
@@ -106,10 +107,12 @@ def to_68(points: Tensor | np.ndarray[Any, Any]) -> Tensor:
             left to right in the image), which place a frontal face.
 
     Returns:
-        `(…, 68, 2)`, float32; NaN where a point was.
+        `(…, 68, 2)`, float32; NaN where a point was, and for a face whose points are all −1, which stands for
+        none.
 
     Raises:
-        InputError: If it is another number of points, or not an array of numbers.
+        InputError: If it is another number of points, or not an array of numbers; or if five points cannot be
+            those of an upright face.
     """
     try:
         tensor = torch.as_tensor(points)
@@ -121,8 +124,11 @@ def to_68(points: Tensor | np.ndarray[Any, Any]) -> Tensor:
             "(…, 68, 2), x and y in pixels."
         )
     tensor = tensor[..., :2].as_subclass(Tensor).float()
+    nowhere = (tensor == -1).flatten(-2).all(dim=-1)
+    tensor = torch.where(nowhere[..., None, None], torch.nan, tensor)
     count = tensor.shape[-2]
     if count == 5:
+        _check_five(tensor)
         return _fitted(tensor)
     known = {68: tuple(range(68)), 98: FROM_98, 468: FROM_MESH, 478: FROM_MESH}
     if count not in known:
@@ -131,6 +137,26 @@ def to_68(points: Tensor | np.ndarray[Any, Any]) -> Tensor:
             "mesh), or 5 (eyes, nose tip, mouth corners)."
         )
     return tensor[..., list(known[count]), :]
+
+
+def _check_five(five: Tensor) -> None:
+    """Refuse what no face looks like; fitted, it would be one, of another size."""
+    if not may_read(five):
+        return
+    faces = five.reshape(-1, 5, 2)
+    there = ~faces.isnan().flatten(1).all(dim=1)
+    eyes, mouth = faces[:, 1] - faces[:, 0], faces[:, 4] - faces[:, 3]
+    middle = (faces[:, 0] + faces[:, 1]) / 2
+    below = torch.stack([faces[:, 2] - middle, faces[:, 3:].mean(dim=1) - middle], dim=1)
+    area = eyes[:, None, 0] * below[..., 1] - eyes[:, None, 1] * below[..., 0]
+    fine = (area > 0).all(dim=1) & ((eyes * mouth).sum(dim=1) > 0)
+    wrong = (there & ~fine).nonzero()[:, 0]
+    if len(wrong):
+        raise InputError(
+            f"the five landmarks {faces[wrong[0]].tolist()} of face {int(wrong[0])} are not those of an "
+            "upright face. They are eye, eye, nose tip, mouth corner, mouth corner, each pair from left to "
+            "right in the image, as (x, y) in pixels, y downwards; all of them or none."
+        )
 
 
 def _fitted(five: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from attnguide.interfaces import PriorMaps, TargetPrior
 from attnguide.pairs import Pairs
 from attnguide.trace import Trace
 from attnguide.waiting import may_read
-from attnguide_action_units.codebook import Codebook, default
+from attnguide_action_units.codebook import Codebook, default, load
 from attnguide_action_units.heatmaps import CHIN, EYE_CORNERS, Regions, heat_maps
 from attnguide_action_units.landmarks import CANONICAL, to_68
 
@@ -24,6 +25,8 @@ __all__ = ["CLASSES", "ActionUnitPrior", "checked", "collected"]
 CLASSES = ("neutral", "happiness", "sadness", "surprise", "fear", "disgust", "anger")
 
 
+#: Outer eye corners that are closer than so many pixels are no face's.
+_SMALLEST = 2.0
 #: Drawn, with weight 0, if no expression has any region.
 _NOWHERE = default().regions([1])
 
@@ -38,8 +41,10 @@ class ActionUnitPrior(TargetPrior):
     outside the image.
 
     Args:
-        classes: The expression of each class of the model, as the codebook names them.
-        codebook: Which units an expression has, and where they are; the one that comes along by default.
+        classes: The expression of each class of the model, as the codebook names them; None for a class
+            without action units, such as contempt.
+        codebook: Which units an expression has, and where they are, or the file that tells; the one that
+            comes along by default.
         units: Numbers of action units to draw for every class, instead of the expression's own.
         generic: Draw all units of the codebook for every class: a map that needs no label.
 
@@ -51,8 +56,8 @@ class ActionUnitPrior(TargetPrior):
     def __init__(
         self,
         *,
-        classes: Sequence[str] = CLASSES,
-        codebook: Codebook | None = None,
+        classes: Sequence[str | None] = CLASSES,
+        codebook: Codebook | str | Path | None = None,
         units: Sequence[int] | None = None,
         generic: bool = False,
     ) -> None:
@@ -60,10 +65,11 @@ class ActionUnitPrior(TargetPrior):
             raise InputError(f"classes={classes!r} must list the expression of each class of the model.")
         if units is not None and (generic or not units):
             raise InputError(f"units={units!r} must name at least one unit, and excludes generic=True.")
-        self.classes, self.codebook = tuple(classes), codebook or default()
+        self.classes = tuple(classes)
+        self.codebook = load(codebook) if isinstance(codebook, (str, Path)) else codebook or default()
         self.units = None if units is None else tuple(units)
         self.generic = generic
-        own = [self.codebook.units_of(name) for name in self.classes]
+        own = [() if name is None else self.codebook.units_of(name) for name in self.classes]
         if generic or units is not None:
             shown = tuple(self.codebook.units) if units is None else tuple(units)
             own = [shown] * len(self.classes)
@@ -98,7 +104,7 @@ class ActionUnitPrior(TargetPrior):
         )
 
     def draw(
-        self, landmarks: Any, labels: Tensor, size: tuple[int, int], image_size: tuple[int, int]
+        self, landmarks: Any, labels: Any, size: tuple[int, int], image_size: tuple[int, int]
     ) -> PriorMaps:
         """Draw the map of each sample for its label, to look at it, or to keep it for later.
 
@@ -106,7 +112,8 @@ class ActionUnitPrior(TargetPrior):
 
         Args:
             landmarks: As in `guide.loss`, for B samples.
-            labels: Index of each sample's class, `(B,)`.
+            labels: Index of each sample's class, `(B,)`; −100 for none. May be None if all classes look alike
+                (`generic` or `units`).
             size: `(h, w)` of the maps.
             image_size: `(H, W)` of the images that the landmarks are in.
 
@@ -114,12 +121,36 @@ class ActionUnitPrior(TargetPrior):
             Maps `(B, h, w)` and weights `(B,)`.
 
         Raises:
-            InputError: As for `guide.loss`.
+            InputError: As for `guide.loss`, or if the labels are no indices of classes.
         """
-        points = collected(landmarks, len(labels)).to(labels.device)
-        sample = torch.arange(len(labels), device=labels.device)
-        classes = self._known(labels.long(), len(self.classes))
-        return self._drawn(points, checked(points), sample, classes, size, image_size)
+        cls = self._labels(labels, len(landmarks) if landmarks is not None else None)
+        points = collected(landmarks, len(cls)).to(cls.device)
+        sample = torch.arange(len(cls), device=cls.device)
+        maps, weights = self._drawn(points, checked(points), sample, cls.clamp(min=0), size, image_size)
+        return PriorMaps(maps, weights * (cls >= 0))
+
+    def _labels(self, labels: Any, batch: int | None) -> Tensor:
+        """Indices of classes `(B,)`, −100 for none."""
+        alike = self.generic or self.units is not None
+        if labels is None and alike and batch is not None:
+            return torch.zeros(batch, dtype=torch.long)
+        cls = torch.as_tensor(labels) if isinstance(labels, (Tensor, np.ndarray, list, tuple)) else None
+        if cls is not None and not cls.numel():
+            cls = cls.long()  # an empty list has no type of its own
+        if cls is None or cls.ndim != 1 or cls.is_floating_point() or cls.dtype == torch.bool:
+            what = type(labels).__name__ if cls is None else f"{tuple(cls.shape)} of {cls.dtype}"
+            raise InputError(f"labels must be indices of classes (B,), integers, got {what}.")
+        cls = cls.long()
+        if alike:
+            return torch.where(cls == -100, cls, 0)
+        if may_read(cls):
+            wrong = ((cls != -100) & ((cls < 0) | (cls >= len(self.classes)))).nonzero()[:, 0]
+            if len(wrong):
+                raise InputError(
+                    f"label {int(cls[wrong[0]])} of sample {int(wrong[0])} is none of the "
+                    f"{len(self.classes)} classes; −100 stands for none."
+                )
+        return cls
 
     def _known(self, cls: Tensor, classes: int) -> Tensor:
         """Classes of pairs as rows of the tables."""
@@ -129,7 +160,8 @@ class ActionUnitPrior(TargetPrior):
             return torch.zeros_like(cls)
         raise InputError(
             f"the model has {classes} classes, the prior knows the expressions of {len(self.classes)}: "
-            f"{', '.join(self.classes)}. Give them in the model's order: ActionUnitPrior(classes=[…])."
+            f"{', '.join(map(str, self.classes))}. Give them in the model's order: "
+            "ActionUnitPrior(classes=[…])."
         )
 
     def _drawn(
@@ -148,6 +180,8 @@ class ActionUnitPrior(TargetPrior):
         # What drops out is drawn somewhere all the same, so that no shape depends on a value.
         points = torch.where(weights[:, None, None], points[sample], CANONICAL.to(points))
         maps = heat_maps(points, regions, rows[cls], size, image_size)
+        # A face so small that it falls between the cells has nothing to say.
+        weights &= maps.amax(dim=(1, 2)) > 0
         return PriorMaps(maps, weights.to(maps.dtype))
 
     def _tables_on(self, device: torch.device) -> tuple[Regions, Tensor, Tensor, Tensor]:
@@ -194,14 +228,14 @@ def collected(landmarks: Any, batch: int) -> Tensor:
             f"landmarks have {len(landmarks)} entries, the batch has {batch} samples; give one each, None "
             "for missing."
         )
-    if isinstance(landmarks, (list, tuple)):
+    if batch and isinstance(landmarks, (list, tuple)):
         missing = torch.full((68, 2), torch.nan)
         points = torch.stack([missing if entry is None else to_68(entry).cpu() for entry in landmarks])
     else:
-        points = to_68(landmarks)
+        points = torch.empty(0, 68, 2) if isinstance(landmarks, (list, tuple)) else to_68(landmarks)
     if points.shape != (batch, 68, 2):
         raise InputError(f"landmarks have shape {tuple(points.shape)}; they must be ({batch}, 68, 2).")
-    return torch.where((points == -1).all(dim=2).all(dim=1)[:, None, None], torch.nan, points)
+    return points
 
 
 def checked(points: Tensor) -> Tensor:
@@ -232,7 +266,7 @@ def checked(points: Tensor) -> Tensor:
     chin = points[:, CHIN] - points[:, EYE_CORNERS[0]]
     area = eyes[:, 0] * chin[:, 1] - eyes[:, 1] * chin[:, 0]
     for wrong, what in (
-        (there & (eyes.norm(dim=1) < 1e-3), "has both eyes in one place"),
+        (there & (eyes.norm(dim=1) < _SMALLEST), "is less than two pixels wide between the eyes"),
         (there & (area < 0), "is mirrored"),
     ):
         if bool(wrong.any()):
@@ -242,7 +276,7 @@ def checked(points: Tensor) -> Tensor:
                 f"{points[sample, EYE_CORNERS[0]].tolist()}, left eye at "
                 f"{points[sample, EYE_CORNERS[1]].tolist()}, chin at "
                 f"{points[sample, CHIN].tolist()}. Landmarks are (x, y) in pixels, y downwards, in the order "
-                "of 300-W; x and y may be swapped, or the image was flipped without renaming left and right, "
-                "which FaceLandmarks does."
+                "of 300-W, and no shares of the image's sides; x and y may be swapped, or the image was "
+                "flipped without renaming left and right, which FaceLandmarks does."
             )
     return there

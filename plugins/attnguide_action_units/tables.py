@@ -24,7 +24,9 @@ __all__ = ["LandmarkTable", "read_landmarks"]
 
 #: Names that arrays of landmarks go by in an .npz file, and the names of the images.
 _ARRAYS, _NAMES = ("landmarks68", "landmarks", "points", "lmk"), ("files", "names", "images", "paths")
-_COLUMN = re.compile(r"(?:landmark|point|lm)?_?([xy])_?(\d+)", re.IGNORECASE)
+_COLUMN = re.compile(r"(?:landmark|point|lm)?_?([xy])_?(\d+)")
+#: What the column of the images' names may be called.
+_NAME_COLUMNS = ("file", "filename", "name", "image", "path")
 _PTS = re.compile(r"n_points\s*:\s*(\d+)\s*\{([^}]*)\}")
 
 
@@ -47,8 +49,7 @@ class LandmarkTable:
     def _by_name(self) -> dict[str, int]:
         found: dict[str, int] = {}
         for index, name in enumerate(self.names):
-            # Also without folders and suffix: tables are made elsewhere.
-            for key in (name, PurePath(name).name, PurePath(name).stem):
+            for key in _endings(name):
                 found[key] = -1 if key in found and found[key] != index else index
         return found
 
@@ -61,8 +62,7 @@ class LandmarkTable:
         Raises:
             DataError: If several entries may be meant.
         """
-        path = PurePath(name)
-        for key in (str(name), path.name, path.stem):
+        for key in _endings(name):
             index = self._by_name.get(key)
             if index is None:
                 continue
@@ -78,6 +78,13 @@ class LandmarkTable:
         with atomic_write(path) as part, part.open("wb") as file:
             np.savez_compressed(file, files=np.array(self.names), landmarks68=self.points.numpy())
         return path
+
+
+def _endings(name: str | Path) -> list[str]:
+    """The path and its last parts, the longest first, with and without suffix: tables are made elsewhere."""
+    path = PurePath(name)
+    whole = [PurePath(*path.parts[start:]) for start in range(len(path.parts))]
+    return list(dict.fromkeys(str(part) for ending in whole for part in (ending, ending.with_suffix(""))))
 
 
 def read_landmarks(path: str | Path) -> LandmarkTable:
@@ -136,6 +143,8 @@ def _as_68(path: Path, points: Any) -> Tensor:
 
 def _read_npz(path: Path) -> tuple[Sequence[str], Any]:
     try:
+        if not zipfile.is_zipfile(path):
+            raise DataError(f"{path} cannot be read as .npz: it is no archive.")
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files if name in (*_ARRAYS, *_NAMES)}
             there = archive.files
@@ -145,7 +154,8 @@ def _read_npz(path: Path) -> tuple[Sequence[str], Any]:
     if key is None:
         raise DataError(f"{path} has no array {' or '.join(_ARRAYS)}; it has {', '.join(there) or 'none'}.")
     names = next((arrays[name] for name in _NAMES if name in arrays), np.array([]))
-    return [str(name) for name in names.tolist()], arrays[key]
+    texts = [name.decode() if isinstance(name, bytes) else str(name) for name in names.tolist()]
+    return texts, arrays[key]
 
 
 def _read_npy(path: Path) -> tuple[Sequence[str], Any]:
@@ -169,8 +179,19 @@ def _read_json(path: Path) -> tuple[Sequence[str], Any]:
 
 
 def _read_csv(path: Path) -> tuple[Sequence[str], Any]:
-    lines = [line for line in csv.reader(io.StringIO(read_text(path)), skipinitialspace=True) if line]
-    header = [_COLUMN.fullmatch(cell.strip()) for cell in lines[0]]
+    lines = [
+        line
+        for line in csv.reader(io.StringIO(read_text(path)), skipinitialspace=True)
+        if any(map(str.strip, line))
+    ]
+    if not lines:
+        raise DataError(f"{path} has no landmarks.")
+    cells = [cell.strip() for cell in lines[0]]
+    # OpenFace writes pixels as x_0 and millimetres as X_0: capitals count only where there is nothing else.
+    header = [_COLUMN.fullmatch(cell) for cell in cells]
+    if not any(header):
+        header = [_COLUMN.fullmatch(cell.lower()) for cell in cells]
+    at_name: int | None
     if any(header):
         columns = {(found[1].lower(), int(found[2])): at for at, found in enumerate(header) if found}
         numbers = sorted({number for _, number in columns})
@@ -180,20 +201,31 @@ def _read_csv(path: Path) -> tuple[Sequence[str], Any]:
             axis, number = error.args[0]
             raise DataError(f"{path} has no column {axis}{number}; each point has an x and a y.") from None
         lines = lines[1:]
-        named = 0 not in order
+        others = [at for at in range(len(cells)) if at not in order]
+        called = [at for at in others if cells[at].lower() in _NAME_COLUMNS]
+        texts = [at for at in others if lines and at < len(lines[0]) and not _is_number(lines[0][at])]
+        at_name = next(iter([*called, *texts, *(at for at in others if at == 0)]), None)
     else:
-        named = len(lines[0]) % 2 == 1
-        order = list(range(int(named), len(lines[0])))
+        at_name = 0 if len(lines[0]) % 2 == 1 else None
+        order = list(range(len(lines[0]) % 2, len(lines[0])))
     names, rows = [], []
     for number, line in enumerate(lines, start=1):
-        names += [line[0].strip()] if named else []
         try:
-            cells = [line[at].strip() for at in order]
-            values = [float(cell) if cell else float("nan") for cell in cells]
+            names += [] if at_name is None else [line[at_name].strip()]
+            found = [line[at].strip() for at in order]
+            values = [float(cell) if cell else float("nan") for cell in found]
         except (IndexError, ValueError) as error:
             raise DataError(f"{path}, line {number}: {error}; expected {len(order)} numbers.") from error
         rows.append(np.array(values, dtype=np.float32).reshape(-1, 2))
     return names, _stacked(path, names, rows)
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
 
 
 def _stacked(path: Path, names: Sequence[str], rows: Sequence[Any]) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import runpy
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -127,6 +128,25 @@ def test_fer_on_a_folder(run: Callable[..., str], tmp_path: Path) -> None:
     settings = ("--folds", 2, "--size", 48, "--epochs", 1, "--batch", 8, "--model", "test_vit")
     printed = run("fer.py", "--data", tmp_path, *settings, "--out", tmp_path / "out")
     assert len(re.findall(r"run \d, auto", printed)) == 2
+
+
+def test_fer_tells_what_is_wrong(tmp_path: Path) -> None:
+    def said(*options: object) -> str:
+        done = subprocess.run(
+            [sys.executable, str(EXAMPLES / "fer.py"), *map(str, options), "--out", str(tmp_path / "out")],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode
+        assert "Traceback" not in done.stderr
+        return done.stderr
+
+    assert "nowhere is no folder" in said("--data", tmp_path / "nowhere")
+    assert "0 tables *.npz; expected one" in said("--data", tmp_path)
+    np.savez(tmp_path / "a.npz", files=np.array(["1.png"]), landmarks68=np.zeros((1, 68, 2)))
+    assert "a.npz has no labels, classes; it has files, landmarks68" in said("--data", tmp_path)
+    assert "--batch 99 is more than the 48 faces" in said("--faces", 48, "--size", 32, "--batch", 99)
 
 
 def test_celeba_attributes_on_drawn_faces(run: Callable[..., str], tmp_path: Path) -> None:

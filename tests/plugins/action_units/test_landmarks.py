@@ -8,12 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
+from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from attnguide.data.faces import ProceduralFaces
 from attnguide.errors import DataError, InputError
+from attnguide_action_units.command import landmarks
+from attnguide_action_units.extract import extract
 from attnguide_action_units.landmarks import (
     CANONICAL,
     FROM_98,
@@ -177,3 +181,75 @@ def test_nothing_to_read(tmp_path: Path) -> None:
     np.savez(tmp_path / "other.npz", something=np.zeros(3))
     with pytest.raises(DataError, match="has no array landmarks68"):
         read_landmarks(tmp_path / "other.npz")
+
+
+def test_openface_writes_pixels_and_millimetres(tmp_path: Path) -> None:
+    header = ["frame", "face_id", "timestamp", "confidence", "success"]
+    header += [f"{axis}_{n}" for axis in "xy" for n in range(68)]
+    header += [f"{axis}_{n}" for axis in "XYZ" for n in range(68)]
+    numbers = np.arange(136.0)
+    row = ["1", "0", "0.0", "0.98", "1", *map(str, numbers), *["-7.5"] * 204]
+    (tmp_path / "openface.csv").write_text(", ".join(header) + "\n" + ", ".join(row) + "\n")
+    points = read_landmarks(tmp_path / "openface.csv").points
+    assert np.array_equal(points[0].numpy(), np.stack([numbers[:68], numbers[68:]], axis=1))
+
+
+@pytest.mark.parametrize("columns", [["", "file"], ["id", "image"], ["file"], ["index", "which"]])
+def test_names_in_any_column(tmp_path: Path, columns: list[str]) -> None:
+    header = [*columns, *(f"{axis}{n}" for n in range(68) for axis in "xy")]
+    rows = [[*["5"] * (len(columns) - 1), f"{name}.jpg", *["1.5"] * 136] for name in "ab"]
+    (tmp_path / "t.csv").write_text("\n".join(",".join(line) for line in (header, *rows)))
+    assert read_landmarks(tmp_path / "t.csv").names == ("a.jpg", "b.jpg")
+
+
+def test_folders_tell_equal_names_apart() -> None:
+    table = LandmarkTable(
+        ("train/a.png", "test/a.png", "test/b"), torch.arange(3.0).view(3, 1, 1).expand(3, 68, 2)
+    )
+    for name, index in (
+        ("/x/train/a.png", 0),
+        ("test/a.png", 1),
+        ("test/a", 1),
+        ("b.jpg", 2),
+        ("/y/test/b.jpg", 2),
+    ):
+        found = table.of(name)
+        assert found is not None
+        assert float(found[0, 0]) == index
+    with pytest.raises(DataError, match=r"several entries .* may be 'a\.png'"):
+        table.of("a.png")
+    assert table.of("c.png") is None
+
+
+def test_minus_one_everywhere_is_no_face() -> None:
+    points = torch.rand(2, 68, 2) * 60
+    points[1] = -1
+    assert to_68(points)[1].isnan().all()
+    assert not to_68(points)[0].isnan().any()
+
+
+@pytest.mark.parametrize("five", [[1, 0, 2, 4, 3], [1, 0, 2, 3, 4], [3, 4, 2, 0, 1]])
+def test_five_points_in_another_order(five: list[int]) -> None:
+    right = torch.tensor([[30.0, 30], [60, 32], [45, 45], [33, 60], [57, 61]])
+    assert to_68(right).shape == (68, 2)
+    with pytest.raises(InputError, match="not those of an upright face"):
+        to_68(right[five])
+    with pytest.raises(InputError, match="not those of an upright face"):
+        to_68(right.flip(1))
+    with pytest.raises(InputError, match="all of them or none"):
+        to_68(right.index_fill(0, torch.tensor([2]), torch.nan))
+    assert to_68(right * torch.nan).isnan().all()
+
+
+def test_a_run_survives_an_image_and_refuses_a_bad_name(tmp_path: Path) -> None:
+    def broken(image: np.ndarray) -> None:
+        raise RuntimeError("a graph has ended")
+
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    table, failures = extract([tmp_path / "a.png"], broken, tmp_path)
+    assert failures == {"a.png": "RuntimeError: a graph has ended"}
+    assert table.points.isnan().all()
+    for out in ("faces.csv", "nowhere/faces.npz"):
+        done = CliRunner().invoke(landmarks, [str(tmp_path), "--out", str(tmp_path / out)])
+        assert isinstance(done.exception, InputError)
+        assert "--out" in str(done.exception)

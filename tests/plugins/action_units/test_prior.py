@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from torchvision.transforms import v2
 import attnguide as ag
 from attnguide.data.faces import EXPRESSIONS, ProceduralFaces
 from attnguide.errors import InputError, UnknownNameError
+from attnguide.networks import small_cnn
 from attnguide_action_units.codebook import default
 from attnguide_action_units.evaluation import evaluate
 from attnguide_action_units.landmarks import FaceLandmarks
@@ -113,7 +115,8 @@ def test_a_flip_of_image_and_landmarks_flips_the_map() -> None:
         (POINTS * torch.tensor([-1.0, 1.0]) + 64, "is mirrored.*FaceLandmarks"),
         (POINTS.index_fill(1, torch.tensor([7]), torch.nan), r"landmark 7 of sample 0 is \[nan, nan\]"),
         (POINTS.index_fill(1, torch.tensor([7]), torch.inf), r"landmark 7 of sample 0 is \[inf, inf\]"),
-        (POINTS * 0 + 5, "both eyes in one place"),
+        (POINTS * 0 + 5, "less than two pixels wide"),
+        (POINTS / 64, "less than two pixels wide.*no shares of the image"),
     ],
 )
 def test_bad_landmarks(landmarks: Any, match: str) -> None:
@@ -174,3 +177,64 @@ def test_evaluation_is_the_mean_cosine() -> None:
     assert "CAM-COS grad_cam" in str(report)
     with pytest.raises(InputError, match="no batches"):
         evaluate(model, [], prior)
+
+
+def test_a_face_too_small_to_be_drawn_drops_out() -> None:
+    prior = ActionUnitPrior()
+    small = POINTS[:1] / 8 + 200
+    assert prior.draw(small, torch.tensor([1]), (4, 4), (2000, 2000)).weights.tolist() == [0]
+    assert prior.draw(POINTS[:1], torch.tensor([1]), (4, 4), (64, 64)).weights.tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("labels", "match"),
+    [
+        (torch.tensor([7]), "label 7 of sample 0 is none of the 7 classes"),
+        (torch.tensor([-1]), "label -1 of sample 0"),
+        (torch.tensor([1.0]), "must be indices of classes"),
+        (torch.zeros(1, 7).long(), r"got \(1, 7\) of torch.int64"),
+        ("happiness", "integers, got str"),
+        (None, "integers, got NoneType"),
+    ],
+)
+def test_bad_labels_to_draw(labels: Any, match: str) -> None:
+    with pytest.raises(InputError, match=match):
+        ActionUnitPrior().draw(POINTS[:1], labels, (8, 8), (64, 64))
+
+
+def test_labels_that_need_not_be_there() -> None:
+    maps, weights = ActionUnitPrior(generic=True).draw(POINTS[:2], None, (8, 8), (64, 64))
+    assert maps.shape == (2, 8, 8)
+    assert weights.tolist() == [1, 1]
+    drawn = ActionUnitPrior().draw(POINTS[:3], [1, -100, 0], (8, 8), (64, 64))
+    assert drawn.weights.tolist() == [1, 0, 0]
+    assert ActionUnitPrior().draw([], [], (8, 8), (64, 64)).maps.shape == (0, 8, 8)
+
+
+def test_a_class_without_action_units_and_a_codebook_from_a_file(tmp_path: Path) -> None:
+    prior = ActionUnitPrior(classes=[*CLASSES, None])
+    assert prior.draw(POINTS[:2], [7, 1], (8, 8), (64, 64)).weights.tolist() == [0, 1]
+    file = tmp_path / "mine.toml"
+    file.write_text("""[expressions]
+doubt = [14]
+[[unit]]
+number = 14
+name = "dimpler"
+regions = [{ at = [48], radii = [0.2, 0.2] }]
+""")
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        "[guide]\nsource = 'layer_attention'\nloss = 'cosine'\n"
+        f"prior = {{ name = 'action_units', codebook = '{file}', classes = ['doubt'] }}\n"
+    )
+    with ag.Guide.from_recipe(small_cnn(1), recipe) as guide:
+        assert guide.terms[0].prior.codebook.units[14].name == "dimpler"
+
+
+def test_autocast_does_not_change_a_map() -> None:
+    prior = ActionUnitPrior()
+    labels = torch.arange(7)
+    expected = prior.draw(POINTS[:7], labels, (28, 28), (64, 64)).maps
+    with torch.autocast("cpu", torch.bfloat16):
+        found = prior.draw(POINTS[:7], labels, (28, 28), (64, 64)).maps
+    assert torch.equal(found, expected)
