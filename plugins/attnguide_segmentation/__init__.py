@@ -5,6 +5,6 @@ can guide a classifier as a prior, or route what the classifier pools:
 
 ```python
 guide = ag.Guide(model, prior=SegmentationPrior(classes=names))
-adapted = attach(model, images[:2], ssp=True)
+adapted = attach(model, images[:2], "ssp")
 ```
 """

@@ -144,36 +144,42 @@ def attach(
     for method in methods:
         if method not in METHODS:
             raise UnknownNameError("method", method, METHODS)
+    if "boxes" in methods and {"ssg", "mask_channels"} & set(methods):
+        raise InputError(
+            "boxes are 16 regions, and ssg and mask_channels take seven: attach them to models of their own."
+        )
     finder = _finder(regions, 16 if "boxes" in methods else 7)
     adapters: list[Adapter] = []
-    if "mask_channels" in methods:
-        name, first = first_convolution(model, images)
-        sizes = (first.kernel_size[0], first.stride[0], int(first.padding[0]))
-        adapters.append(MaskChannels(first.out_channels, *sizes, after=name, regions=finder))
-    if "ssg" in methods:
-        place = find_gate(model, images, gate)
-        adapters.append(
-            SSG(
-                place.channels,
-                after=place.after,
-                through=place.through,
-                instead_of=place.instead_of,
-                start=start,
-                regions=finder,
+    with torch.inference_mode(False):  # else the weights could not be trained
+        if "mask_channels" in methods:
+            name, first = first_convolution(model, images)
+            padding = first.padding if isinstance(first.padding, str) else tuple(first.padding)
+            sizes = (first.kernel_size, first.stride, padding, first.dilation)
+            adapters.append(MaskChannels(first.out_channels, *sizes, after=name, regions=finder))
+        if "ssg" in methods:
+            place = find_gate(model, images, gate)
+            adapters.append(
+                SSG(
+                    place.channels,
+                    after=place.after,
+                    through=place.through,
+                    instead_of=place.instead_of,
+                    start=start,
+                    regions=finder,
+                )
             )
-        )
-    pooling = [method for method in methods if method not in ("mask_channels", "ssg")]
-    if len(pooling) > 1:
-        raise InputError(f"{', '.join(pooling)} all answer in place of the model; name one of them.")
-    if pooling:
-        channels, answers = _sizes(model, images, layer)
-        answers = answers if classes is None else classes
-        if pooling[0] in ("average", "pyramid"):
-            levels = (1,) if pooling[0] == "average" else (1, 2)
-            adapters.append(PyramidPooling(channels, answers, levels=levels, layer=layer))
-        else:
-            names = REGIONS if pooling[0] == "ssp" else [f"box{number}" for number in range(finder.count)]
-            adapters.append(SSP(channels, answers, regions=finder, layer=layer, names=names))
+        pooling = [method for method in methods if method not in ("mask_channels", "ssg")]
+        if len(pooling) > 1:
+            raise InputError(f"{', '.join(pooling)} all answer in place of the model; name one of them.")
+        if pooling:
+            channels, answers = _sizes(model, images, layer)
+            answers = answers if classes is None else classes
+            if pooling[0] in ("average", "pyramid"):
+                levels = (1,) if pooling[0] == "average" else (1, 2)
+                adapters.append(PyramidPooling(channels, answers, levels=levels, layer=layer))
+            else:
+                names = REGIONS if pooling[0] == "ssp" else [f"box{number}" for number in range(finder.count)]
+                adapters.append(SSP(channels, answers, regions=finder, layer=layer, names=names))
     return _adapted(model, adapters, finder, images, guide)
 
 
@@ -244,10 +250,12 @@ def _adapted(
     images: Tensor | None,
     guide: dict[str, Any],
 ) -> Adapted:
-    place = (
-        next((p.device for p in model.parameters()), torch.device("cpu")) if images is None else images.device
-    )
-    made = Adapted(model, adapters=[adapter.to(place) for adapter in adapters], **{"terms": [], **guide})
+    weight = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    place = weight.device if images is None else images.device
+    ready = [adapter.to(place, weight.dtype) for adapter in adapters]
+    # Without a word about guidance, there is none.
+    settings = guide if guide.keys() - {"second_order", "verify"} else {"terms": [], **guide}
+    made = Adapted(model, adapters=ready, **settings)
     made.finder = finder
     return made
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ class RegionFinder:
     def __init__(self, parser: Callable[[Tensor], Tensor] | None = None, count: int = 7) -> None:
         self.parser, self.count = parser, count
         self._given: Tensor | None = None
-        self._last: tuple[weakref.ref[Tensor], int, Tensor] | None = None
+        self._last: tuple[weakref.ref[Tensor], Tensor] | None = None
 
     def give(self, regions: Tensor) -> None:
         """Use these in the next forward pass of the model, in place of the parser's.
@@ -52,19 +53,22 @@ class RegionFinder:
         Raises:
             InputError: If masks were given for another number of images, or the parser gives something else.
         """
-        if self._last is not None:
-            of, version, masks = self._last
-            if of() is images and version == images._version:
-                return masks
-        masks = self._parsed(images) if self._given is None else self._given.to(images.device)
+        if self._last is not None and self._last[0]() is images:
+            return self._last[1]
+        given, self._given = self._given, None
+        masks = self._parsed(images) if given is None else given
         if len(masks) != len(images):
             raise InputError(
-                f"regions were given for {len(masks)} images, the model was called with {len(images)}. "
-                "Give those of each batch before the forward pass."
+                f"regions were given for {len(masks)} images, the model was called with {len(images)}. Give "
+                "those of each batch before the forward pass."
             )
-        self._given = None
-        self._last = (weakref.ref(images), images._version, masks)
+        masks = masks.to(images.device)
+        self._last = (weakref.ref(images), masks)
         return masks
+
+    def forget(self) -> None:
+        """Find the masks anew: another forward pass begins."""
+        self._last = None
 
     @property
     def module(self) -> nn.Module | None:
@@ -78,11 +82,18 @@ class RegionFinder:
             place = next(self.module.parameters(), None)
             if place is not None and place.device != images.device:
                 self.module.to(images.device)
+            self.module.eval()  # whatever is trained here, it is not the parser
         assert self.parser is not None  # noqa: S101  (`module` has loaded it)
-        with torch.no_grad():
-            masks = self.parser(images)
-        if masks.ndim != 4 or masks.shape[1] != self.count:
+        # Masks that were found in inference mode could not be trained with.
+        with torch.inference_mode(False), torch.no_grad():
+            masks = self.parser(images.clone() if images.is_inference() else images)
+        if not isinstance(masks, Tensor) or masks.ndim != 4 or masks.shape[1] != self.count:
+            what = tuple(masks.shape) if isinstance(masks, Tensor) else type(masks).__name__
             raise InputError(
-                f"the parser gives {tuple(masks.shape)}; expected masks (B, {self.count}, h, w)."
+                f"the parser gives {what}; expected masks (B, {self.count}, h, w). Wrap a network in Parser."
             )
-        return masks
+        return as_masks(masks, self.count)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the masks of the last forward pass."""
+        return {**self.__dict__, "_last": None, "_given": None}

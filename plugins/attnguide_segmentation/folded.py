@@ -20,10 +20,10 @@ __all__ = ["Folded"]
 class Folded(nn.Module):
     """Runs the parser, the model, and its adapters, and gives logits `(B, K)`.
 
-    Made by `Adapted.fold()`. It holds all weights, and goes through `torch.export.export` as it is:
+    Made by `Adapted.fold(images)`. It holds all weights, and goes through `torch.export.export` as it is:
 
     ```python
-    program = torch.export.export(adapted.fold().eval(), (images,))
+    program = torch.export.export(adapted.fold(images).eval(), (images,))
     ```
 
     Args:

@@ -6,10 +6,11 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from attnguide.errors import InputError, LayerError
+from attnguide.errors import GuidanceError, InputError, LayerError
 from attnguide.interfaces import Adapter
 from attnguide.modes import is_muted
 from attnguide.outputs import Call
@@ -22,10 +23,11 @@ Start = Literal["identity", "paper"]
 
 
 class _Passing(threading.local):
-    """What is on its way through the model, in each thread."""
+    """What is on its way through the model, in each thread: images and features, innermost pass last."""
 
-    images: Tensor | None = None
-    features: Tensor | None = None
+    def __init__(self) -> None:
+        self.images: list[Tensor | None] = []
+        self.features: Tensor | None = None
 
 
 class _Inside(Adapter):
@@ -38,24 +40,53 @@ class _Inside(Adapter):
         self.names = tuple(names)
         self.finder = regions or RegionFinder(count=len(self.names))
         self._passing = _Passing()
+        self.inert = True  # until it is attached; a copy of the model has a copy that is not
+
+    def _put_on(self, model: nn.Module) -> Iterator[RemovableHandle]:
+        """Watch the passes through a model."""
+        self.inert = False
+        yield model.register_forward_pre_hook(self._begin, with_kwargs=True)
+        yield model.register_forward_hook(self._end, always_call=True)
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._passing.images = None if is_muted() else Call.of(args, kwargs).images
+        # Probes of the library's own run inside of others' passes.
+        hidden = self.inert or is_muted()
+        if not is_muted():
+            self._passing.images.clear()  # what an interrupted pass has left
+            self._passing.features = None
+            self.finder.forget()
+        self._passing.images.append(None if hidden else Call.of(args, kwargs).images)
 
     def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self._passing.images = self._passing.features = None
+        if self._passing.images:
+            self._passing.images.pop()
 
     def _masks(self, size: tuple[int, int]) -> Tensor | None:
         """The masks of the images on their way, or None if none are."""
-        images = self._passing.images
+        images = self._images()
         return None if images is None else resized(self.finder(images), size, self.names)
+
+    def _images(self) -> Tensor | None:
+        """The images on their way, or None if none are, or they are of no concern.
+
+        Raises:
+            GuidanceError: If a backward pass runs the model again, part by part.
+        """
+        if self._passing.images:
+            return self._passing.images[-1]
+        if not self.inert and not is_muted() and torch._C._current_graph_task_id() != -1:
+            raise GuidanceError(
+                f"{type(self).__name__} does not work with activation checkpointing, which runs a part of "
+                "the model again without the images. Switch it off, or use SSP."
+            )
+        return None
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to a thread."""
         return {**self.__dict__, "_passing": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__({**state, "_passing": _Passing()})  # type: ignore[no-untyped-call]
+        super().__setstate__({**state, "_passing": _Passing(), "inert": True})  # type: ignore[no-untyped-call]
 
 
 class SSG(_Inside):
@@ -124,14 +155,13 @@ class SSG(_Inside):
             if name not in modules:
                 raise LayerError(f"the model has no module {name!r}.")
         object.__setattr__(self, "_passed", [modules[name] for name in self.through])
-        yield model.register_forward_pre_hook(self._begin, with_kwargs=True)
-        yield model.register_forward_hook(self._end, always_call=True)
+        yield from self._put_on(model)
         yield modules[self.after].register_forward_hook(self._gate)
         if self.instead_of != self.after:
             yield modules[self.instead_of].register_forward_hook(self._replace)
 
     def _gate(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        if self._passing.images is None:
+        if self._images() is None:
             return None
         if not isinstance(output, Tensor) or output.ndim != 4 or output.shape[1] != self.channels:
             shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
@@ -163,13 +193,16 @@ class SSG(_Inside):
         """
         masks = self._masks((features.shape[-2], features.shape[-1]))
         assert masks is not None  # noqa: S101  (only called while images are on their way)
-        shares = normalised(masks).to(features.dtype)
+        # Sums of 1 as published, times the number of places: the normalisation that follows takes a factor
+        # out again, but values that are small beside its epsilon it would leave small.
+        shares = (normalised(masks) * masks[0, 0].numel()).to(features.dtype)
         copies = (features[:, None] * shares[:, :, None]).flatten(1, 2)
         copies = self.norm(copies)
         batch, regions = len(features), len(self.names)
         # The model's own modules know C channels, so that regions pass them as further samples.
         for module in self._passed:
-            each = module(copies.view(batch * regions, self.channels, *copies.shape[-2:]))
+            # Not as a call: those who watch the module expect the model's own features.
+            each = module.forward(copies.view(batch * regions, self.channels, *copies.shape[-2:]))
             copies = each.view(batch, regions * self.channels, *each.shape[-2:])
         restored: Tensor = self.restore(copies)
         return restored
@@ -183,9 +216,10 @@ class MaskChannels(_Inside):
 
     Args:
         channels: Channels that the model's first convolution makes.
-        kernel: Its kernel size, in pixels.
+        kernel: Its kernel size, in pixels, down and across.
         stride: Its stride.
-        padding: Its padding.
+        padding: Its padding, or `"same"`.
+        dilation: Its dilation.
         after: Its name.
         regions: Where the masks come from.
         names: Names of the regions.
@@ -194,9 +228,10 @@ class MaskChannels(_Inside):
     def __init__(
         self,
         channels: int,
-        kernel: int,
-        stride: int,
-        padding: int,
+        kernel: Sequence[int],
+        stride: Sequence[int] = (1, 1),
+        padding: Sequence[int] | str = (0, 0),
+        dilation: Sequence[int] = (1, 1),
         *,
         after: str,
         regions: RegionFinder | None = None,
@@ -207,13 +242,22 @@ class MaskChannels(_Inside):
         self.settings: dict[str, Any] = {
             "channels": channels,
             "after": after,
-            "kernel": kernel,
-            "stride": stride,
-            "padding": padding,
+            "kernel": list(kernel),
+            "stride": list(stride),
+            "padding": padding if isinstance(padding, str) else list(padding),
+            "dilation": list(dilation),
             "names": list(names),
         }
         self.norm = nn.BatchNorm2d(len(self.names))
-        self.conv = nn.Conv2d(len(self.names), channels, kernel, stride=stride, padding=padding, bias=False)
+        self.conv = nn.Conv2d(
+            len(self.names),
+            channels,
+            _two(kernel),
+            stride=_two(stride),
+            padding=padding if isinstance(padding, str) else _two(padding),
+            dilation=_two(dilation),
+            bias=False,
+        )
 
     def attach(self, model: nn.Module) -> Iterator[RemovableHandle]:
         """Put it on the model."""
@@ -221,19 +265,23 @@ class MaskChannels(_Inside):
             first = model.get_submodule(self.after)
         except AttributeError:
             raise LayerError(f"the model has no module {self.after!r}.") from None
-        yield model.register_forward_pre_hook(self._begin, with_kwargs=True)
-        yield model.register_forward_hook(self._end, always_call=True)
+        yield from self._put_on(model)
         yield first.register_forward_hook(self._add)
 
     def _add(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        images = self._passing.images
+        images = self._images()
         masks = None if images is None else self._masks((images.shape[-2], images.shape[-1]))
         if masks is None:
             return None
-        own: Tensor = self.conv(self.norm(masks).to(output.dtype))
+        own: Tensor = self.conv(self.norm(masks.to(self.conv.weight.dtype))).to(output.dtype)
         if own.shape != output.shape:
             raise LayerError(
                 f"layer {self.after!r} gives {tuple(output.shape)}, the masks {tuple(own.shape)}; "
                 "it is not the first convolution, or has another stride."
             )
         return output + own
+
+
+def _two(values: Sequence[int]) -> tuple[int, int]:
+    down, across = values
+    return int(down), int(across)

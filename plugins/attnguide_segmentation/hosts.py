@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from attnguide.errors import LayerError
-from attnguide.layers import find_layers
+from attnguide.layers import Layer, find_layers
 from attnguide.modes import evaluating, muted
 from attnguide.outputs import Tap
 
@@ -67,9 +68,19 @@ def find_gate(model: nn.Module, images: Tensor, layer: str | None = None) -> Gat
     Raises:
         LayerError: If there is no such layer, or its output has no rows and columns behind the channels.
     """
-    name = _default(model, images) if layer is None else find_layers(model, images, layer)[0].name
-    module = Tap.parse(name).module
-    steps, outputs = _run(model, images)
+    found = _default(model, images) if layer is None else find_layers(model, images, layer)[0]
+    name, module = found.name, Tap.parse(found.name).module
+    steps, outputs, calls = _run(model, images)
+    if found.layout.kind != "nchw" or found.layout.order is not None:
+        raise LayerError(
+            f"layer {name!r} is arranged as {found.layout}; SSG gates rows and columns behind the channels. "
+            "Choose another layer, or SSP."
+        )
+    if calls[module] > 1:
+        raise LayerError(
+            f"module {module!r} runs {calls[module]} times in a forward pass, and SSG cannot tell the calls "
+            "apart. Name the block that holds it."
+        )
     gives = {step.gave: step for step in steps}
     takes = {step.given: step for step in reversed(steps)}
     if module not in outputs:
@@ -97,9 +108,10 @@ def find_gate(model: nn.Module, images: Tensor, layer: str | None = None) -> Gat
     return Gate(after, shape[1], tuple(through), instead_of)
 
 
-def _default(model: nn.Module, images: Tensor) -> str:
-    """The stage at about an eighth of the image's size."""
-    best: tuple[float, str] | None = None
+def _default(model: nn.Module, images: Tensor) -> Layer:
+    """The stage at about an eighth of the image's size; for a module that runs again, the block around it."""
+    calls = _run(model, images)[2]
+    best: tuple[float, Layer] | None = None
     for stage in range(16):
         try:
             found = find_layers(model, images, f"stage:{stage}")[0]
@@ -108,8 +120,12 @@ def _default(model: nn.Module, images: Tensor) -> str:
         share = found.layout.grid[0] / images.shape[-2]
         misfit = max(share / _SCALE, _SCALE / share)
         if best is None or misfit < best[0] - 1e-6:
-            best = (misfit, found.name)
-    return best[1] if best is not None else find_layers(model, images)[0].name
+            best = (misfit, found)
+    chosen = best[1] if best is not None else find_layers(model, images)[0]
+    name = Tap.parse(chosen.name).module
+    while calls[name] > 1 and "." in name:
+        name = name.rpartition(".")[0]
+    return chosen if calls[name] > 1 or name == chosen.name else find_layers(model, images, name)[0]
 
 
 def first_convolution(model: nn.Module, images: Tensor) -> tuple[str, nn.Conv2d]:
@@ -120,19 +136,22 @@ def first_convolution(model: nn.Module, images: Tensor) -> tuple[str, nn.Conv2d]
     """
     for step in _run(model, images)[0]:
         if isinstance(step.module, nn.Conv2d):
-            if step.module.in_channels == images.shape[1]:
-                return step.name, step.module
+            module = step.module
+            plain = type(module).forward is nn.Conv2d.forward and module.padding_mode == "zeros"
+            if module.in_channels == images.shape[1] and plain and module.groups == 1:
+                return step.name, module
             break
     raise LayerError(
-        "the model does not begin with a convolution of the images, to which masks could be added."
+        "the model does not begin with a plain convolution of the images, to which masks could be added."
     )
 
 
 def _run(
     model: nn.Module, images: Tensor
-) -> tuple[list[_Step], dict[str, tuple[tuple[int, int], tuple[int, ...]]]]:
+) -> tuple[list[_Step], dict[str, tuple[tuple[int, int], tuple[int, ...]]], Counter[str]]:
     """Run the model and note what each module without children takes and gives, and what all give."""
     steps: list[_Step] = []
+    calls: Counter[str] = Counter()
     outputs: dict[str, tuple[tuple[int, int], tuple[int, ...]]] = {}
     alive: list[Tensor] = []  # an address is only unique while its tensor lives
     entered: dict[str, tuple[int, int]] = {}
@@ -147,6 +166,7 @@ def _run(
             entered[name] = state(args[0])
 
     def leave(name: str, module: nn.Module, output: object) -> None:
+        calls[name] += 1
         if not isinstance(output, Tensor):
             return
         if output.ndim == 4:
@@ -165,8 +185,9 @@ def _run(
                     )
                 )
         with torch.inference_mode(False), torch.no_grad(), evaluating(model), muted():
-            model(images[:2])
+            model(images[:2].clone())
     finally:
         for handle in handles:
             handle.remove()
-    return steps, outputs
+    # A module that runs several times is no step of a chain.
+    return [step for step in steps if calls[step.name] == 1], outputs, calls

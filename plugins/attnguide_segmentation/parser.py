@@ -142,7 +142,9 @@ def load_parser(path: str | Path | None = None) -> Parser:
             about = json.loads((file.metadata() or {})["parser"])
             weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
         network = ParsingNetwork(int(about["width"]), len(about["labels"]))
-        parser = Parser(network, labels=[str(name) for name in about["labels"]], size=int(about["size"]))
+        prepare = standardised if about["prepare"] == "standardised" else None
+        size = None if about["size"] is None else int(about["size"])
+        parser = Parser(network, labels=[str(name) for name in about["labels"]], size=size, prepare=prepare)
     except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
         raise DataError(
             f"{path} is not a parser that attnguide saved ({type(error).__name__}: {error}). Wrap a "
@@ -170,7 +172,16 @@ def save_parser(path: str | Path, parser: Parser) -> None:
             f"the parser holds {type(parser.network).__name__}; only a ParsingNetwork is saved. Save the "
             "weights of another network yourself, and wrap it in Parser again."
         )
-    about = {"width": parser.network.width, "size": parser.size, "labels": parser.labels}
+    if parser.prepare not in (None, standardised):
+        raise InputError(
+            "the parser prepares images in a way of its own, which cannot be saved; use `standardised`."
+        )
+    about = {
+        "width": parser.network.width,
+        "size": parser.size,
+        "labels": parser.labels,
+        "prepare": None if parser.prepare is None else "standardised",
+    }
     weights = {
         name: (value.half() if value.is_floating_point() else value).cpu().contiguous()
         for name, value in parser.network.state_dict().items()

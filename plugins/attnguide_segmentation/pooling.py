@@ -89,7 +89,7 @@ class SSP(Adapter):
             Scores and weights, both `(B, R, K)`; weights sum to 1 over the regions.
         """
         size = (features.shape[-2], features.shape[-1])
-        pooled = region_means(features, resized(masks, size, self.names))
+        pooled = region_means(features, resized(masks, size, self.names)).to(self.recognition.weight.dtype)
         return self.recognition(pooled), self.localisation(pooled).softmax(dim=1)
 
 

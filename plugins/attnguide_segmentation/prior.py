@@ -13,7 +13,7 @@ from attnguide.interfaces import PriorMaps, TargetPrior
 from attnguide.pairs import Pairs
 from attnguide.trace import Trace
 from attnguide_segmentation.attributes import CELEBA, attribute_table
-from attnguide_segmentation.parser import load_parser
+from attnguide_segmentation.finder import RegionFinder
 from attnguide_segmentation.regions import as_masks, resized
 
 __all__ = ["SegmentationPrior"]
@@ -47,7 +47,7 @@ class SegmentationPrior(TargetPrior):
     ) -> None:
         self.table = attribute_table(classes, attributes)
         self.classes = tuple(classes)
-        self.parser = parser
+        self.finder = RegionFinder(parser)
 
     def __call__(
         self, trace: Trace, pairs: Pairs, size: tuple[int, int], *, regions: Tensor | None = None
@@ -65,7 +65,8 @@ class SegmentationPrior(TargetPrior):
             )
         device = trace.logits.device
         if regions is None:
-            masks = self._parsed(trace.images)
+            self.finder.forget()
+            masks = self.finder(trace.images)
         else:
             if len(regions) != batch:
                 raise InputError(f"regions have {len(regions)} entries, the batch has {batch} samples.")
@@ -79,14 +80,6 @@ class SegmentationPrior(TargetPrior):
         # little.
         maps = torch.einsum("nrhw,nr->nhw", masks[pairs.sample], chosen).clamp(max=1)
         return PriorMaps(maps, ((seen * chosen).amax(dim=1) > 0).to(maps.dtype))
-
-    def _parsed(self, images: Tensor) -> Tensor:
-        if self.parser is None:
-            self.parser = load_parser()
-        if isinstance(self.parser, torch.nn.Module):
-            self.parser.to(images.device)
-        with torch.no_grad():
-            return self.parser(images)
 
     def __repr__(self) -> str:
         return f"SegmentationPrior(classes={list(self.classes)})"

@@ -103,8 +103,8 @@ def as_masks(regions: Tensor, count: int = len(REGIONS)) -> Tensor:
         return (whole[:, None] == torch.arange(count, device=whole.device)[:, None, None]).float()
     if regions.ndim == 4 and regions.shape[1] == count:
         masks = regions.float()
-        if may_read(masks) and not bool(((masks >= 0) & masks.isfinite()).all()):
-            raise InputError("region masks hold negative or non-finite values; they lie in [0, 1].")
+        if may_read(masks) and not bool(((masks >= 0) & (masks <= 1 + 1e-3)).all()):
+            raise InputError("region masks hold values outside of [0, 1], or NaN; give shares of each pixel.")
         return masks
     raise InputError(
         f"regions have shape {tuple(regions.shape)} and are {regions.dtype}: expected a label map (B, H, "

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from attnguide import functional, visual
 from attnguide.errors import InputError
 from attnguide.functional import full_precision
-from attnguide.hooks import Recorder, aside, unwrap
+from attnguide.hooks import Recorder, aside, is_answered_beside, unwrap
 from attnguide.interfaces import AttributionSource
 from attnguide.layers import LayerSpec, find_layers
 from attnguide.modes import evaluating, full_precision_mode, uncached_autocast
@@ -192,6 +192,8 @@ def explain(
         stack.enter_context(evaluating(model))
         images = images.clone() if images.is_inference() else images.detach()
         layers = find_layers(model, images, layer, verify=verify)
+        if is_answered_beside(model):
+            layers = [one.plain() for one in layers]
         if made.needs_gradient:
             for one in layers:
                 check_reach(one)

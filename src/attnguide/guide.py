@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -14,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from attnguide import check as checking
 from attnguide.compiling import check_uncompiled, compile_before
 from attnguide.errors import GuidanceError, InputError, nearest
-from attnguide.hooks import Recorder, Shard, unwrap
+from attnguide.hooks import Recorder, Shard, is_answered_beside, unwrap
 from attnguide.interfaces import Adapter, AlignmentLoss, AttributionSource, TargetPrior
 from attnguide.layers import Layer, LayerSpec, check_layer, find_layers
 from attnguide.modes import full_precision_mode
@@ -282,9 +281,9 @@ class Guide:
 
     def _known_layers(self) -> list[Layer]:
         layers = [*(layer for bound in self._bound for layer in bound.layers), *self._adapter_layers]
-        if self.adapters:
+        if self.adapters or is_answered_beside(self.model):
             # An adapter may answer from the whole feature, so that the pooled one is not all there is.
-            layers = [_plain(layer) for layer in layers]
+            layers = [layer.plain() for layer in layers]
         return list({layer.name: layer for layer in layers}.values())
 
     def _find_layers(self, call: Call) -> None:
@@ -343,7 +342,7 @@ class Guide:
     def _adapt(self, shard: Shard, output: Any) -> Any:
         """Let the adapters answer in place of the model."""
         for adapter, layer in self._readers():
-            trace = trace_of([shard], [_plain(layer)], differentiable=True)
+            trace = trace_of([shard], [layer.plain()], differentiable=True)
             logits = adapter(trace)
             if logits is not None:
                 shard.logits = logits
@@ -371,11 +370,6 @@ class Guide:
                         f"{reader!r} needs {name}=: pass guide.loss(labels, {name}=…), None for a batch "
                         "without any."
                     )
-
-
-def _plain(layer: Layer) -> Layer:
-    """A layer whose logits are differentiated as they are."""
-    return replace(layer, pooled=None, head=None, rowwise=(), queries=())
 
 
 def _listed(terms: Sequence[Term]) -> list[Term]:

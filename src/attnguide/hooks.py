@@ -24,6 +24,7 @@ __all__ = [
     "Recorder",
     "Shard",
     "aside",
+    "is_answered_beside",
     "unwrap",
 ]
 
@@ -52,14 +53,23 @@ def aside(model: nn.Module) -> Iterator[None]:
 
     A guide's adapters take part in such a pass, but `guide.loss` still finds the pass that came before it.
     """
-    hooks = unwrap(model)._forward_pre_hooks.values()
-    owners = [owner for hook in hooks if isinstance(owner := getattr(hook, "__self__", None), Recorder)]
-    kept = [(recorder, recorder.put_away()) for recorder in owners]
+    kept = [(recorder, recorder.put_away()) for recorder in _recorders(unwrap(model))]
     try:
         yield
     finally:
         for recorder, shards in kept:
             recorder.bring_back(shards)
+
+
+def _recorders(model: nn.Module) -> list[Recorder]:
+    """Those that are attached to a model."""
+    hooks = model._forward_pre_hooks.values()
+    return [owner for hook in hooks if isinstance(owner := getattr(hook, "__self__", None), Recorder)]
+
+
+def is_answered_beside(model: nn.Module) -> bool:
+    """Whether something attached to the model may answer in its place: its own head then tells nothing."""
+    return any(recorder.answers and not recorder.inert for recorder in _recorders(unwrap(model)))
 
 
 @dataclass
@@ -99,6 +109,7 @@ class Recorder:
     ) -> None:
         self.model = unwrap(model)
         self.cut, self.second_order = cut, second_order
+        self.answers = after is not None
         self._before, self._after = before, after
         self._shards: dict[torch.device, Shard] = {}
         self.inert = False  # true in a copy of the model
@@ -116,7 +127,8 @@ class Recorder:
                 keep(model.register_forward_pre_hook(self._begin_wrapper, with_kwargs=True))
                 keep(model.register_forward_hook(self._end_wrapper, always_call=True))
             keep(self.model.register_forward_pre_hook(self._begin, with_kwargs=True))
-            keep(self.model.register_forward_hook(self._end, always_call=True))
+            # Whoever else is attached shall see the answer that replaces the model's own.
+            keep(self.model.register_forward_hook(self._end, always_call=True, prepend=self.answers))
             if second_order:
                 self._smoothed = smooth(self.model)
             stack.pop_all()
@@ -145,6 +157,8 @@ class Recorder:
             if name not in self._attached:
                 wanted.setdefault(tap.module, {})[name] = tap
         targets = {Tap.parse(name).module for name in layers}
+        # An answer from what another recorder sees has to depend on what this one sees.
+        first = not self.answers and is_answered_beside(self.model)
         for module, taps in wanted.items():
             given = {name: tap for name, tap in taps.items() if tap.given}
             if given:
@@ -153,7 +167,7 @@ class Recorder:
             if len(given) < len(taps):
                 gives = {name: tap for name, tap in taps.items() if not tap.given}
                 tap_output = partial(self._tap, module, gives, module in targets)
-                self._handles.keep(modules[module].register_forward_hook(tap_output))
+                self._handles.keep(modules[module].register_forward_hook(tap_output, prepend=first))
         self._attached |= {name for taps in wanted.values() for name in taps}
 
     def leave_out(self, idle: Mapping[str, tuple[int, bool]]) -> None:

@@ -132,6 +132,10 @@ class Layer:
         prefix = self.layout.prefix
         return {name: (prefix, name in self.queries) for name in (*self.rowwise, *self.queries)}
 
+    def plain(self) -> Layer:
+        """The layer, for logits that do not come from the model's own head: they are differentiated whole."""
+        return replace(self, pooled=None, head=None, rowwise=(), queries=())
+
     @property
     def watched(self) -> list[str]:
         """Names of other tensors to record."""

@@ -12,6 +12,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 import torchvision
 from tests.helpers.state import hooks
 from torch import Tensor, nn
@@ -103,7 +104,7 @@ def test_gated_maxima_are_those_of_each_region() -> None:
     seen = model(batch)
     for handle in handles:
         handle.remove()
-    share = normalised(stripes(batch))[:, 3:4]
+    share = normalised(stripes(batch))[:, 3:4] * 14 * 14  # what the normalisation would take out again
     expected = F.max_pool2d((model[0](batch) * share / (1 + 1e-5) ** 0.5).relu(), 2)
     torch.testing.assert_close(seen, expected)
 
@@ -132,7 +133,7 @@ def test_mask_channels_are_a_convolution_of_ten_channels() -> None:
 def test_it_trains_saves_loads_and_comes_off(name: str, methods: tuple[str, ...], tmp_path: Path) -> None:
     model, batch = made(name), images()
     if name not in GATED and "ssg" in methods:
-        with pytest.raises(AttnGuideError, match="which SSG gates"):
+        with pytest.raises(AttnGuideError, match="SSG gates rows and columns"):
             attach(model, batch, *methods, regions=stripes)
         assert not hooks(model)
         return
@@ -229,17 +230,224 @@ with load_adapters(model, {str(tmp_path / "ssp.safetensors")!r}, regions=stripes
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-def test_the_adapter_answers_when_explained_and_guided() -> None:
+@pytest.mark.parametrize("methods", [("ssp",), ("pyramid",), ("ssg",), ("ssp", "ssg")], ids="+".join)
+@pytest.mark.parametrize("layer", ["layer4", "layer2"])
+def test_what_is_explained_is_the_answer_of_the_adapter(methods: tuple[str, ...], layer: str) -> None:
     model, batch = made("resnet18"), images()
+    bare = ag.explain(model, batch, "grad_cam", [2], layer, size=None).maps
+    with attach(model, batch, *methods, regions=stripes, start="paper"):
+        logits = model(batch)
+        found = ag.explain(model, batch, "grad_cam", [2], layer, size=None)
+        torch.testing.assert_close(found.logits, logits)
+        # By hand: the gradient of the answer with respect to the layer's output.
+        kept: list[Tensor] = []
+
+        def keep(module: nn.Module, args: object, output: Tensor) -> Tensor:
+            kept.append(output.detach().requires_grad_())
+            return kept[0].clone()
+
+        handle = model.get_submodule(layer).register_forward_hook(keep, prepend=True)
+        answer = model(batch)[:, 2].sum()
+        handle.remove()
+        (gradient,) = torch.autograd.grad(answer, kept)
+    weighted = (gradient.mean(dim=(2, 3), keepdim=True) * kept[0].detach()).sum(dim=1).relu()
+    torch.testing.assert_close(found.maps[:, 0], weighted, rtol=1e-3, atol=1e-6)
+    assert (found.maps - bare).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_another_guide_guides_the_answer_of_the_adapter(first: bool) -> None:
+    model, batch = made("resnet18"), images()
+    other = ag.Guide(model) if first else None
+    with attach(model, batch, "ssp", regions=stripes) as adapted:
+        other = ag.Guide(model) if other is None else other
+        model(batch)
+        other.loss(torch.arange(4), mask=torch.rand(4, SIDE, SIDE)).backward()
+        assert all(
+            p.grad is not None and bool(p.grad.abs().sum() > 0)
+            for p in adapted.adapters[0].recognition.parameters()
+            if p.ndim > 1
+        )  # type: ignore[union-attr]
+        assert model.fc.weight.grad is None or not model.fc.weight.grad.any()  # type: ignore[union-attr]
+        other.remove()
     terms = [ag.Term(source="grad_cam", prior="mask", loss="iou")]
     with attach(model, batch, "ssp", regions=stripes, terms=terms) as adapted:
-        logits = model(batch)
-        found = ag.explain(model, batch, targets="labels", labels=torch.arange(4))
-        torch.testing.assert_close(found.logits, logits)
         model(batch)
-        loss = adapted.loss(torch.arange(4), mask=torch.rand(4, SIDE, SIDE))
-        loss.backward()
+        adapted.loss(torch.arange(4), mask=torch.rand(4, SIDE, SIDE)).backward()
         assert all(p.grad is not None for p in adapted.parameters())
+
+
+def test_copies_are_normalised_whatever_the_size_of_a_region() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2))
+    adapter = SSG(4, after="0", through=["2", "3"], start="paper", regions=RegionFinder(stripes))
+    seen: list[Tensor] = []
+    adapter.norm.register_forward_hook(lambda _, __, output: seen.append(output))
+    handles = list(adapter.attach(model))
+    model(torch.rand(8, 3, 112, 112))
+    for handle in handles:
+        handle.remove()
+    assert torch.allclose(seen[0].std(dim=(0, 2, 3)), torch.ones(28), atol=0.05)
+
+
+def test_ssg_on_models_whose_modules_run_again() -> None:
+    model, batch = from_torchvision("resnet50").eval(), images(2)
+    gate = find_gate(model, batch)
+    with attach(model, batch, "ssg", regions=stripes, start="paper") as adapted:
+        assert adapted.adapters[0].after == gate.after  # type: ignore[union-attr]
+        assert model(batch).shape == (2, CLASSES)
+    with pytest.raises(AttnGuideError, match="runs 3 times in a forward pass"):
+        find_gate(model, batch, "layer1.0.relu#0")
+
+
+def test_ssg_on_channels_that_come_last() -> None:
+    model = timm.create_model("swin_tiny_patch4_window7_224", img_size=SIDE, depths=(1, 1, 1, 1)).eval()
+    with pytest.raises(AttnGuideError, match="arranged as nhwc"):
+        attach(model, images(2), "ssg", regions=stripes)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # when the library looks
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_ssg_refuses_checkpointing(reentrant: bool) -> None:
+    class Checkpointed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = made("resnet18")
+
+        def forward(self, batch: Tensor) -> Tensor:
+            m = self.model
+            x = m.maxpool(m.relu(m.bn1(m.conv1(batch))))  # type: ignore[operator]
+            for block in (m.layer1, m.layer2):
+                x = torch.utils.checkpoint.checkpoint(block, x, use_reentrant=reentrant)
+            return m.fc(m.avgpool(m.layer4(m.layer3(x))).flatten(1))  # type: ignore[operator]
+
+    model, batch = Checkpointed(), images()
+    with attach(model, batch, "ssg", gate="model.layer2", regions=stripes):
+        loss = model(batch).sum()
+        with pytest.raises(AttnGuideError, match="does not work with activation checkpointing"):
+            loss.backward()
+
+
+def test_another_guide_leaves_the_first_pass_gated() -> None:
+    model, batch = made("resnet18"), images()
+    with attach(model, batch, "ssg", regions=stripes, start="paper"), ag.Guide(model):
+        torch.testing.assert_close(model(batch), model(batch.clone()))
+
+
+def test_copies_for_the_regions_are_not_shown_to_others() -> None:
+    model, batch = made("resnet18"), images()
+    seen: list[int] = []
+    handle = model.relu.register_forward_hook(lambda _, __, output: seen.append(len(output)))  # type: ignore[union-attr]
+    with attach(model, batch, "ssg", gate="stage:0", regions=stripes):
+        seen.clear()
+        model(batch)
+        assert seen == [4]
+    handle.remove()
+
+
+def test_a_copy_of_a_model_answers_for_itself() -> None:
+    model, batch = made("resnet18"), images()
+    bare = model(batch)
+    with attach(model, batch, "ssg", "ssp", regions=stripes, start="paper"):
+        changed = model(batch)
+        copied = copy.deepcopy(model)
+        torch.testing.assert_close(copied(batch), bare)
+        torch.testing.assert_close(model(batch), changed)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("methods", [("ssp",), ("ssg",), ("pyramid",), ("mask_channels",)], ids="+".join)
+def test_models_of_another_precision(dtype: torch.dtype, methods: tuple[str, ...]) -> None:
+    model, batch = made("resnet18").to(dtype), images().to(dtype)
+    with attach(model, batch, *methods, regions=stripes):
+        assert model(batch).dtype == dtype
+
+
+def test_inference_mode_and_training_take_turns() -> None:
+    model = made("resnet18")
+    with torch.inference_mode():
+        batch = images()
+        adapted = attach(model, batch, "ssg", "mask_channels", regions=stripes)
+        expected = model(batch)
+    usual = images()
+    torch.testing.assert_close(model(usual), expected)
+    with torch.inference_mode():
+        model(usual)
+    model(usual).sum().backward()
+    assert all(p.grad is not None for p in adapted.parameters())
+    adapted.remove()
+
+
+def test_masks_are_found_anew_in_each_pass() -> None:
+    found = []
+
+    def counted(batch: Tensor) -> Tensor:
+        found.append(batch.sum().item())
+        return stripes(batch)
+
+    model, batch = made("resnet18"), images()
+    with attach(model, batch, "ssg", regions=counted):
+        model(batch)
+        batch.data.zero_()
+        model(batch)
+        assert found[-1] == 0
+
+
+def test_masks_for_the_wrong_batch_are_not_kept() -> None:
+    model, batch = made("resnet18"), images()
+    with attach(model, batch, "ssp", regions=stripes) as adapted:
+        adapted.finder.give(stripes(batch)[:2])
+        with pytest.raises(AttnGuideError, match="given for 2 images"):
+            model(batch)
+        model(batch)
+
+
+class Drifting(nn.Module):
+    """A parser in training mode, whose output is no share of anything."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.norm, self.factor = nn.BatchNorm2d(3), factor
+
+    def forward(self, batch: Tensor) -> Tensor:
+        self.norm(batch)
+        return stripes(batch) * self.factor
+
+
+def test_a_parser_is_held_still_and_looked_at() -> None:
+    model, batch = made("resnet18").train(), images()
+    parser = Drifting(1.0)
+    with attach(model, batch, "ssp", regions=parser):
+        model(batch)
+    assert int(parser.norm.num_batches_tracked or 0) == 0
+    for bad in (-1.0, 2.0, float("nan")):
+        refused = pytest.raises(AttnGuideError, match=r"outside of \[0, 1\]")
+        with attach(model, batch, "ssp", regions=Drifting(bad)), refused:
+            model(batch)
+    refused = pytest.raises(AttnGuideError, match="the parser gives tuple")
+    with attach(model, batch, "ssp", regions=lambda batch: (batch, batch)), refused:  # type: ignore[arg-type, return-value]
+        model(batch)
+
+
+def test_first_convolutions_of_all_kinds() -> None:
+    for conv in (
+        nn.Conv2d(3, 4, (3, 5), padding="same"),
+        nn.Conv2d(3, 4, 3, stride=(1, 2), padding=(2, 1), dilation=(2, 1)),
+    ):
+        model = nn.Sequential(conv, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+        with attach(model, images(2), "mask_channels", regions=stripes):
+            assert model(images(2)).shape == (2, 3)
+    reflecting = from_torchvision("resnet18").eval()
+    reflecting.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, padding_mode="reflect")
+    with pytest.raises(AttnGuideError, match="plain convolution"):
+        attach(reflecting, images(2), "mask_channels", regions=stripes)
+
+
+def test_guidance_beside_an_adapter_is_what_is_asked_for() -> None:
+    model, batch = made("resnet18"), images()
+    with attach(model, batch, "ssp", regions=stripes) as adapted:
+        assert not adapted.terms
+    with attach(model, batch, "ssp", regions=stripes, source="grad_cam", weight=0.5) as adapted:
+        assert adapted.terms[0].weight == 0.5
 
 
 def test_masks_that_are_given() -> None:
@@ -284,6 +492,7 @@ def test_average_of_two_models() -> None:
         (("sspp",), {}, "Did you mean 'ssp'"),
         (("ssp", "pyramid"), {}, "ssp, pyramid all answer in place"),
         (("ssg",), {"gate": "layer9"}, "layer9"),
+        (("boxes", "ssg"), {}, "boxes are 16 regions"),
         (("ssg",), {"start": "zero"}, "start='zero' must be"),
         (("ssp",), {"layer": "fc"}, "fc"),
     ],

@@ -130,6 +130,12 @@ def test_parsers_are_saved_and_loaded(tmp_path: Path) -> None:
     made.network.half().float()  # they are kept in half precision
     save_parser(tmp_path / "mine.safetensors", made)
     torch.testing.assert_close(load_parser(tmp_path / "mine.safetensors")(images), made(images))
+    plain = Parser(ParsingNetwork(4), prepare=None)
+    save_parser(tmp_path / "plain.safetensors", plain)
+    again = load_parser(tmp_path / "plain.safetensors")
+    assert (again.size, again.prepare) == (None, None)
+    with pytest.raises(AttnGuideError, match="cannot be saved"):
+        save_parser(tmp_path / "own.safetensors", Parser(ParsingNetwork(4), prepare=lambda image: image))
     with pytest.raises(AttnGuideError, match="only a ParsingNetwork is saved"):
         save_parser(tmp_path / "other.safetensors", Parser(Foreign(), labels=SCHEMES["celebamask"]))
     (tmp_path / "bad.safetensors").write_bytes(b"bad")

@@ -67,7 +67,7 @@ def test_masks_of_labels() -> None:
         (torch.full((1, 4, 4), 7), r"holds \[7\], but regions are 0 to 6"),
         (torch.zeros(1, 6, 4, 4), r"shape \(1, 6, 4, 4\).* masks \(B, 7, H, W\)"),
         (torch.zeros(1, 4, 4), r"float32: expected a label map"),
-        (torch.full((1, 7, 2, 2), torch.nan), "negative or non-finite"),
+        (torch.full((1, 7, 2, 2), torch.nan), r"outside of \[0, 1\], or NaN"),
     ],
 )
 def test_strange_masks(regions: Tensor, match: str) -> None:
