@@ -222,9 +222,10 @@ def covered(faces: Faces, seed: int = 0) -> dict[str, Tensor]:
 def build(options: argparse.Namespace, classes: int) -> nn.Module:
     """Make an untrained model that fits small images."""
     settings: dict[str, Any] = {"num_classes": classes}
-    if "vit" in options.model:
-        settings |= {"img_size": options.size, "patch_size": min(16, max(4, options.size // 8))}
     model: nn.Module = timm.create_model(options.model, **settings)
+    if isinstance(model, timm.models.VisionTransformer):
+        settings |= {"img_size": options.size, "patch_size": min(16, max(4, options.size // 8))}
+        model = timm.create_model(options.model, **settings)
     if options.size < 100 and isinstance(getattr(model, "maxpool", None), nn.MaxPool2d):
         model.maxpool = nn.Identity()  # else little would be left of the image
     return model
