@@ -22,10 +22,10 @@ RESULTS = HERE / "results" / "expressions"
 EXAMPLE = HERE.parent / "examples" / "fer.py"
 
 #: What the example is given, for each kind of faces and model.
-MODELS = {"resnet18": ["--rate", "1e-3"], "vit_tiny_patch16_224": ["--rate", "5e-4", "--batch", "16"]}
+MODELS = {"resnet18": ["--rate", "1e-3"], "vit_tiny_patch16_224": ["--rate", "5e-4"]}
 EPOCHS = {
     ("photographs", "resnet18"): 12,
-    ("photographs", "vit_tiny_patch16_224"): 12,
+    ("photographs", "vit_tiny_patch16_224"): 8,
     ("drawn", "resnet18"): 8,
     ("drawn", "vit_tiny_patch16_224"): 6,
 }

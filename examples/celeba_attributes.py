@@ -1,13 +1,12 @@
 """Facial attributes and regions of the face (CVPR 2017): SSP and SSG, and what they are compared with.
 
 With `--data ROOT`, the folder that holds CelebA's folder `celeba` (with `--lfwa`, the folder of LFWA), it
-follows the
-publication: its own network from random weights, AdaGrad, batches of 32, a learning rate of 1e-3, weight
-    decay
-of 5e-4, flips, 40,000 iterations; the parser has to be trained on photographs first (`--parser`). Without,
-the same code runs on drawn faces that are hard to tell: few, in clutter and noise, partly covered, and with
-attributes that are rare. For each method it prints the classification error, the average precision, and,
-fine-tuned with balanced weights, the balanced accuracy; and it writes `result.json` and pictures.
+follows the publication: its own network from random weights, AdaGrad, batches of 32, a learning rate of 1e-3,
+weight decay of 5e-4, flips, 40,000 iterations; the parser has to be trained on photographs first
+(`--parser`). Without, the same code runs on drawn faces that are hard to tell: few, in clutter and noise,
+partly covered, and with attributes that are rare. For each method it prints the classification error, the
+average precision, and, fine-tuned with balanced weights, the balanced accuracy; and it writes `result.json`
+and pictures.
 """
 
 from __future__ import annotations

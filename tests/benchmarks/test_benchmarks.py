@@ -61,5 +61,9 @@ def test_maps_of_action_units() -> None:
     assert "| guided step |" in run("action_units.py", "--quick", "--threads", "1")
 
 
+def test_steps_with_regions() -> None:
+    assert "| SSG | " in run("regions.py", "--quick", "--threads", "1")
+
+
 def test_the_documentation_shows_the_results() -> None:
     run("tables.py", "--check")

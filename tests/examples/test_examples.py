@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from tests.helpers.celeba import make_celeba
+from tests.helpers.helen import make_helen
 
 from attnguide.data.faces import ProceduralFaces
 from attnguide.visual import to_pil
@@ -166,6 +168,23 @@ def test_celeba_attributes_on_celeba(run: Callable[..., str], tmp_path: Path) ->
     settings = ("--size", 32, "--width", 4, "--iterations", 1, "--methods", "BBox")
     printed = run("celeba_attributes.py", "--data", tmp_path, *settings, "--out", tmp_path / "out")
     assert "| BBox | " in printed
+
+
+def test_face_parsing_on_drawn_faces(run: Callable[..., str], tmp_path: Path) -> None:
+    settings = ("--labelled", 16, "--faces", 16, "--size", 32, "--width", 4, "--iterations", 12, "--seeds", 2)
+    printed = run("face_parsing.py", *settings, "--out", tmp_path)
+    assert len(re.findall(r"^\| (?:hair|nose|average) \| [\d.]+ ± [\d.]+ \| [\d.]+ ± ", printed, re.M)) == 3
+    runs = json.loads((tmp_path / "result.json").read_text())["runs"]
+    assert runs["without attributes"] != runs["with attributes"]
+
+
+def test_face_parsing_on_helen_and_celeba(run: Callable[..., str], tmp_path: Path) -> None:
+    make_helen(tmp_path / "helen", "exemplars", ("a", "b"))
+    make_helen(tmp_path / "helen", "testing", ("c",))
+    make_celeba(tmp_path / "celeba", 6)
+    folders = ("--helen", tmp_path / "helen", "--celeba", tmp_path / "celeba", "--out", tmp_path / "out")
+    printed = run("face_parsing.py", *folders, "--size", 32, "--width", 4, "--iterations", 1)
+    assert "| average | " in printed
 
 
 def test_every_example_is_tested() -> None:

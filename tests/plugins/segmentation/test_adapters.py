@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import onnxruntime
 import pytest
 import timm
 import torch
@@ -198,6 +199,19 @@ def test_folded_and_exported(name: str, start: str) -> None:
     assert not hooks(model)
     program = torch.export.export(folded, (batch,)).module()
     torch.testing.assert_close(program(batch), expected)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's exporter warns of its own future
+def test_folded_as_onnx(tmp_path: Path) -> None:
+    model, batch = made("resnet18"), images(2)
+    adapted = attach(model, batch, "ssp", "ssg", start="paper")  # with the parser that comes along
+    expected = model(batch)
+    torch.onnx.export(
+        adapted.fold(batch).eval(), (batch,), tmp_path / "model.onnx", dynamo=True, verbose=False
+    )
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    (answer,) = session.run(None, {session.get_inputs()[0].name: batch.numpy()})
+    torch.testing.assert_close(torch.from_numpy(answer), expected, atol=1e-4, rtol=1e-4)
 
 
 class Striped(nn.Module):

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from tests.helpers.helen import make_helen
 from tests.helpers.models import cnn
 from torch import Tensor, nn
 from torchvision.transforms import v2
@@ -233,14 +234,13 @@ def test_lapa(tmp_path: Path) -> None:
 
 
 def test_helen(tmp_path: Path) -> None:
-    picture(tmp_path / "images/a_1.jpg")
-    for number in range(11):
-        values = np.full((8, 8), 10, dtype=np.uint8)
-        values[number % 8, :] = 200  # the rows 0 to 2 are claimed twice; the first claim stands
-        grey(tmp_path / f"labels/a_1/a_1_lbl{number:02}.png", values)
-    (tmp_path / "exemplars.txt").write_text("1 , a_1\n")
+    make_helen(tmp_path)
     data = helen(tmp_path)
     assert len(data) == 1
+    assert [REGIONS[row[0]] for row in data[0].regions.tolist()] == list(SCHEMES["helen"][:8])
+    # Where two labels claim a pixel as much, the first stands.
+    twice = np.full((8, 8), 200, dtype=np.uint8)
+    grey(tmp_path / "labels/a_1/a_1_lbl10.png", twice)
     assert [REGIONS[row[0]] for row in data[0].regions.tolist()] == list(SCHEMES["helen"][:8])
 
 
