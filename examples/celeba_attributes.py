@@ -12,7 +12,9 @@ and pictures.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +31,7 @@ from torchvision.transforms import v2
 import attnguide as ag
 from attnguide.data.celeba import CelebA
 from attnguide.data.faces import ATTRIBUTES, ProceduralFaces
+from attnguide.errors import AttnGuideError
 from attnguide_segmentation.adapted import Adapted, attach
 from attnguide_segmentation.attributes import attribute_table
 from attnguide_segmentation.boxes import landmark_boxes
@@ -224,17 +227,39 @@ class Classifier:
 Found = dict[str, dict[str, list[float]]]
 
 
-def run(options: argparse.Namespace, seed: int) -> tuple[Found, dict[str, Classifier], Faces]:
-    """Train and test each method once; what was found for each attribute."""
+@dataclass(frozen=True)
+class Run:
+    """What one seed gave.
+
+    Attributes:
+        found: For each method and measure, a value for each attribute.
+        weights: How much SSP lets each region count for each attribute, `(7, K)`; None without SSP.
+        classifiers: The networks, as they were before the balanced weights.
+        faces: What they were tested on.
+    """
+
+    found: Found
+    weights: Tensor | None
+    classifiers: dict[str, Classifier]
+    faces: Faces
+
+
+def run(options: argparse.Namespace, seed: int) -> Run:
+    """Train and test each method once."""
     faces, test = load(options, seed)
     plain: dict[str, Tensor] = {}
     balanced: dict[str, Tensor] = {}
     classifiers: dict[str, Classifier] = {}
+    weights = None
     for name in options.methods:
         torch.manual_seed(seed)
-        classifier = classifiers[name] = Classifier(options, faces, METHODS[name])
+        classifier = Classifier(options, faces, METHODS[name])
         classifier.train(options, faces, options.iterations)
         plain[name] = classifier.scores(test)
+        if name == "SSP":
+            weights = believed(classifier, test)
+        if seed == options.seed:  # for the pictures
+            classifiers[name] = copy.deepcopy(classifier)
         classifier.train(options, faces, max(1, options.iterations // 5), balanced=True)
         balanced[name] = classifier.scores(test)
     if {"SSP", "SSG"} <= set(plain):
@@ -251,7 +276,18 @@ def run(options: argparse.Namespace, seed: int) -> tuple[Found, dict[str, Classi
     for name, measures in found.items():
         shown = ", ".join(f"{what} {100 * average(values):.2f}" for what, values in measures.items())
         print(f"seed {seed}, {name}: {shown}", flush=True)
-    return found, classifiers, test
+    return Run(found, weights, classifiers, test)
+
+
+def believed(classifier: Classifier, faces: Faces) -> Tensor:
+    """How much SSP lets each region count for each attribute, on average over the faces that have it."""
+    assert classifier.adapted is not None
+    weights = []
+    for index in torch.arange(len(faces.images)).split(64):
+        classifier.adapted.finder.give(faces.masks[index].float() / 255)
+        weights.append(region_weights(classifier.adapted, standardised(faces.images[index])))
+    have = faces.labels[:, None] / faces.labels.sum(dim=0).clamp(min=1)
+    return (torch.cat(weights) * have).sum(dim=0)
 
 
 def average(values: Sequence[float]) -> float:
@@ -262,30 +298,18 @@ def average(values: Sequence[float]) -> float:
 # -------------------------------------------------------------------------- pictures
 
 
-def pictures(options: argparse.Namespace, classifiers: dict[str, Classifier], faces: Faces) -> None:
-    """Write what the publication's figures 3, 4 and 5 show, and tell how often SSP found the right region."""
-    size = (options.size, options.size)
+def pictures(options: argparse.Namespace, first: Run) -> None:
+    """Write what the publication's figures 3, 4 and 5 show."""
+    faces, size = first.faces, (options.size, options.size)
     some = faces.images[:8].float() / 255
     pairs = torch.cat([some, colours(faces.masks[:8], size)], dim=2)
     ag.visual.to_pil(torch.cat(list(pairs), dim=2)).save(options.out / "regions.png")
-    ssp = classifiers.get("SSP")
-    if ssp is None or ssp.adapted is None:
-        return
-    weights = []
-    for index in torch.arange(len(faces.images)).split(64):
-        ssp.adapted.finder.give(faces.masks[index].float() / 255)
-        weights.append(region_weights(ssp.adapted, standardised(faces.images[index])))
-    have = faces.labels[:, None] / faces.labels.sum(dim=0).clamp(min=1)
-    means = (torch.cat(weights) * have).sum(dim=0)
-    weights_figure(means, faces.classes, options.out / "weights.png")
-    table = attribute_table(faces.classes).T
-    placed = table.sum(dim=0) > 0
-    right = table.gather(0, means.argmax(dim=0, keepdim=True))[0, placed]
-    print(f"SSP believes the right region most for {int(right.sum())} of {int(placed.sum())} attributes")
+    if first.weights is not None:
+        weights_figure(first.weights, faces.classes, options.out / "weights.png")
     rows = []
     for name in ("average pooling", "SSP"):
-        if name in classifiers:
-            model = classifiers[name].model
+        if name in first.classifiers:
+            model = first.classifiers[name].model.eval()
             with torch.no_grad():
                 features = model[: list(dict(model.named_children())).index("pool")](
                     standardised(faces.images[:1])
@@ -293,7 +317,8 @@ def pictures(options: argparse.Namespace, classifiers: dict[str, Classifier], fa
             rows.append(
                 sheet(F.interpolate(top_channels(features[0])[None], scale_factor=6.0)[0], columns=25)
             )
-    ag.visual.to_pil(torch.cat(rows, dim=1)).save(options.out / "channels.png")
+    if rows:
+        ag.visual.to_pil(torch.cat(rows, dim=1)).save(options.out / "channels.png")
 
 
 # ------------------------------------------------------------------------------ main
@@ -328,17 +353,37 @@ def main() -> None:
     options.size = options.size or (96 if small else 178)
     options.width = options.width or (16 if small else 64)
     options.iterations = options.iterations or (300 if small else 40_000)
-    options.out.mkdir(parents=True, exist_ok=True)
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+        run_all(options)
+    except (AttnGuideError, OSError) as error:
+        sys.exit(f"celeba_attributes.py: {error}")
 
-    runs: list[Found] = []
+
+def run_all(options: argparse.Namespace) -> None:
+    """Train and test with each seed, and write what was found."""
+    runs = []
     for seed in range(options.seed, options.seed + options.seeds):
-        found, classifiers, test = run(options, seed)
-        runs.append(found)
-    pictures(options, classifiers, test)
+        runs.append(run(options, seed))
+        if seed == options.seed:
+            pictures(options, runs[0])
+    classes = runs[0].faces.classes
     settings = {key: str(value) for key, value in vars(options).items()}
-    result = {"settings": settings, "classes": test.classes, "runs": runs}
+    found = [one.found for one in runs]
+    result: dict[str, Any] = {"settings": settings, "classes": classes, "runs": found}
+    print(table_of(found))
+    if "SSP" in options.methods:
+        result["weights"] = [one.weights.tolist() for one in runs if one.weights is not None]
+        shares = [right(torch.tensor(weights), classes) for weights in result["weights"]]
+        print(f"\nSSP believes the right region most for {100 * mean(shares):.0f} % of the attributes")
     (options.out / "result.json").write_text(json.dumps(result, indent=1))
-    print(table_of(runs))
+
+
+def right(weights: Tensor, classes: Sequence[str]) -> float:
+    """Share of the attributes that have a place, for which a region that shows them counts most."""
+    table = attribute_table(classes).T
+    placed = table.sum(dim=0) > 0
+    return float(table.gather(0, weights.argmax(dim=0, keepdim=True))[0, placed].float().mean())
 
 
 def table_of(runs: Sequence[Found]) -> str:

@@ -224,7 +224,7 @@ def build(options: argparse.Namespace, classes: int) -> nn.Module:
     settings: dict[str, Any] = {"num_classes": classes}
     model: nn.Module = timm.create_model(options.model, **settings)
     if isinstance(model, timm.models.VisionTransformer):
-        settings |= {"img_size": options.size, "patch_size": min(16, max(4, options.size // 8))}
+        settings |= {"img_size": options.size, "patch_size": min(16, max(8, options.size // 8))}
         model = timm.create_model(options.model, **settings)
     if options.size < 100 and isinstance(getattr(model, "maxpool", None), nn.MaxPool2d):
         model.maxpool = nn.Identity()  # else little would be left of the image

@@ -89,13 +89,14 @@ class ParsingNetwork(nn.Module):
         return tuple(scores)
 
 
-def parsing_loss(scores: Sequence[Tensor], labels: Tensor) -> Tensor:
+def parsing_loss(scores: Sequence[Tensor], labels: Tensor, weight: Tensor | None = None) -> Tensor:
     """Average the cross entropy over the scales, with equal weights.
 
     Args:
         scores: Logits `(B, R, h, w)` at each scale.
         labels: Indices of the regions `(B, H, W)`; taken at the nearest pixel for smaller scales. −100 is
             ignored.
+        weight: How much each region counts `(R,)`; by default the same, as in the publication.
 
     Returns:
         A scalar.
@@ -103,5 +104,5 @@ def parsing_loss(scores: Sequence[Tensor], labels: Tensor) -> Tensor:
     losses = []
     for one in scores:
         target = F.interpolate(labels[:, None].float(), size=one.shape[-2:], mode="nearest-exact")
-        losses.append(F.cross_entropy(one, target[:, 0].long()))
+        losses.append(F.cross_entropy(one, target[:, 0].long(), weight))
     return sum(losses[1:], losses[0]) / len(losses)
