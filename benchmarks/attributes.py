@@ -14,10 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import shutil
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -26,11 +22,11 @@ import torch
 
 from attnguide_segmentation.attributes import attribute_table
 from attnguide_segmentation.regions import REGIONS
+from running import run_example
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 IMAGES = HERE.parent / "docs" / "images"
-EXAMPLES = HERE.parent / "examples"
 SETTINGS = {
     "attributes": (
         "celeba_attributes.py",
@@ -58,16 +54,7 @@ PUBLISHED_IOU = {
 def run(part: str) -> None:
     """Run an example; keep its result, and put its pictures into the documentation."""
     script, *settings = SETTINGS[part]
-    with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([sys.executable, str(EXAMPLES / script), *settings, "--out", folder], check=True)
-        result = json.loads((Path(folder) / "result.json").read_text(encoding="utf-8"))
-        for picture in Path(folder).glob("*.png"):
-            shutil.copy(picture, IMAGES / f"{part}-{picture.name}")
-    for where in ("data", "out", "parser", "helen", "celeba", "device"):  # nobody else has these
-        result["settings"].pop(where, None)
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    file = RESULTS / f"{part}.json"
-    file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    run_example(script, settings, RESULTS / f"{part}.json", pictures=IMAGES / part)
 
 
 def read(part: str) -> Any:

@@ -13,25 +13,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
+from running import run_example
+
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "expressions"
-EXAMPLE = HERE.parent / "examples" / "fer.py"
 
-#: What the example is given, for each kind of faces and model.
+#: What the example is given, for each model and kind of faces.
 MODELS = {"resnet18": ["--rate", "1e-3"], "vit_tiny_patch16_224": ["--rate", "5e-4"]}
-EPOCHS = {
-    ("photographs", "resnet18"): 12,
-    ("photographs", "vit_tiny_patch16_224"): 12,
-    ("drawn", "resnet18"): 8,
-    ("drawn", "vit_tiny_patch16_224"): 6,
-}
+EPOCHS = {"photographs": "12", "drawn": "8"}
 #: Which layers and weights are compared, one after the other.
 ABLATION = (
     "--model resnet18 --size 48 --epochs 8 --faces 400 --folds 3 --seed 100 "
@@ -42,7 +35,7 @@ FACES = {"photographs": ["--folds", "5"], "drawn": ["--folds", "3", "--faces", "
 
 def run(kind: str, model: str, data: Path | None) -> None:
     """Run the example with a model, and keep its result."""
-    settings = ["--model", model, "--size", "48", "--epochs", str(EPOCHS[kind, model]), *MODELS[model]]
+    settings = ["--model", model, "--size", "48", "--epochs", EPOCHS[kind], *MODELS[model]]
     if data is not None:
         settings += ["--data", str(data)]
     keep([*settings, *FACES[kind]], f"{kind}-{model}")
@@ -50,14 +43,7 @@ def run(kind: str, model: str, data: Path | None) -> None:
 
 def keep(settings: Sequence[str], name: str) -> None:
     """Run the example, and keep its result."""
-    with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([sys.executable, str(EXAMPLE), *settings, "--out", folder], check=True)
-        result = json.loads((Path(folder) / "result.json").read_text(encoding="utf-8"))
-    for where in ("data", "landmarks", "out", "device"):  # nobody else has these folders
-        result["settings"].pop(where)
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    file = RESULTS / f"{name}.json"
-    file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    run_example("fer.py", settings, RESULTS / f"{name}.json")
 
 
 def ablation() -> str:
