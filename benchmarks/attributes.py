@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from attnguide_segmentation.attributes import attribute_table
+from attnguide_segmentation.metrics import right_regions
 from attnguide_segmentation.regions import REGIONS
 from running import run_example
 
@@ -32,6 +33,7 @@ SETTINGS = {
         "celeba_attributes.py",
         *("--faces", "600", "--width", "12", "--iterations", "300", "--rate", "1e-3", "--seeds", "3"),
     ),
+    "places": ("where_ssp_looks.py", "--seeds", "3"),
     "parsing": ("face_parsing.py", "--seeds", "3"),
 }
 #: Table 2, on pre-cropped CelebA, in per cent: classification error, average precision, balanced accuracy.
@@ -91,25 +93,32 @@ def attributes() -> str:
     return "\n".join(lines)
 
 
-def regions() -> str:
+def places() -> str:
     """Where SSP looks, for each attribute: the region that counts most, on average over the seeds."""
-    result = read("attributes")
+    result = read("places")
     table = attribute_table(result["classes"])
-    weights = torch.tensor(result["weights"])
+    weights = torch.tensor([run["weights"] for run in result["runs"]])
+    precision = torch.tensor([run["average precision"] for run in result["runs"]]).mean(dim=0)
     lines = [
-        "| attribute | region that counts most | its weight | regions that show it |",
-        "|---|---|--:|---|",
+        "| attribute | region that counts most | its weight | regions that show it | average precision, % |",
+        "|---|---|--:|---|--:|",
     ]
     for number, name in enumerate(result["classes"]):
         means = weights[:, :, number].mean(dim=0)
         most = int(means.argmax())
         shown = [region.replace("_", " ") for region, has in zip(REGIONS, table[number], strict=True) if has]
         found = f"{REGIONS[most].replace('_', ' ')} | {means[most]:.2f}"
-        lines.append(f"| {name} | {found} | {', '.join(shown)} |")
-    placed = table.sum(dim=1) > 0
-    shares = [float(table[placed].gather(1, one[:, placed].argmax(dim=0)[:, None]).mean()) for one in weights]
-    lines.append(f"\nA region that shows the attribute counts most for {spread(shares)} % of the attributes.")
+        lines.append(f"| {name} | {found} | {', '.join(shown)} | {100 * precision[number]:.1f} |")
+    lines.append(f"\nA region that shows the attribute counts most for {right(weights, table)}.")
+    last = torch.tensor(read("attributes")["weights"])
+    lines.append(f"In the networks of the table above, which read the last layer: for {right(last, table)}.")
     return "\n".join(lines)
+
+
+def right(weights: torch.Tensor, table: torch.Tensor) -> str:
+    """For how many attributes the right region counts most, over seeds."""
+    shares = [float(right_regions(one, table).nanmean()) for one in weights]
+    return f"{spread(shares)} % of the attributes that a region of the face shows"
 
 
 def parsing() -> str:
@@ -129,7 +138,7 @@ def parsing() -> str:
     return "\n".join(lines)
 
 
-SUMMARIES = {"attributes": attributes, "regions": regions, "parsing": parsing}
+SUMMARIES = {"attributes": attributes, "places": places, "parsing": parsing}
 
 
 def main() -> None:

@@ -33,7 +33,6 @@ from attnguide.data.celeba import CelebA
 from attnguide.data.faces import ATTRIBUTES, ProceduralFaces
 from attnguide.errors import AttnGuideError
 from attnguide_segmentation.adapted import Adapted, attach
-from attnguide_segmentation.attributes import attribute_table
 from attnguide_segmentation.boxes import landmark_boxes
 from attnguide_segmentation.figures import colours, region_weights, sheet, top_channels, weights_figure
 from attnguide_segmentation.lfwa import LFWA
@@ -374,16 +373,7 @@ def run_all(options: argparse.Namespace) -> None:
     print(table_of(found))
     if "SSP" in options.methods:
         result["weights"] = [one.weights.tolist() for one in runs if one.weights is not None]
-        shares = [right(torch.tensor(weights), classes) for weights in result["weights"]]
-        print(f"\nSSP believes the right region most for {100 * mean(shares):.0f} % of the attributes")
     (options.out / "result.json").write_text(json.dumps(result, indent=1))
-
-
-def right(weights: Tensor, classes: Sequence[str]) -> float:
-    """Share of the attributes that have a place, for which a region that shows them counts most."""
-    table = attribute_table(classes).T
-    placed = table.sum(dim=0) > 0
-    return float(table.gather(0, weights.argmax(dim=0, keepdim=True))[0, placed].float().mean())
 
 
 def table_of(runs: Sequence[Found]) -> str:

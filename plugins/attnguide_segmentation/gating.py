@@ -115,6 +115,8 @@ class SSG(_Inside):
     Source: Kalayeh, Gong and Shah, CVPR 2017, section 3.1.3; the start from identity is ours.
     """
 
+    name = "ssg"
+
     def __init__(
         self,
         channels: int,
@@ -131,7 +133,7 @@ class SSG(_Inside):
             raise InputError(f"start={start!r} must be 'identity' or 'paper'.")
         self.after, self.through, self.start = after, tuple(through), start
         self.instead_of = instead_of or (self.through[-1] if self.through else after)
-        self.settings: dict[str, Any] = {
+        self.settings = {
             "channels": channels,
             "after": after,
             "through": list(through),
@@ -225,6 +227,8 @@ class MaskChannels(_Inside):
         names: Names of the regions.
     """
 
+    name = "mask_channels"
+
     def __init__(
         self,
         channels: int,
@@ -239,7 +243,7 @@ class MaskChannels(_Inside):
     ) -> None:
         super().__init__(regions, names)
         self.after = after
-        self.settings: dict[str, Any] = {
+        self.settings = {
             "channels": channels,
             "after": after,
             "kernel": list(kernel),

@@ -15,6 +15,7 @@ __all__ = [
     "balanced_bce",
     "classification_error",
     "region_iou",
+    "right_regions",
 ]
 
 
@@ -144,3 +145,20 @@ def _checked(scores: Tensor, labels: Tensor) -> Tensor:
             "N ≥ 1."
         )
     return labels > 0.5
+
+
+def right_regions(weights: Tensor, table: Tensor) -> Tensor:
+    """Tell for which attributes a region that shows them counts most.
+
+    Args:
+        weights: How much each region counts for each attribute, `(R, K)`; the first region is the background.
+        table: Which regions show each attribute, `(K, R)`, 0 or 1; see
+            [`attribute_table`][attnguide_segmentation.attributes.attribute_table].
+
+    Returns:
+        `(K,)`: 1 or 0; NaN for an attribute that no place shows, and for what is worn, which lies on the
+        background.
+    """
+    most = weights.argmax(dim=0)[:, None]
+    placed = (table.sum(dim=1) > 0) & (table[:, 0] == 0)
+    return torch.where(placed, table.gather(1, most)[:, 0].to(weights.dtype), torch.nan)

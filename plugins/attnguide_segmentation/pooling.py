@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -48,9 +47,14 @@ class SSP(Adapter):
         regions: Where the masks come from.
         layer: The layer; the last one that has rows and columns by default.
         names: Names of the regions.
+        normalise: Bring the features of each region to mean 0 and deviation 1 over the channels, so that
+            regions compete on equal terms, and let all count the same at first. As published, those whose
+            features are largest win early.
 
     Source: Kalayeh, Gong and Shah, CVPR 2017, section 3.1.2.
     """
+
+    name = "ssp"
 
     def __init__(
         self,
@@ -60,18 +64,23 @@ class SSP(Adapter):
         regions: RegionFinder | None = None,
         layer: str = "auto",
         names: Sequence[str] = REGIONS,
+        normalise: bool = False,
     ) -> None:
         super().__init__()
-        self.layer, self.names = layer, tuple(names)
-        self.settings: dict[str, Any] = {
+        self.layer, self.names, self.normalise = layer, tuple(names), normalise
+        self.settings = {
             "channels": channels,
             "classes": classes,
             "layer": layer,
             "names": list(names),
+            "normalise": normalise,
         }
         self.finder = regions or RegionFinder(count=len(self.names))
         self.recognition = nn.Linear(channels, classes)
         self.localisation = nn.Linear(channels, classes)
+        if normalise:
+            nn.init.zeros_(self.localisation.weight)
+            nn.init.zeros_(self.localisation.bias)
 
     def forward(self, trace: Trace) -> Tensor:
         """Weigh the answers of the regions; logits `(B, K)`."""
@@ -90,6 +99,8 @@ class SSP(Adapter):
         """
         size = (features.shape[-2], features.shape[-1])
         pooled = region_means(features, resized(masks, size, self.names)).to(self.recognition.weight.dtype)
+        if self.normalise:
+            pooled = F.layer_norm(pooled, pooled.shape[-1:])
         return self.recognition(pooled), self.localisation(pooled).softmax(dim=1)
 
 
@@ -108,6 +119,8 @@ class PyramidPooling(Adapter):
         InputError: If there are no levels, or one is below 1.
     """
 
+    name = "pyramid"
+
     def __init__(
         self, channels: int, classes: int, *, levels: Sequence[int] = (1, 2), layer: str = "auto"
     ) -> None:
@@ -115,7 +128,7 @@ class PyramidPooling(Adapter):
         if not levels or min(levels) < 1:
             raise InputError(f"levels={levels!r} must list at least one number of cells, each at least 1.")
         self.layer, self.levels = layer, tuple(levels)
-        self.settings: dict[str, Any] = {
+        self.settings = {
             "channels": channels,
             "classes": classes,
             "levels": list(levels),

@@ -131,9 +131,14 @@ class Adapter(nn.Module):
     Attributes:
         layer: The layer whose feature `forward` and `loss` read: a name, or `"auto"`. With None they are not
             called.
+        name: The name that the class is registered by, and `settings` what its constructor is given: with
+            both, [`Adapted`][attnguide.adapted.Adapted] can save it and make it again.
+        settings: See `name`; plain values that JSON knows.
     """
 
     layer: str | None = "auto"
+    name: ClassVar[str] = ""
+    settings: dict[str, Any]
 
     def attach(self, model: nn.Module) -> Iterable[RemovableHandle]:
         """Put hooks on the model, which the guide takes off again.

@@ -1,10 +1,12 @@
-"""Trains the parser that comes along, in an hour and a quarter on one core.
+r"""Trains the parser that comes along, in two and a half hours on one core.
 
     python -m attnguide_segmentation.assets.train_parser
-    python -m attnguide_segmentation.assets.train_parser --start PARSER --epochs 6 --rate 2e-3 --balance 0.1
+    python -m attnguide_segmentation.assets.train_parser --start PARSER --seed 1 \
+        --faces 8000 --epochs 4 --rate 1.5e-3 --balance 0.1
 
 It learns from drawn faces, in light of any colour, shifted, turned and scaled. PARSER is what the first
-command wrote: small regions count more there, so that they are learned soon, and are found too large.
+command wrote: small regions count more there, so that they are learned soon, and are found too large. The
+second one was repeated with other seeds, from what it wrote, until little changed: four times.
 """
 
 from __future__ import annotations
@@ -44,13 +46,14 @@ SIZE = 96
 @click.option(
     "--balance", default=0.3, show_default=True, help="0: each pixel counts the same; 1: each region does."
 )
+@click.option("--seed", default=0, show_default=True, help="Other faces, in another order.")
 def main(
-    out: Path, faces: int, epochs: int, width: int, start: Path | None, rate: float, balance: float
+    out: Path, faces: int, epochs: int, width: int, start: Path | None, rate: float, balance: float, seed: int
 ) -> None:
     """Train, print the overlap on unseen faces, and save."""
     console = Console()
-    torch.manual_seed(0)
-    images, labels = drawn(faces, seed=17)
+    torch.manual_seed(seed)
+    images, labels = drawn(faces, seed=17 + 100 * seed)
     # Eyebrows are one pixel of 200, and would be learned last.
     share = torch.bincount(labels.flatten(), minlength=len(REGIONS)) / labels.numel()
     weight = share**-balance / (share ** (1 - balance)).sum()
@@ -88,14 +91,16 @@ def drawn(count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def augmented(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Flip, turn, scale and shift each face, and change the colour and the contrast of its light."""
+    """Flip each face, turn, scale and shift half of them, and change the colour and contrast of the light."""
     count = len(images)
-    angle, scale = 0.3 * (torch.rand(count) - 0.5), 1 + 0.2 * (torch.rand(count) - 0.5)
+    # What moves is resampled, which blurs eyebrows of two pixels: some stay as they are.
+    moves = (torch.rand(count) < 0.5).float()
+    angle, scale = 0.3 * moves * (torch.rand(count) - 0.5), 1 + 0.2 * moves * (torch.rand(count) - 0.5)
     mirror = torch.where(torch.rand(count) < 0.5, -1.0, 1.0)
     turn = torch.stack([mirror * angle.cos(), -angle.sin(), mirror * angle.sin(), angle.cos()], dim=1).view(
         -1, 2, 2
     )
-    shift = 0.15 * (torch.rand(count, 2) - 0.5)
+    shift = 0.15 * moves[:, None] * (torch.rand(count, 2) - 0.5)
     places = torch.cat([turn * scale[:, None, None], shift[..., None]], dim=2)
     grid = F.affine_grid(places, list(images.shape), align_corners=False)
     images = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)

@@ -12,13 +12,12 @@ from attnguide.interfaces import Adapter
 from attnguide.layers import Layer
 from attnguide.outputs import Tap, find_logits, replace_logits, select
 from attnguide.trace import Feature, Trace
-from attnguide_segmentation.finder import RegionFinder
 
 __all__ = ["Folded"]
 
 
 class Folded(nn.Module):
-    """Runs the parser, the model, and its adapters, and gives logits `(B, K)`.
+    """Runs the model and its adapters, and gives logits `(B, K)`.
 
     Made by `Adapted.fold(images)`. It holds all weights, and goes through `torch.export.export` as it is:
 
@@ -30,7 +29,7 @@ class Folded(nn.Module):
         model: The model.
         adapters: Its adapters, on the model or not.
         layers: For each adapter the layer that it reads, None for none.
-        finder: What gives their masks.
+        companions: What the adapters use, to be moved and exported along.
     """
 
     def __init__(
@@ -38,12 +37,12 @@ class Folded(nn.Module):
         model: nn.Module,
         adapters: Sequence[Adapter],
         layers: Sequence[Layer | None],
-        finder: RegionFinder,
+        companions: Sequence[nn.Module] = (),
     ) -> None:
         super().__init__()
         self.model, self.adapters = model, nn.ModuleList(adapters)
-        self.parser = finder.module
-        self._layers, self._finder = tuple(layers), finder
+        self.companions = nn.ModuleList(companions)
+        self._layers = tuple(layers)
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute logits `(B, K)`."""
