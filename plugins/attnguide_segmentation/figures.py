@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from attnguide import visual
+from attnguide.adapted import traced
 from attnguide.errors import InputError
 from attnguide.functional import min_max
 from attnguide.modes import evaluating
-from attnguide.trace import Trace
 from attnguide_segmentation.adapted import Adapted
 from attnguide_segmentation.pooling import SSP
 from attnguide_segmentation.regions import REGIONS
@@ -44,26 +43,11 @@ def region_weights(adapted: Adapted, images: Tensor) -> Tensor:
     """
     for adapter in adapted.adapters:
         if isinstance(adapter, SSP):
-            with _traces(adapter) as traces, torch.no_grad(), evaluating(adapted.model):
+            with traced(adapter) as traces, torch.no_grad(), evaluating(adapted.model):
                 adapted.model(images)
                 (trace,) = traces
                 return adapter.branches(trace.feature.spatial, adapter.finder(trace.images))[1]
     raise InputError("there is no SSP on the model; attach it with attach(model, images, 'ssp').")
-
-
-@contextmanager
-def _traces(adapter: SSP) -> Iterator[list[Trace]]:
-    """What the adapter is given from now on."""
-    traces: list[Trace] = []
-
-    def keep(module: nn.Module, args: tuple[Trace, ...], output: object) -> None:
-        traces.append(args[0])
-
-    handle = adapter.register_forward_hook(keep)
-    try:
-        yield traces
-    finally:
-        handle.remove()
 
 
 def weights_figure(

@@ -48,8 +48,8 @@ class SSP(Adapter):
         layer: The layer; the last one that has rows and columns by default.
         names: Names of the regions.
         normalise: Bring the features of each region to mean 0 and deviation 1 over the channels, so that
-            regions compete on equal terms, and let all count the same at first. As published, those whose
-            features are largest win early.
+            regions compete on equal terms; let all count the same at first, and learn slowly which to
+            believe. As published, those whose features are largest win early.
 
     Source: Kalayeh, Gong and Shah, CVPR 2017, section 3.1.2.
     """
@@ -101,7 +101,10 @@ class SSP(Adapter):
         pooled = region_means(features, resized(masks, size, self.names)).to(self.recognition.weight.dtype)
         if self.normalise:
             pooled = F.layer_norm(pooled, pooled.shape[-1:])
-        return self.recognition(pooled), self.localisation(pooled).softmax(dim=1)
+        beliefs = self.localisation(pooled)
+        if self.normalise:  # as in attention: else steps are larger than for one feature by √C
+            beliefs = beliefs / pooled.shape[-1] ** 0.5
+        return self.recognition(pooled), beliefs.softmax(dim=1)
 
 
 class PyramidPooling(Adapter):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,8 +25,9 @@ from attnguide.layers import find_layers
 from attnguide.modes import evaluating
 from attnguide.outputs import Call, find_logits
 from attnguide.registry import registry
+from attnguide.trace import Trace
 
-__all__ = ["Adapted", "SavedAdapters", "feature_sizes"]
+__all__ = ["Adapted", "SavedAdapters", "feature_sizes", "traced"]
 
 
 class Adapted(Guide):
@@ -171,6 +172,21 @@ def _made(kind: str, settings: Mapping[str, Any], given: Mapping[str, Any]) -> A
     own = {name: value for name, value in settings.items() if name != "kind"}
     adapter: Adapter = made(**own, **{name: value for name, value in given.items() if name in takes})
     return adapter
+
+
+@contextmanager
+def traced(adapter: Adapter) -> Iterator[list[Trace]]:
+    """List what an adapter is given in each forward pass, for as long as the context lasts."""
+    traces: list[Trace] = []
+
+    def keep(module: nn.Module, args: tuple[Trace, ...], output: object) -> None:
+        traces.append(args[0])
+
+    handle = adapter.register_forward_hook(keep)
+    try:
+        yield traces
+    finally:
+        handle.remove()
 
 
 def feature_sizes(model: nn.Module, images: Tensor, layer: str = "auto") -> tuple[int, int]:

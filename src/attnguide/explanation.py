@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from attnguide import functional, visual
 from attnguide.errors import InputError
 from attnguide.functional import full_precision
-from attnguide.hooks import Recorder, aside, is_answered_beside, unwrap
+from attnguide.hooks import Recorder, adapters_of, aside, is_answered_beside, unwrap
 from attnguide.interfaces import AttributionSource
 from attnguide.layers import LayerSpec, find_layers
 from attnguide.modes import evaluating, full_precision_mode, uncached_autocast
@@ -204,7 +204,7 @@ def explain(
         if made.needs_gradient:
             recorder.leave_out({name: how for one in layers for name, how in one.idle.items()})
         model(images)
-        trace = trace_of(recorder.shards, layers, differentiable=False)
+        trace = trace_of(recorder.shards, layers, differentiable=False, adapters=adapters_of(model))
         pairs = resolve(targets, trace.logits, labels, evidence).compact()
         with torch.no_grad(), full_precision_mode(trace.logits.device):
             raw = {one.name: _maps(made, trace.at(one.name), pairs) for one in layers}

@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from attnguide import check as checking
 from attnguide.compiling import check_uncompiled, compile_before
 from attnguide.errors import GuidanceError, InputError, nearest
-from attnguide.hooks import Recorder, Shard, is_answered_beside, unwrap
+from attnguide.hooks import Recorder, Shard, adapters_of, is_answered_beside, unwrap
 from attnguide.interfaces import Adapter, AlignmentLoss, AttributionSource, TargetPrior
 from attnguide.layers import Layer, LayerSpec, check_layer, find_layers
 from attnguide.modes import full_precision_mode
@@ -112,6 +112,7 @@ class Guide:
             second_order=second_order and any(bound.source.needs_gradient for bound in self._bound),
             before=self._find_layers,
             after=self._adapt if adapters else None,
+            adapters=adapters,
         )
         # Not among the library's own: these hooks change what others see.
         self._adapter_hooks: list[RemovableHandle] = []
@@ -329,6 +330,7 @@ class Guide:
             self._known_layers(),
             differentiable=True,
             second_order=self.second_order,
+            adapters=adapters_of(self.model),
         )
 
     def _adapter_modules(self) -> list[Adapter]:

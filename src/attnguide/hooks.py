@@ -23,6 +23,7 @@ from attnguide.twice import Attention, smooth
 __all__ = [
     "Recorder",
     "Shard",
+    "adapters_of",
     "aside",
     "is_answered_beside",
     "unwrap",
@@ -72,6 +73,16 @@ def is_answered_beside(model: nn.Module) -> bool:
     return any(recorder.answers and not recorder.inert for recorder in _recorders(unwrap(model)))
 
 
+def adapters_of(model: nn.Module) -> tuple[nn.Module, ...]:
+    """The adapters that guides hold on a model."""
+    return tuple(
+        adapter
+        for recorder in _recorders(unwrap(model))
+        if not recorder.inert
+        for adapter in recorder.adapters
+    )
+
+
 @dataclass
 class Shard:
     """What one replica of the model saw in its last forward; under `DataParallel` one a device."""
@@ -96,6 +107,7 @@ class Recorder:
         before: Called as a forward begins, with how the model was called.
         after: Called with the finished shard and the model's output; what it returns, if not None, replaces
             the output.
+        adapters: Those that answer in `after`.
     """
 
     def __init__(
@@ -106,8 +118,10 @@ class Recorder:
         second_order: bool = False,
         before: Callable[[Call], None] | None = None,
         after: Callable[[Shard, Any], Any] | None = None,
+        adapters: Sequence[nn.Module] = (),
     ) -> None:
         self.model = unwrap(model)
+        self.adapters = tuple(adapters)
         self.cut, self.second_order = cut, second_order
         self.answers = after is not None
         self._before, self._after = before, after

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from attnguide.errors import GuidanceError, LayerError
 from attnguide.functional import full_precision
@@ -72,6 +72,7 @@ class Trace:
             here (explaining).
         second_order: Whether gradients computed here are differentiated in turn when training. Otherwise
             they are constants, and only the features carry the guidance.
+        adapters: The adapters that guides hold on the model.
     """
 
     images: Tensor
@@ -79,6 +80,7 @@ class Trace:
     features: Mapping[str, Feature]
     differentiable: bool = False
     second_order: bool = True
+    adapters: tuple[nn.Module, ...] = ()
 
     def at(self, *layers: str) -> Trace:
         """Return the same pass with only the named layers."""

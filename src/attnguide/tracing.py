@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from attnguide.errors import GuidanceError, LayerError
 from attnguide.hooks import Shard
@@ -23,6 +23,7 @@ def trace_of(
     *,
     differentiable: bool,
     second_order: bool = True,
+    adapters: Sequence[nn.Module] = (),
 ) -> Trace:
     """Join the shards of a forward pass to a trace with the given layers.
 
@@ -31,6 +32,7 @@ def trace_of(
         layers: The layers wanted.
         differentiable: Whether gradients will be part of the graph.
         second_order: Whether gradients will be differentiated in turn.
+        adapters: The adapters on the model.
 
     Raises:
         GuidanceError: If the forward did not finish.
@@ -43,7 +45,7 @@ def trace_of(
     images = torch.cat([shard.images.to(device) for shard in shards]) if len(shards) > 1 else shards[0].images
     scores = torch.cat([part.to(device) for part in logits]) if len(logits) > 1 else logits[0]
     features = {layer.name: _feature(shards, layer) for layer in layers}
-    return Trace(images, scores, features, differentiable, second_order)
+    return Trace(images, scores, features, differentiable, second_order, tuple(adapters))
 
 
 def maps_of(source: AttributionSource, trace: Trace, pairs: Pairs) -> Tensor:

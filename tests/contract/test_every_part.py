@@ -6,6 +6,7 @@ The parts come from the registry, so that those of every installed plugin are he
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ import attnguide as ag
 from attnguide.data.faces import ProceduralFaces
 from attnguide.interfaces import AlignmentLoss, AttributionSource, TargetPrior
 from attnguide.registry import registry
+from attnguide_multichannel import adapted as multichannel
 
 SOURCES, PRIORS, LOSSES = (registry().names(kind) for kind in ("source", "prior", "loss"))
 MODELS = {"cnn": cnn, "vit": tiny_vit}
@@ -33,6 +35,12 @@ ANNOTATIONS: dict[str, Callable[[], Any]] = {
 SETTINGS: dict[str, dict[str, Any]] = {
     "action_units": {"classes": ["surprise", "fear", "happiness", "sadness"]},
     "segmentation": {"classes": ["smiling", "blond_hair", "pointy_nose", "eyeglasses"]},
+}
+
+
+# Sources that show what an adapter does, and how to put that on a model.
+BESIDE: dict[str, Callable[[nn.Module], ag.Guide]] = {
+    "multichannel": lambda model: multichannel.attach(model, batch()[0])
 }
 
 
@@ -89,6 +97,21 @@ def model(request: pytest.FixtureRequest) -> Iterator[Mined]:
     for bomb in (model.front, model.behind):
         bomb.error = None
     assert snapshot(model) == before
+
+
+@pytest.fixture(autouse=True)
+def _adapters(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Put on the model what the source of a test shows."""
+    asked: set[str] = set()
+    for value in getattr(getattr(request.node, "callspec", None), "params", {}).values():
+        asked |= set(value) if isinstance(value, tuple) else {value} if isinstance(value, str) else set()
+    with ExitStack() as stack:
+        if "model" in request.fixturenames:
+            model = request.getfixturevalue("model")
+            with torch.random.fork_rng():
+                for name in sorted(asked & set(BESIDE)):
+                    stack.enter_context(BESIDE[name](model))
+        yield
 
 
 def test_parts_are_what_they_say() -> None:

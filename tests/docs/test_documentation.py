@@ -34,6 +34,7 @@ def test_public_names_are_in_the_reference(name: str) -> None:
         "src/attnguide",
         "plugins/attnguide_action_units",
         "plugins/attnguide_gradcam_iou",
+        "plugins/attnguide_multichannel",
         "plugins/attnguide_segmentation",
     ],
 )

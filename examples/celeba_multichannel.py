@@ -1,0 +1,378 @@
+"""Multi-channel attention on facial attributes: accuracy, what is alike, where masks are, what it is for.
+
+With `--data ROOT`, the folder that holds CelebA's folder `celeba`, it learns from photographs; without, from
+drawn faces, which can say more: where each attribute is, and which appear together. It trains the same
+network with a plain head and with multi-channel attention, in full and without its parts, and guided by
+regions of the face; prunes it; and transforms its masks. It prints tables, and writes `result.json` and
+`report.html`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.transforms import v2
+
+import attnguide as ag
+from attnguide.adapted import Adapted
+from attnguide.data.celeba import CelebA
+from attnguide.data.faces import ATTRIBUTES, ProceduralFaces, template
+from attnguide.errors import AttnGuideError
+from attnguide.networks import small_cnn
+from attnguide_multichannel.adapted import attach, multichannel_of
+from attnguide_multichannel.analysis import Analysis, analyse
+from attnguide_multichannel.pruning import magnitude_ranking, prune
+from attnguide_multichannel.report import write_report
+from attnguide_multichannel.transform import emphasised, suppressed
+from attnguide_segmentation.parser import load_parser
+from attnguide_segmentation.prior import SegmentationPrior
+
+#: What is trained: the adapter's settings; None for the plain head.
+WAYS: dict[str, dict[str, float] | None] = {
+    "plain head": None,
+    "multi-channel attention": {},
+    "without multi-label classifier": {"multi_label": 0.0},
+    "without reconstructor": {"reconstruction": 0.0},
+}
+#: Attributes of different places that appear together in the second set of drawn faces.
+TOGETHER = {
+    ("heavy_makeup", "earrings"): 0.92,
+    ("eyeglasses", "goatee"): 0.92,
+    ("lipstick", "pale_skin"): 0.92,
+}
+EQUAL = {name: 0.4 for pair in TOGETHER for name in pair}
+SHARES = (0.1, 0.3, 0.5, 0.7)
+_CONSOLE = Console(stderr=True)
+
+
+@dataclass(frozen=True)
+class Faces:
+    """Faces in memory.
+
+    Attributes:
+        images: Bytes `(N, 3, H, W)`.
+        labels: `(N, K)`, 0 or 1.
+        regions: Masks of the regions, bytes `(N, 7, h, w)`; None where they are not needed.
+    """
+
+    images: Tensor
+    labels: Tensor
+    regions: Tensor | None = None
+
+    def batch(self, index: Tensor) -> Tensor:
+        """Some images, as the network takes them."""
+        return (self.images[index].float() / 255 - 0.5) / 0.25
+
+
+# ------------------------------------------------------------------------------ data
+
+
+def drawn(options: argparse.Namespace, count: int, seed: int, *, together: bool = False) -> Faces:
+    """Draw faces, whose attributes are independent, or appear together."""
+    bias: dict[str, Any] = {"cooccurrence": TOGETHER, "prevalence": EQUAL} if together else {}
+    faces = ProceduralFaces(count, options.size, seed=seed, **bias).stack()
+    images = faces.image.as_subclass(Tensor)
+    parser = load_parser()
+    parts = track(images.split(64), "finding regions", console=_CONSOLE, transient=True)
+    masks = None if together else torch.cat([(parser(part) * 255).round().byte() for part in parts])
+    return Faces((images * 255).round().byte(), faces.attributes, masks)
+
+
+def photographs(options: argparse.Namespace, split: str) -> Faces:
+    """Read CelebA, resized."""
+    transform = v2.Compose([v2.PILToTensor(), v2.Resize([options.size, options.size], antialias=True)])
+    data = CelebA(options.data, split, transform=transform)
+    count = min(len(data), options.limit or len(data))
+    shown = track(range(count), f"reading {split}", console=_CONSOLE, transient=True)
+    images, labels = (torch.stack(part) for part in zip(*(data[index] for index in shown), strict=True))
+    return Faces(images, labels)
+
+
+# -------------------------------------------------------------------------- training
+
+
+def backbone(options: argparse.Namespace, classes: int) -> nn.Module:
+    """A network from random weights."""
+    if options.data is None:
+        return small_cnn(classes, width=16)
+    model: nn.Module = timm.create_model(options.model, num_classes=classes)
+    return model
+
+
+def train(
+    options: argparse.Namespace,
+    faces: Faces,
+    seed: int,
+    settings: dict[str, float] | None,
+    classes: Sequence[str],
+    *,
+    guided: bool = False,
+) -> tuple[nn.Module, Adapted | None]:
+    """Train a network on attributes; all ways alike."""
+    torch.manual_seed(seed)
+    model = backbone(options, len(classes))
+    adapted: Adapted | None = None
+    if settings is not None:
+        terms = []
+        if guided:
+            prior = SegmentationPrior(classes=classes)
+            terms = [ag.Term("multichannel", prior, "energy", options.guidance, targets="all")]
+        adapted = attach(model, faces.batch(torch.arange(2)), terms=terms, **settings)  # type: ignore[arg-type]
+    own = [] if adapted is None else list(adapted.parameters())
+    optimizer = torch.optim.AdamW([*model.parameters(), *own], lr=options.rate)
+    batches = [part for _ in range(options.epochs) for part in torch.randperm(len(faces.images)).split(32)]
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.rate, total_steps=len(batches))
+    model.train()
+    for index in track(batches, "training", console=_CONSOLE, transient=True):
+        mirror = (torch.rand(len(index)) < 0.5)[:, None, None, None]
+        images, labels = faces.batch(index), faces.labels[index]
+        loss = F.binary_cross_entropy_with_logits(model(torch.where(mirror, images.flip(3), images)), labels)
+        if adapted is not None:
+            regions = {}
+            if guided and faces.regions is not None:
+                masks = faces.regions[index].float() / 255
+                regions = {"regions": torch.where(mirror, masks.flip(3), masks)}
+            loss = loss + adapted.loss(labels, **regions)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return model.eval(), adapted
+
+
+@torch.no_grad()
+def accuracy(
+    model: Callable[[Tensor], Tensor], faces: Faces, corrupt: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
+    """Share of right answers for each attribute, `(K,)`."""
+    right = []
+    for index in torch.arange(len(faces.images)).split(64):
+        images = faces.batch(index)
+        right.append(
+            (model(images if corrupt is None else corrupt(images)) > 0) == faces.labels[index].bool()
+        )
+    return torch.cat(right).float().mean(dim=0)
+
+
+# ------------------------------------------------------------------------ the questions
+
+
+def energies(model: nn.Module, faces: Faces) -> Tensor:
+    """Energy of each attribute's mean mask in its place, in units of the place's area, `(K,)`."""
+    size = (faces.images.shape[-2], faces.images.shape[-1])
+    places = torch.stack([template(name, size[0]) for name in ATTRIBUTES])
+    shares = []
+    for index in torch.arange(len(faces.images)).split(64):
+        shown = ag.explain(model, faces.batch(index), source="multichannel", targets="all", size=None)
+        masks = shown.by_layer[shown.layer]
+        inside = F.adaptive_avg_pool2d(places[None], masks.shape[-2:])[0]
+        shares.append((masks * inside).sum(dim=(2, 3)) / masks.sum(dim=(2, 3)) / inside.mean(dim=(1, 2)))
+    return torch.cat(shares).mean(dim=0)
+
+
+def found_again(analysis: Analysis, *, together: bool) -> dict[str, float]:
+    """How often a partner is among the five that correlate most: of one place, together, and neither."""
+    places = torch.stack([template(name, 64) for name in ATTRIBUTES]).flatten(1)
+    both = torch.minimum(places[:, None], places[None]).sum(dim=2)
+    overlap = both / torch.maximum(places[:, None], places[None]).sum(dim=2)
+    listed = {name: {other for other, _ in others} for name, others in analysis.correlated(5).items()}
+    hits: dict[str, list[bool]] = {"one place": [], "together": [], "neither": []}
+    hair = {"black_hair", "blond_hair", "brown_hair", "bald", "bangs", "hat"}
+    for first, name in enumerate(ATTRIBUTES):
+        for second, other in enumerate(ATTRIBUTES):
+            if first == second:
+                continue
+            hit = other in listed[name]
+            if together and ((name, other) in TOGETHER or (other, name) in TOGETHER):
+                hits["together"].append(hit)
+            elif overlap[first, second] > 0.3:
+                hits["one place"].append(hit)
+            elif overlap[first, second] < 0.02 and not {name, other} <= hair:  # these exclude each other
+                hits["neither"].append(hit)
+    return {kind: sum(found) / len(found) for kind, found in hits.items() if found}
+
+
+def pruned(adapted: Adapted, analysis: Analysis, faces: Faces, seed: int) -> list[dict[str, Any]]:
+    """Accuracy, FLOPs and relative time of smaller networks, by three rankings; nothing is trained again."""
+    images = faces.batch(torch.arange(32))
+    rankings = {
+        "analysis": analysis.ranking,
+        "magnitude": magnitude_ranking(adapted, images),
+        "random": torch.randperm(len(analysis.ranking), generator=torch.Generator().manual_seed(seed)),
+    }
+    rows = []
+    for share in (0.0, *SHARES):
+        for name, ranking in rankings.items():
+            smaller = prune(adapted, images[:2], ranking, share)
+            smaller.model.eval()
+            with FlopCounterMode(display=False) as counter, torch.no_grad():
+                smaller.model(images[:1])
+            rows.append(
+                {
+                    "share": share,
+                    "ranking": name,
+                    "accuracy": float(accuracy(smaller.model, faces).mean()),
+                    "flops": counter.get_total_flops(),
+                    "time": relative_time(smaller.model, adapted.model, images),
+                }
+            )
+            smaller.remove()
+    return rows
+
+
+@torch.no_grad()
+def relative_time(model: nn.Module, whole: nn.Module, images: Tensor, rounds: int = 15) -> float:
+    """Median of what a forward pass takes, in units of the whole network's, measured by turns."""
+    ratios = []
+    for _ in range(rounds):
+        times = []
+        for network in (model, whole):
+            start = time.perf_counter()
+            network(images)
+            times.append(time.perf_counter() - start)
+        ratios.append(times[0] / times[1])
+    return sorted(ratios)[rounds // 2]
+
+
+def transformed(
+    adapted: Adapted, analysis: Analysis, faces: Faces, biased: tuple[Adapted, Analysis] | None
+) -> dict[str, float]:
+    """Accuracy of transformed masks: on noisy images, and where attributes no longer appear together."""
+
+    def noisy(images: Tensor) -> Tensor:
+        return images + 0.8 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+
+    adapter = multichannel_of(adapted)
+    found = {"noise": float(accuracy(adapted.model, faces, noisy).mean())}
+    with emphasised(adapter, analysis.importance, share=0.5, factor=0.5):
+        found["noise, emphasised"] = float(accuracy(adapted.model, faces, noisy).mean())
+    if biased is not None:
+        guide, known = biased
+        model, attention = guide.model, multichannel_of(guide)
+        pairs = [(ATTRIBUTES.index(one), ATTRIBUTES.index(other)) for one, other in TOGETHER]
+        before, after = [], []
+        plain = accuracy(model, faces)
+        for one, other in [*pairs, *((other, one) for one, other in pairs)]:
+            before.append(float(plain[one]))
+            with suppressed(attention, known.importance, one, of=[other]):
+                after.append(float(accuracy(model, faces)[one]))
+        found["apart"] = sum(before) / len(before)
+        found["apart, suppressed"] = sum(after) / len(after)
+    return found
+
+
+# ------------------------------------------------------------------------------ main
+
+
+def run(options: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """Train, and ask everything, with one seed."""
+    if options.data is None:
+        classes: Sequence[str] = ATTRIBUTES
+        faces, valid, test = (
+            drawn(options, count, 10 * seed + part) for part, count in enumerate((options.faces, 300, 600))
+        )
+    else:
+        faces, valid, test = (photographs(options, split) for split in ("train", "valid", "test"))
+        classes = CelebA(options.data, "test").classes
+    found: dict[str, Any] = {"accuracy": {}}
+    kept: Adapted | None = None
+    for way, settings in WAYS.items():
+        model, adapted = train(options, faces, seed, settings, classes)
+        found["accuracy"][way] = accuracy(model, test).tolist()
+        print(f"seed {seed}, {way}: accuracy {100 * mean(found['accuracy'][way]):.2f} %", flush=True)
+        if way == "multi-channel attention":
+            kept = adapted
+    assert kept is not None
+
+    def analysed(guide: Adapted, some: Faces) -> Analysis:
+        batches = (some.batch(index) for index in torch.arange(len(some.images)).split(64))
+        return analyse(guide, batches, classes)
+
+    analysis = analysed(kept, valid)
+    found["pruning"] = pruned(kept, analysis, test, seed)
+    write_report(kept, analysis, test.batch(torch.arange(6)), options.out / "report.html")
+    biased = None
+    if options.data is None:
+        found["energy"] = {"free": energies(kept.model, test).tolist()}
+        found["structure"] = {"independent": found_again(analysis, together=False)}
+        guided, _ = train(options, faces, seed, {}, classes, guided=True)
+        found["energy"]["guided"] = energies(guided, test).tolist()
+        found["accuracy"]["guided"] = accuracy(guided, test).tolist()
+        together = drawn(options, options.faces, 10 * seed + 3, together=True)
+        _, guide = train(options, together, seed, {}, classes)
+        assert guide is not None
+        biased = guide, analysed(guide, drawn(options, 300, 10 * seed + 4, together=True))
+        found["structure"]["together"] = found_again(biased[1], together=True)
+        print(f"seed {seed}: {found['structure']}", flush=True)
+        print(f"seed {seed}: energy { ({way: round(mean(e), 2) for way, e in found['energy'].items()}) }")
+    found["transformed"] = transformed(kept, analysis, test, biased)
+    print(f"seed {seed}: {found['transformed']}", flush=True)
+    return {"classes": list(classes), **found}
+
+
+def mean(values: Sequence[float]) -> float:
+    """Mean of some numbers."""
+    return sum(values) / len(values)
+
+
+def tables(found: dict[str, Any]) -> str:
+    """Accuracy by attribute, and what pruning costs."""
+    ways = found["accuracy"]
+    lines = [f"| attribute | {' | '.join(ways)} |", f"|---|{'--:|' * len(ways)}"]
+    rows = [*zip(found["classes"], *ways.values(), strict=True), ("average", *map(mean, ways.values()))]
+    lines += [
+        f"| {name} | {' | '.join(f'{100 * value:.1f}' for value in values)} |" for name, *values in rows
+    ]
+    lines += ["", "| channels removed | ranking | accuracy | MFLOPs | time |", "|--:|---|--:|--:|--:|"]
+    for row in found["pruning"]:
+        lines.append(
+            f"| {row['share']:.0%} | {row['ranking']} | {100 * row['accuracy']:.1f} | "
+            f"{row['flops'] / 1e6:.1f} | {row['time']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--data", type=Path, help="folder that holds CelebA's folder celeba; drawn faces without")
+    add("--model", default="resnet18", help="timm's name of the network for photographs")
+    add("--limit", type=int, help="read so many photographs of each split")
+    add("--size", type=int, help="of the images, in pixels; 64 for drawn faces, 128 for photographs")
+    add("--faces", type=int, default=2000, help="number of drawn faces to learn from")
+    add("--epochs", type=int, default=10)
+    add("--rate", type=float, default=5e-3, help="highest learning rate")
+    add("--guidance", type=float, default=1.0, help="λ of the guidance by regions")
+    add("--seed", type=int, default=0)
+    add("--out", type=Path, default=Path("attnguide-multichannel"), help="folder for results")
+    options = parser.parse_args()
+    options.size = options.size or (64 if options.data is None else 128)
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+        found = run(options, options.seed)
+    except (AttnGuideError, OSError) as error:
+        sys.exit(f"celeba_multichannel.py: {error}")
+    print(tables(found))
+    settings = {key: str(value) for key, value in vars(options).items()}
+    (options.out / "result.json").write_text(json.dumps({"settings": settings, **found}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

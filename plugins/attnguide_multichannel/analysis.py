@@ -1,0 +1,252 @@
+"""What the masks tell about a data set: which attributes are alike, which channels are, and which matter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from attnguide.adapted import Adapted, traced
+from attnguide.errors import InputError
+from attnguide.modes import evaluating
+from attnguide_multichannel.adapted import multichannel_of
+from attnguide_multichannel.attention import MultiChannel
+
+__all__ = ["Analysis", "Likeness", "MaskStatistics", "analyse", "clustered"]
+
+#: By what attributes are compared.
+Likeness = Literal["masks", "scores", "both"]
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What the masks told about a data set.
+
+    Attributes:
+        classes: Names of the K attributes.
+        attributes: Correlation of the masks of each two attributes, over all channels, positions and
+            samples, `(K, K)` in [-1, 1].
+        scores: Correlation of the scores of each two attributes over the samples, `(K, K)` in [-1, 1].
+        channels: Correlation of the masks of each two channels, over all attributes, positions and samples,
+            `(C, C)` in [-1, 1].
+        importance: How much each channel moves the score of each attribute: standard deviation over the
+            samples of what it adds, in units of logits, `(K, C)`.
+        maps: Mean over the samples and channels of each attribute's mask, `(K, h, w)`.
+        samples: Number of samples.
+    """
+
+    classes: tuple[str, ...]
+    attributes: Tensor
+    scores: Tensor
+    channels: Tensor
+    importance: Tensor
+    maps: Tensor
+    samples: int
+
+    def correlated(self, count: int = 5, by: Likeness = "both") -> dict[str, list[tuple[str, float]]]:
+        """For each attribute, those that are most alike, with their likeness.
+
+        Args:
+            count: How many; all others if there are fewer.
+            by: `"masks"`: correlation of the masks, high if two attributes are seen in one place and by the
+                same features. `"scores"`: correlation of the scores without its sign, high if they appear
+                together or exclude each other. `"both"`: the mean of the two.
+
+        Returns:
+            For each attribute pairs of a name and a likeness, the highest first.
+
+        Raises:
+            InputError: If `by` is something else.
+        """
+        others = self.likeness(by)
+        others.fill_diagonal_(-torch.inf)
+        best = others.topk(min(count, len(self.classes) - 1), dim=1)
+        return {
+            name: [
+                (self.classes[index], value)
+                for index, value in zip(indices.tolist(), values.tolist(), strict=True)
+            ]
+            for name, indices, values in zip(self.classes, best.indices, best.values, strict=True)
+        }
+
+    def likeness(self, by: Likeness = "both") -> Tensor:
+        """How alike each two attributes are, `(K, K)` in [-1, 1]; see `correlated`.
+
+        Raises:
+            InputError: If `by` is something else.
+        """
+        if by not in get_args(Likeness):
+            raise InputError(f"by={by!r} must be one of {', '.join(get_args(Likeness))}.")
+        masks, scores = self.attributes, self.scores.abs()
+        return {"masks": masks, "scores": scores, "both": (masks + scores) / 2}[by].clone()
+
+    def matters(self, attribute: str, count: int = 5) -> list[tuple[int, float]]:
+        """The channels that move an attribute's score most, with their share of all importance.
+
+        Args:
+            attribute: Its name.
+            count: How many.
+
+        Raises:
+            InputError: If there is no such attribute.
+        """
+        if attribute not in self.classes:
+            raise InputError(f"there is no attribute {attribute!r}; there are {', '.join(self.classes)}.")
+        own = self.importance[self.classes.index(attribute)]
+        shares = own / own.sum().clamp(min=torch.finfo(own.dtype).tiny)
+        best = shares.topk(min(count, len(shares)))
+        return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+
+    @property
+    def ranking(self) -> Tensor:
+        """Channels `(C,)`, the least important first: what to prune.
+
+        Each attribute counts the same: a channel's importance is the sum over the attributes of its share
+        in each.
+        """
+        total = self.importance.sum(dim=1, keepdim=True)
+        shares = self.importance / total.clamp(min=torch.finfo(total.dtype).tiny)
+        return shares.sum(dim=0).argsort(stable=True)
+
+
+class MaskStatistics:
+    """Gathers what an analysis needs, batch by batch, without ever holding all masks.
+
+    Masks are sums of maps that they share, `M_kcp = Σ_r a_kcr S_rp`, so that the covariance of any two
+    follows from the R×R products of the maps alone: `Σ_p M_kcp M_jdp = a_kcᵀ (Σ_p S Sᵀ) a_jd`.
+
+    Args:
+        adapter: The multi-channel attention, whose weights must not change in between.
+    """
+
+    def __init__(self, adapter: MultiChannel) -> None:
+        self.adapter = adapter
+        self.samples = 0
+        count, channels, maps = adapter.deviation.shape
+        place = adapter.weight.device
+        self._products = torch.zeros(maps, maps, dtype=torch.float64, device=place)
+        self._sum = torch.zeros(count, channels, dtype=torch.float64, device=place)
+        self._squares = torch.zeros_like(self._sum)
+        self._scores = torch.zeros(count, count, dtype=torch.float64, device=place)
+        self._maps: Tensor | None = None
+
+    @torch.no_grad()
+    def update(self, features: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            features: `(B, C, h, w)`; of one size in all batches.
+
+        Raises:
+            InputError: If the grid is another than before.
+        """
+        adapter = self.adapter
+        positions = adapter.positions(features)
+        mean = positions.sum(dim=0)
+        if self._maps is not None and mean.shape != self._maps.shape:
+            raise InputError(
+                f"features have a grid of {tuple(mean.shape[1:])}, those before had "
+                f"{tuple(self._maps.shape[1:])}; give images of one size."
+            )
+        self._maps = mean if self._maps is None else self._maps + mean
+        flat = positions.flatten(2)
+        # Each map sums to 1, so that its mean is known.
+        centred = (flat - 1 / flat.shape[2]).double()
+        self._products += torch.einsum("brp,bqp->rq", centred, centred)
+        attended = adapter.attended(features)
+        weights = (adapter.weight * adapter.factors)[..., None] * adapter.shares
+        added = torch.einsum("bcr,kcr->bkc", attended, weights.to(attended.dtype)).double()
+        self._sum += added.sum(dim=0)
+        scores = added.sum(dim=2)
+        self._scores += scores.T @ scores
+        self._squares += added.square().sum(dim=0)
+        self.samples += len(features)
+
+    @torch.no_grad()
+    def result(self, classes: Sequence[str]) -> Analysis:
+        """Make the analysis.
+
+        Args:
+            classes: Names of the K attributes.
+
+        Raises:
+            InputError: If there was no batch, or the number of names is wrong.
+        """
+        adapter = self.adapter
+        if self._maps is None:
+            raise InputError("there was nothing to analyse: no image came.")
+        if len(classes) != len(adapter.weight):
+            raise InputError(f"{len(classes)} names were given for {len(adapter.weight)} attributes.")
+        shares = (adapter.shares * adapter.factors[..., None]).double()
+        spread = shares @ self._products  # (K, C, R)
+        mean = self._sum / self.samples
+        variance = self._squares / self.samples - mean.square()
+        return Analysis(
+            tuple(classes),
+            _correlation(torch.einsum("kcr,jcr->kj", spread, shares)),
+            _correlation(self._scores / self.samples - torch.outer(mean.sum(dim=1), mean.sum(dim=1))),
+            _correlation(torch.einsum("kcr,kdr->cd", spread, shares)),
+            variance.clamp(min=0).sqrt().float().cpu(),
+            torch.einsum("kr,rhw->khw", shares.mean(dim=1).float(), self._maps.float() / self.samples).cpu(),
+            self.samples,
+        )
+
+
+def analyse(
+    adapted: Adapted, batches: Iterable[Tensor], classes: Sequence[str], *, progress: bool = False
+) -> Analysis:
+    """Analyse a data set.
+
+    Args:
+        adapted: The model and its multi-channel attention.
+        batches: Batches of images `(B, 3, H, W)`, as the model expects them.
+        classes: Names of the K attributes.
+        progress: Show a bar.
+
+    Returns:
+        The analysis.
+
+    Raises:
+        InputError: If there is no multi-channel attention or no image, or the names do not fit.
+    """
+    statistics = MaskStatistics(multichannel_of(adapted))
+    shown = track(batches, "analysing", console=Console(stderr=True), transient=True, disable=not progress)
+    with evaluating(adapted.model), torch.no_grad():
+        for images in shown:
+            with traced(statistics.adapter) as traces:
+                adapted.model(images)
+            statistics.update(traces[-1].feature.spatial)
+    return statistics.result(classes)
+
+
+def clustered(correlation: Tensor) -> tuple[list[int], Tensor]:
+    """Order attributes or channels so that those that are alike stand together.
+
+    Args:
+        correlation: `(N, N)`.
+
+    Returns:
+        Their order, and the tree of average linkage that it comes from, with distances 1 − correlation, as
+        `scipy.cluster.hierarchy` writes it, `(N - 1, 4)`; `(0, 4)` for a single one.
+    """
+    if len(correlation) < 2:
+        return list(range(len(correlation))), correlation.new_zeros(0, 4)
+    from scipy.cluster.hierarchy import leaves_list, linkage
+    from scipy.spatial.distance import squareform
+
+    distance = (1 - correlation).clamp(min=0).fill_diagonal_(0)
+    tree = linkage(squareform(((distance + distance.T) / 2).numpy(), checks=False), method="average")
+    return [int(leaf) for leaf in leaves_list(tree)], torch.from_numpy(tree)
+
+
+def _correlation(covariance: Tensor) -> Tensor:
+    """Correlations, in float32 on the CPU; 0 with what does not vary, 1 with itself."""
+    size = covariance.diagonal().clamp(min=0).sqrt()
+    divisor = torch.where(size > 0, size, torch.ones_like(size))
+    found = (covariance / divisor[:, None] / divisor).clamp(-1, 1).float().cpu()
+    return found.fill_diagonal_(1)

@@ -1,0 +1,204 @@
+"""The adapter: for each attribute a classifier of its own, with a mask over all channels and positions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attnguide.errors import InputError
+from attnguide.functional import full_precision
+from attnguide.interfaces import Adapter
+from attnguide.trace import Trace
+
+__all__ = ["MultiChannel", "Reconstructor"]
+
+
+class MultiChannel(Adapter):
+    """Multi-channel attention: K binary classifiers, each with a mask of the same shape as the features.
+
+    The k-th score is a linear function of what the mask lets through, summed over the positions:
+    `s_k = b_k + Σ_c w_kc Σ_p F_cp · M_kcp`. Masks are computed from the features. They share R maps of
+    positions: `M_kcp = Σ_r a_kcr S_rp`, where `S` is a softmax over the positions of a 1×1 convolution of
+    the features, and `a` a softmax over the maps. So each mask is in [0, 1] and sums to 1 over the positions
+    in each channel, and nothing as large as all masks has to be made in training.
+
+    Two more parts share the features while training, and add to `guide.loss`: a multi-label classifier of
+    the pooled features, and a reconstructor that makes the image from them. The whole loss is that of your
+    own loop on the scores, plus `α · BCE(multi-label) + β · MSE(reconstruction)`.
+
+    Args:
+        channels: C, of the layer's features.
+        classes: K, the number of attributes.
+        image_channels: Channels of the images.
+        maps: R, the number of maps that the masks share.
+        multi_label: α, at least 0; 0 for no multi-label classifier.
+        reconstruction: β, at least 0; 0 for no reconstructor.
+        layer: The layer; the last one that has rows and columns by default.
+
+    Raises:
+        InputError: If a number is too small.
+
+    Source: the poster "Multi-Channel Attention Mechanism" (MAM) for the components; how masks are computed,
+    and the losses, are our choice, since the poster tells neither.
+    """
+
+    factors: Tensor
+    """Factors on the masks, `(K, C)`; see `attnguide_multichannel.transform`."""
+
+    name = "multichannel"
+
+    def __init__(
+        self,
+        channels: int,
+        classes: int,
+        *,
+        image_channels: int = 3,
+        maps: int = 32,
+        multi_label: float = 0.5,
+        reconstruction: float = 0.1,
+        layer: str = "auto",
+    ) -> None:
+        super().__init__()
+        for what, count in (("channels", channels), ("classes", classes), ("maps", maps)):
+            if count < 1:
+                raise InputError(f"{what}={count} must be at least 1.")
+        for what, weight in (("multi_label", multi_label), ("reconstruction", reconstruction)):
+            if not weight >= 0:
+                raise InputError(f"{what}={weight} must be at least 0.")
+        self.layer = layer
+        self.multi_label, self.reconstruction = multi_label, reconstruction
+        self.settings = {
+            "channels": channels,
+            "classes": classes,
+            "image_channels": image_channels,
+            "maps": maps,
+            "multi_label": multi_label,
+            "reconstruction": reconstruction,
+            "layer": layer,
+        }
+        self.places = nn.Conv2d(channels, maps, 1)
+        # Which maps an attribute attends by, and in which channels it does otherwise.
+        self.choice = nn.Parameter(torch.randn(classes, 1, maps))
+        self.deviation = nn.Parameter(torch.zeros(classes, channels, maps))
+        self.weight = nn.Parameter(torch.empty(classes, channels).uniform_(-1, 1) / channels**0.5)
+        self.bias = nn.Parameter(torch.zeros(classes))
+        self.classifier = nn.Linear(channels, classes) if multi_label else None
+        self.reconstructor = Reconstructor(channels, image_channels) if reconstruction else None
+        self.register_buffer("factors", torch.ones(classes, channels))
+
+    # ------------------------------------------------------------------ masks
+
+    def positions(self, features: Tensor) -> Tensor:
+        """Compute the maps that the masks share.
+
+        Args:
+            features: `(B, C, h, w)`.
+
+        Returns:
+            S, `(B, R, h, w)` in [0, 1]; each sums to 1.
+        """
+        # Features of different models differ much in size.
+        size = features.float().square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+        scaled = features / (size + 1e-6).to(features.dtype)
+        logits = full_precision(self.places(scaled.to(self.places.weight.dtype)))
+        return logits.flatten(2).softmax(dim=2).view_as(logits)
+
+    @property
+    def shares(self) -> Tensor:
+        """a, the share of each map in the mask of each attribute and channel, `(K, C, R)`; sums to 1."""
+        return (self.choice + self.deviation).softmax(dim=2)
+
+    def masks(self, features: Tensor) -> Tensor:
+        """Compute all masks. They are large: `B·K·C·h·w` numbers.
+
+        Args:
+            features: `(B, C, h, w)`.
+
+        Returns:
+            `(B, K, C, h, w)` in [0, 1]; each channel sums to 1 (times the factor of a transformation).
+        """
+        shares = self.shares * self.factors[..., None]
+        return torch.einsum("kcr,brhw->bkchw", shares, self.positions(features).to(shares.dtype))
+
+    def mean_masks(self, features: Tensor) -> Tensor:
+        """Compute the mean of the masks over the channels, `(B, K, h, w)`, without making them."""
+        shares = (self.shares * self.factors[..., None]).mean(dim=1)
+        return torch.einsum("kr,brhw->bkhw", shares, self.positions(features).to(shares.dtype))
+
+    # ----------------------------------------------------------------- scores
+
+    def attended(self, features: Tensor) -> Tensor:
+        """Sum features over the positions, as each of the shared maps sees them, `(B, C, R)`."""
+        positions = self.positions(features).flatten(2)
+        return torch.bmm(full_precision(features).flatten(2).to(positions.dtype), positions.transpose(1, 2))
+
+    def scores(self, attended: Tensor) -> Tensor:
+        """Compute the scores of the K classifiers, `(B, K)`, from what [`attended`] gives."""
+        weights = (self.weight * self.factors)[..., None] * self.shares
+        return F.linear(attended.flatten(1).to(weights.dtype), weights.flatten(1), self.bias)
+
+    def forward(self, trace: Trace) -> Tensor:
+        """Answer in place of the model; logits `(B, K)`."""
+        return self.scores(self.attended(trace.feature.spatial))
+
+    # ------------------------------------------------------------------- loss
+
+    def loss(self, trace: Trace, labels: Tensor, **annotations: Any) -> Tensor | None:
+        """Add what the multi-label classifier and the reconstructor have to learn.
+
+        Args:
+            trace: The forward pass.
+            labels: Attributes `(B, K)`, or class indices `(B,)`.
+            **annotations: None are read.
+        """
+        features = trace.feature.spatial
+        total: Tensor | None = None
+        if self.classifier is not None:
+            scores = full_precision(self.classifier(features.mean(dim=(2, 3)).to(self.weight.dtype)))
+            if labels.ndim == 1:
+                labels = F.one_hot(labels, scores.shape[1])
+            own = F.binary_cross_entropy_with_logits(scores, labels.to(scores.dtype))
+            total = self.multi_label * own
+        if self.reconstructor is not None:
+            made = full_precision(self.reconstructor(features.to(self.weight.dtype), trace.image_size))
+            image = F.interpolate(full_precision(trace.images), made.shape[-2:], mode="area")
+            own = self.reconstruction * F.mse_loss(made, image)
+            total = own if total is None else total + own
+        return total
+
+
+class Reconstructor(nn.Module):
+    """Makes the image, at up to four times the resolution of the features, from the features.
+
+    Args:
+        channels: C, of the features.
+        image_channels: Channels of the images.
+        width: Channels in between.
+    """
+
+    def __init__(self, channels: int, image_channels: int = 3, width: int = 64) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, width, 3, padding=1)
+        self.second = nn.Conv2d(width, width // 2, 3, padding=1)
+        self.last = nn.Conv2d(width // 2, image_channels, 3, padding=1)
+
+    def forward(self, features: Tensor, size: tuple[int, int]) -> Tensor:
+        """Make the image.
+
+        Args:
+            features: `(B, C, h, w)`.
+            size: `(H, W)` of the image, which is not exceeded.
+
+        Returns:
+            `(B, image_channels, 4h, 4w)`, or as large as the image if that is smaller.
+        """
+        made = self.first(features).relu()
+        for layer in (self.second, self.last):
+            height, width = (min(2 * side, whole) for side, whole in zip(made.shape[-2:], size, strict=True))
+            made = layer(F.interpolate(made, (height, width), mode="nearest"))
+            made = made.relu() if layer is self.second else made
+        result: Tensor = made
+        return result

@@ -1,0 +1,184 @@
+"""Pruning: channels that matter to no attribute are taken out of the model."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attnguide.adapted import Adapted, feature_sizes
+from attnguide.errors import InputError, LayerError
+from attnguide.hooks import aside, unwrap
+from attnguide.layers import find_layers
+from attnguide.modes import evaluating
+from attnguide.outputs import Tap
+from attnguide_multichannel.adapted import multichannel_of
+from attnguide_multichannel.attention import MultiChannel
+
+__all__ = ["magnitude_ranking", "prune", "without_channels"]
+
+
+def prune(adapted: Adapted, images: Tensor, ranking: Tensor | Sequence[int], share: float) -> Adapted:
+    """Make a smaller model without the channels that come first in a ranking.
+
+    Channels of the layer that is masked are removed, and with them all that is tied to them: the filters
+    that make them, what they are normalised by, what residual connections add to them, and what reads them.
+
+    ```python
+    smaller = prune(adapted, images[:2], analysis.ranking, share=0.3)
+    logits = smaller.model(images)
+    ```
+
+    Args:
+        adapted: The model and its multi-channel attention; both stay as they are.
+        images: Some images, `(B, 3, H, W)`.
+        ranking: All channels `(C,)`, those to remove first; see
+            [`Analysis.ranking`][attnguide_multichannel.analysis.Analysis].
+        share: How many of them to remove, in [0, 1).
+
+    Returns:
+        A copy of the model that is smaller, with its multi-channel attention.
+
+    Raises:
+        InputError: If the share or the ranking is wrong, or torch-pruning is not installed
+            (`pip install attnguide[pruning]`).
+        LayerError: If the model's channels cannot be removed.
+    """
+    adapter = multichannel_of(adapted)
+    channels = adapter.places.in_channels
+    order = torch.as_tensor(ranking).tolist()
+    if sorted(order) != list(range(channels)):
+        raise InputError(f"ranking must hold each of the {channels} channels once.")
+    if not 0 <= share < 1:
+        raise InputError(f"share={share} must be at least 0 and below 1.")
+    removed = sorted(order[: min(round(share * channels), channels - 1)])
+    kept = sorted(set(range(channels)) - set(removed))
+    layer = find_layers(unwrap(adapted.model), images, adapter.layer or "auto")[0].name
+    model = _bare(unwrap(adapted.model))
+    if removed:
+        _remove(model, images, _maker(adapted, images, layer), removed)
+    smaller = without_channels(adapter, kept)
+    # What is known of the whole model, and "auto" goes by, is not true of the smaller one.
+    smaller.layer = smaller.settings["layer"] = layer
+    if feature_sizes(model, images, layer)[0] != len(kept):
+        raise LayerError(f"the channels of layer {layer!r} cannot be removed: others are tied to them.")
+    return Adapted.put_on(model, [smaller], images)
+
+
+def without_channels(adapter: MultiChannel, kept: Sequence[int]) -> MultiChannel:
+    """Make a multi-channel attention for features with only some of the channels.
+
+    Args:
+        adapter: The whole one, which stays as it is.
+        kept: Indices of the channels that are left, at least one.
+    """
+    smaller = MultiChannel(**{**adapter.settings, "channels": len(kept)})
+    weights = {}
+    for name, value in adapter.state_dict().items():
+        # Where the channels are in each weight; others have none.
+        axis = {
+            "places.weight": 1,
+            "deviation": 1,
+            "weight": 1,
+            "factors": 1,
+            "classifier.weight": 1,
+            "reconstructor.first.weight": 1,
+        }.get(name)
+        weights[name] = value if axis is None else value[:, list(kept)]
+    smaller.load_state_dict(weights)
+    return smaller.to(adapter.weight.device, adapter.weight.dtype)
+
+
+def magnitude_ranking(adapted: Adapted, images: Tensor) -> Tensor:
+    """Rank channels by the size of the filters that make them, the smallest first, to compare with.
+
+    Args:
+        adapted: The model and its multi-channel attention.
+        images: Some images, `(B, 3, H, W)`.
+
+    Returns:
+        Channels `(C,)`.
+
+    Raises:
+        LayerError: If no convolution makes them.
+    """
+    adapter = multichannel_of(adapted)
+    model = unwrap(adapted.model)
+    layer = find_layers(model, images, adapter.layer or "auto")[0].name
+    maker = model.get_submodule(_maker(adapted, images, layer))
+    assert isinstance(maker, nn.Conv2d)  # noqa: S101  (that is what it looks for)
+    return maker.weight.detach().flatten(1).norm(dim=1).argsort(stable=True).cpu()
+
+
+def _bare(model: nn.Module) -> nn.Module:
+    """Copy a model without hooks."""
+    bare = copy.deepcopy(model)
+    for module in bare.modules():
+        for kind in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
+            getattr(module, kind).clear()
+    return bare
+
+
+def _maker(adapted: Adapted, images: Tensor, layer: str) -> str:
+    """Name of the convolution that makes the channels of a layer."""
+    model, channels = unwrap(adapted.model), multichannel_of(adapted).places.in_channels
+    made: list[str] = []
+    done = False
+
+    def note(name: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            if not done:
+                made.append(name)
+
+        return hook
+
+    def finish(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        nonlocal done
+        done = True
+
+    with ExitStack() as stack:
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Conv2d) and module.out_channels == channels:
+                stack.callback(module.register_forward_hook(note(name)).remove)
+        last = model.get_submodule(Tap.parse(layer).module)
+        stack.callback(last.register_forward_hook(finish).remove)
+        for context in (torch.no_grad(), evaluating(model), aside(model)):
+            stack.enter_context(context)
+        model(images[:1])
+    if not made:
+        raise LayerError(
+            f"no convolution makes the {channels} channels of layer {layer!r}, so that they cannot be "
+            "pruned. Models without convolutions, such as transformers, are not supported."
+        )
+    return made[-1]
+
+
+def _remove(model: nn.Module, images: Tensor, maker: str, channels: Sequence[int]) -> None:
+    """Take channels out of a model, with all that is tied to them."""
+    try:
+        import torch_pruning as pruning
+    except ImportError as error:
+        raise InputError("pruning needs torch-pruning: pip install 'attnguide[pruning]'.") from error
+    module = model.get_submodule(maker)
+    training = model.training
+    state = [parameter.requires_grad for parameter in model.parameters()]
+    graph = pruning.DependencyGraph()
+    with torch.enable_grad(), warnings.catch_warnings():
+        # Parameters of no module of torch's, such as position embeddings and the scales of layers, have their
+        # channels last.
+        warnings.filterwarnings("ignore", message=".*[Uu]nwrapped parameters.*")
+        warnings.filterwarnings("ignore", message=".*Converting a tensor with requires_grad=True.*")
+        graph.build_dependency(model.eval().requires_grad_(), example_inputs=images[:1].clone())
+        remove = graph.get_pruner_of_module(module).prune_out_channels
+        group = graph.get_pruning_group(module, remove, idxs=list(channels))
+        if not graph.check_pruning_group(group):
+            raise LayerError(f"the channels that {maker!r} makes cannot be removed from this model.")
+        group.prune()
+    model.train(training)
+    for parameter, trained in zip(model.parameters(), state, strict=True):
+        parameter.requires_grad_(trained)

@@ -1,0 +1,140 @@
+"""One HTML file that shows what multi-channel attention has learned."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from attnguide import visual
+from attnguide.adapted import Adapted, traced
+from attnguide.data.files import atomic_write
+from attnguide.modes import evaluating
+from attnguide_multichannel.adapted import multichannel_of
+from attnguide_multichannel.analysis import Analysis
+from attnguide_multichannel.figures import (
+    correlation_figure,
+    mask_figure,
+    place_figure,
+    reconstruction_sheet,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+__all__ = ["write_report"]
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
+body { color: #222 }
+h1, h2 { font-weight: 600; line-height: 1.2 } h2 { margin-top: 2.5rem }
+table { border-collapse: collapse } td, th { padding: .25rem .7rem; border-bottom: 1px solid #ddd }
+th { text-align: left } img { max-width: 100%; image-rendering: pixelated } small { color: #777 }
+"""
+
+
+def write_report(
+    adapted: Adapted,
+    analysis: Analysis,
+    images: Tensor,
+    path: str | Path,
+    *,
+    about: Mapping[str, object] | None = None,
+) -> None:
+    """Write a report: what correlates, what matters, masks, and reconstructions.
+
+    Args:
+        adapted: The model and its multi-channel attention.
+        analysis: Of a data set.
+        images: A few images `(B, 3, H, W)`, for the pictures.
+        path: The HTML file, which needs nothing else; written atomically.
+        about: What is said about the model and the data.
+
+    Raises:
+        InputError: If matplotlib is not installed, or the file cannot be written.
+    """
+    adapter = multichannel_of(adapted)
+    with evaluating(adapted.model), torch.no_grad(), traced(adapter) as traces:
+        adapted.model(images)
+        features = traces[-1].feature.spatial
+        masks = adapter.masks(features[:1])[0].float().cpu()
+        made = None
+        if adapter.reconstructor is not None:
+            size = (images.shape[-2], images.shape[-1])
+            made = adapter.reconstructor(features.to(adapter.weight.dtype), size).float().cpu()
+    facts = {"samples": analysis.samples, "attributes": len(analysis.classes), **(about or {})}
+    facts |= {"channels": analysis.channels.shape[0], "shared maps": adapter.places.out_channels}
+    parts = [
+        "<h1>Multi-channel attention</h1>",
+        _table(["", ""], [[key, str(value)] for key, value in facts.items()]),
+        "<h2>Which attributes are alike</h2>",
+        "<p>Those whose masks correlate most, over all channels, positions and images; and the channels that "
+        "move the score most, with their share of all that move it.</p>",
+        _table(
+            ["attribute", "highly correlated attributes", "channels that matter"],
+            [
+                [
+                    name,
+                    ", ".join(f"{other} ({value:.2f})" for other, value in others),
+                    ", ".join(f"{channel} ({share:.0%})" for channel, share in analysis.matters(name)),
+                ]
+                for name, others in analysis.correlated().items()
+            ],
+        ),
+        _image(
+            _drawn(correlation_figure(analysis.attributes, analysis.classes)), "Correlation of attributes"
+        ),
+        "<h2>Where each attribute attends</h2>",
+        "<p>Mean of its masks over channels and images, each on a scale of its own.</p>",
+        _image(_drawn(place_figure(analysis)), "Mean masks"),
+        "<h2>Masks of one image</h2>",
+        "<p>For each attribute, the masks of the channels that matter most to it.</p>",
+        _image(visual.to_pil(visual.displayable(images[:1].cpu())[0]), "The image"),
+        _image(_drawn(mask_figure(masks, analysis)), "Masks by attribute and channel"),
+        "<h2>Which channels are alike</h2>",
+        _image(_drawn(correlation_figure(analysis.channels)), "Correlation of channels"),
+    ]
+    if made is not None:
+        sheet = visual.to_pil(reconstruction_sheet(images.float().cpu(), made))
+        parts += [
+            "<h2>Reconstruction</h2>",
+            "<p>Images, and below what the reconstructor makes of their features.</p>",
+            _image(sheet, "Images above their reconstructions"),
+        ]
+    page = (
+        "<!doctype html><html lang='en'><meta charset='utf-8'><title>Multi-channel attention</title>"
+        f"<style>{_STYLE}</style>{''.join(parts)}</html>\n"
+    )
+    with atomic_write(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    def line(cells: list[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    top = line(head, "th") if any(head) else ""
+    return f"<table>{top}{''.join(line(row, 'td') for row in rows)}</table>"
+
+
+def _drawn(figure: Figure) -> bytes:
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=110)
+    return stream.getvalue()
+
+
+def _image(picture: bytes | Image.Image, text: str) -> str:
+    if not isinstance(picture, bytes):
+        stream = io.BytesIO()
+        picture.save(stream, format="png")
+        picture = stream.getvalue()
+    return (
+        f"<p><img alt='{html.escape(text)}' src='data:image/png;base64,{base64.b64encode(picture).decode()}'>"
+    )

@@ -1,0 +1,317 @@
+"""Multi-channel attention on models of all kinds: masks, losses, saving, pruning."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+import torchvision
+from tests.helpers.state import hooks, snapshot
+from torch import Tensor, nn
+
+import attnguide as ag
+from attnguide.errors import DataError, GuidanceError, InputError, LayerError
+from attnguide_multichannel.adapted import attach, load_adapters, multichannel_of
+from attnguide_multichannel.attention import MultiChannel
+from attnguide_multichannel.pruning import magnitude_ranking, prune, without_channels
+from attnguide_multichannel.source import MultiChannelMaps
+from attnguide_multichannel.transform import emphasised, important, suppressed, transformed
+
+SIDE, CLASSES = 64, 5
+
+HOSTS: dict[str, Callable[[], nn.Module]] = {
+    "resnet18": lambda: torchvision.models.resnet18(num_classes=CLASSES),
+    "vgg11_bn": lambda: torchvision.models.vgg11_bn(num_classes=CLASSES, dropout=0.0),
+    "convnext": lambda: timm.create_model("convnext_atto", num_classes=CLASSES),
+    "mobilenetv3": lambda: timm.create_model("mobilenetv3_small_050", num_classes=CLASSES),
+    "vit": lambda: timm.create_model("vit_tiny_patch16_224", img_size=SIDE, num_classes=CLASSES, depth=2),
+}
+
+
+def images(count: int = 4) -> Tensor:
+    return torch.rand(count, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+
+
+def labels(count: int = 4, classes: int = CLASSES) -> Tensor:
+    return (torch.rand(count, classes, generator=torch.Generator().manual_seed(2)) > 0.5).float()
+
+
+def small() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, stride=4), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(6, CLASSES),
+    )  # fmt: skip
+
+
+def made(channels: int = 6, classes: int = 3, **settings: object) -> MultiChannel:
+    torch.manual_seed(0)
+    adapter = MultiChannel(channels, classes, maps=4, **settings)  # type: ignore[arg-type]
+    with torch.no_grad():
+        adapter.deviation.normal_()
+        adapter.bias.normal_()
+    return adapter
+
+
+# -------------------------------------------------------------------------- masks
+
+
+@pytest.mark.parametrize(("channels", "classes"), [(6, 3), (1, 3), (6, 1), (1, 1)])
+def test_scores_are_linear_in_what_the_masks_let_through(channels: int, classes: int) -> None:
+    adapter, features = made(channels, classes), torch.randn(2, channels, 5, 4)
+    masks = adapter.masks(features)
+    assert masks.shape == (2, classes, channels, 5, 4)
+    assert ((masks >= 0) & (masks <= 1)).all()
+    torch.testing.assert_close(masks.sum(dim=(3, 4)), torch.ones(2, classes, channels))
+    through = (features[:, None] * masks).sum(dim=(3, 4))
+    expected = (through * adapter.weight).sum(dim=2) + adapter.bias
+    torch.testing.assert_close(adapter.scores(adapter.attended(features)), expected)
+    torch.testing.assert_close(adapter.mean_masks(features), masks.mean(dim=2))
+
+
+def test_masks_depend_on_the_image_and_not_on_the_size_of_its_features() -> None:
+    adapter, features = made(), torch.randn(2, 6, 5, 4)
+    masks = adapter.masks(features)
+    assert (masks[0] - masks[1]).abs().max() > 1e-3
+    torch.testing.assert_close(adapter.masks(100 * features), masks, rtol=1e-3, atol=1e-5)
+    assert adapter.masks(torch.zeros(1, 6, 5, 4)).isfinite().all()
+
+
+def test_own_loss_is_a_weighted_sum() -> None:
+    model, batch, truth = small(), images(), labels()
+    with attach(model, batch, multi_label=0.7, reconstruction=0.3) as adapted:
+        adapter = multichannel_of(adapted)
+        model(batch)
+        found = adapted.loss(truth)
+        features = model[:3](batch)
+        assert adapter.classifier is not None
+        assert adapter.reconstructor is not None
+        own = F.binary_cross_entropy_with_logits(adapter.classifier(features.mean(dim=(2, 3))), truth)
+        again = adapter.reconstructor(features, (SIDE, SIDE))
+        assert again.shape == (4, 3, 64, 64)
+        torch.testing.assert_close(found, 0.7 * own + 0.3 * (again - batch).square().mean())
+    with attach(model, batch, multi_label=0, reconstruction=0) as adapted:
+        model(batch)
+        assert adapted.loss(truth).item() == 0
+        assert multichannel_of(adapted).classifier is None
+
+
+def test_single_label_models_take_class_indices() -> None:
+    model = small()
+    with attach(model, images()) as adapted:
+        model(images())
+        many = adapted.loss(F.one_hot(torch.tensor([0, 1, 2, 4]), CLASSES).float())
+        model(images())
+        torch.testing.assert_close(adapted.loss(torch.tensor([0, 1, 2, 4])), many)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"maps": 0}, {"multi_label": -1.0}, {"reconstruction": float("nan")}, {"classes": 0}]
+)
+def test_wrong_numbers(settings: dict[str, float]) -> None:
+    with pytest.raises(InputError, match="must be at least"):
+        attach(small(), images(), **settings)  # type: ignore[arg-type]
+
+
+# -------------------------------------------------------------------------- hosts
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_hosts_train_save_load_and_come_off(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, batch, truth = HOSTS[name](), images(), labels()
+    code = {kind: kind.forward for kind in {type(module) for module in model.modules()}}
+    names, before = list(model.state_dict()), hooks(model)
+    adapted = attach(model, batch)
+    optimizer = torch.optim.Adam([*model.parameters(), *adapted.parameters()], lr=1e-3)
+    losses = []
+    for _ in range(6):
+        loss = F.binary_cross_entropy_with_logits(model(batch), truth) + adapted.loss(truth)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    assert all(weight.grad is not None for weight in multichannel_of(adapted).parameters())
+    model.eval()
+    answers = model(batch)
+    adapted.save(tmp_path / "attention.safetensors")
+    adapted.remove()
+    assert list(model.state_dict()) == names
+    assert hooks(model) == before
+    assert all(kind.forward is forward for kind, forward in code.items())
+    assert not torch.allclose(model(batch), answers)
+    loaded = load_adapters(model, tmp_path / "attention.safetensors")
+    assert torch.equal(model(batch), answers)
+    folded = loaded.fold(batch).eval()
+    program = torch.export.export(folded, (batch,))
+    torch.testing.assert_close(program.module()(batch), answers)
+
+
+def test_a_fresh_process_gives_the_same_logits(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = HOSTS["resnet18"]().eval()
+    with attach(model, images()) as adapted:
+        adapted.save(tmp_path / "attention.safetensors")
+        torch.save(model.state_dict(), tmp_path / "model.pt")
+        torch.save((images(), model(images()).detach()), tmp_path / "expected.pt")
+    script = f"""
+import torch, torchvision
+torch.set_num_threads(1)
+from attnguide_multichannel.adapted import load_adapters
+model = torchvision.models.resnet18(num_classes={CLASSES}).eval()
+model.load_state_dict(torch.load("model.pt", weights_only=True))
+load_adapters(model, "attention.safetensors")
+images, expected = torch.load("expected.pt", weights_only=True)
+assert torch.equal(model(images), expected)
+"""
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, timeout=120)
+
+
+def test_files_of_others_are_refused(tmp_path: Path) -> None:
+    from attnguide_segmentation import adapted as segmentation
+
+    with segmentation.attach(small(), images(), "average") as other:
+        other.save(tmp_path / "other.safetensors")
+    with pytest.raises(DataError, match="'pyramid'; expected multichannel"):
+        load_adapters(small(), tmp_path / "other.safetensors")
+    with attach(small(), images()) as adapted:
+        adapted.save(tmp_path / "attention.safetensors")
+    with pytest.raises(DataError, match="'multichannel'; expected ssp"):
+        segmentation.load_adapters(small(), tmp_path / "attention.safetensors")
+
+
+# ------------------------------------------------------------------------- source
+
+
+def test_masks_explain_and_guide() -> None:
+    model, batch, truth = small(), images(), labels()
+    target = torch.zeros(4, SIDE, SIDE)
+    target[:, :32, :32] = 1
+    term = ag.Term(source="multichannel", prior="mask", loss="energy", targets="all", weight=5.0)
+    with attach(model, batch, terms=[term]) as adapted:
+        shown = ag.explain(model, batch, source="multichannel", targets="all", size=None)
+        features = model[:3].eval()(batch)
+        model.train()
+        torch.testing.assert_close(shown.maps, multichannel_of(adapted).mean_masks(features))
+        optimizer = torch.optim.Adam(adapted.parameters(), lr=3e-2)
+
+        def inside() -> float:
+            maps = ag.explain(model, batch, source="multichannel", targets="all").maps
+            return float((maps * target[:, None]).sum() / maps.sum())
+
+        first = inside()
+        for _ in range(80):
+            model(batch)
+            loss = adapted.loss(truth, mask=target)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        assert first < 0.4
+        assert inside() > 0.7
+
+
+def test_a_source_without_masks_says_so() -> None:
+    model = small()
+    with pytest.raises(GuidanceError, match=r"none on the model. Put it on first"):
+        ag.explain(model, images(), source="multichannel")
+    with attach(model, images()), pytest.raises(LayerError, match="has 3 channels"):
+        ag.explain(
+            nn.Sequential(nn.Conv2d(3, 3, 1), model), images(), source=MultiChannelMaps(made()), layer="0"
+        )
+
+
+# ---------------------------------------------------------------------- transform
+
+
+def test_transformations_change_masks_for_a_while() -> None:
+    adapter, features = made(), torch.randn(2, 6, 5, 4)
+    before, score = adapter.masks(features), adapter.scores(adapter.attended(features))
+    factors = torch.ones(3, 6)
+    factors[1, 2] = 0
+    with transformed(adapter, factors):
+        after = adapter.masks(features)
+        assert (after[:, 1, 2] == 0).all()
+        changed = adapter.scores(adapter.attended(features))
+        gone = (features[:, 2] * before[:, 1, 2]).sum(dim=(1, 2)) * adapter.weight[1, 2]
+        torch.testing.assert_close(changed[:, 1], score[:, 1] - gone)
+        torch.testing.assert_close(changed[:, [0, 2]], score[:, [0, 2]])
+    assert torch.equal(adapter.masks(features), before)
+    with pytest.raises(ZeroDivisionError), transformed(adapter, factors):
+        raise ZeroDivisionError
+    assert torch.equal(adapter.masks(features), before)
+
+
+def test_channels_are_emphasised_and_suppressed() -> None:
+    adapter = made()
+    importance = torch.tensor([[5.0, 4, 1, 1, 1, 1], [1, 5, 4, 1, 1, 1], [1, 1, 1, 1, 4, 5]])
+    chosen = important(importance, 1 / 3)
+    assert chosen.nonzero()[:, 1].tolist() == [0, 1, 1, 2, 4, 5]
+    with emphasised(adapter, importance, share=1 / 3, factor=0.5):
+        assert torch.equal(adapter.factors, torch.where(chosen, 1.0, 0.5))
+    with suppressed(adapter, importance, 0, of=[1], share=1 / 3):
+        # Channel 1 is more important to the other; channel 0 is its own.
+        assert adapter.factors[0].tolist() == [1, 0, 0, 1, 1, 1]
+        assert (adapter.factors[1:] == 1).all()
+    assert (adapter.factors == 1).all()
+    with pytest.raises(InputError, match="share=0"), emphasised(adapter, importance, share=0):
+        pass
+    with pytest.raises(InputError, match="at least 0"), transformed(adapter, -torch.ones(3, 6)):
+        pass
+    with pytest.raises(InputError, match="expected"), transformed(adapter, torch.ones(2, 6)):
+        pass
+
+
+# ------------------------------------------------------------------------ pruning
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_pruned_hosts_are_smaller_and_go_on_training(name: str) -> None:
+    torch.manual_seed(0)
+    model, batch = HOSTS[name]().eval(), images()
+    with attach(model, batch) as adapted:
+        answers = model(batch)
+        before = snapshot(model)
+        channels = multichannel_of(adapted).places.in_channels
+        ranking = torch.randperm(channels)
+        smaller = prune(adapted, batch, ranking, 0.3)
+        kept = channels - round(0.3 * channels)
+        assert multichannel_of(smaller).places.in_channels == kept
+        assert smaller.model(batch).shape == answers.shape
+        assert sum(p.numel() for p in smaller.model.parameters()) < sum(p.numel() for p in model.parameters())
+        (F.mse_loss(smaller.model(batch), answers.detach()) + smaller.loss(labels())).backward()
+        assert torch.equal(model(batch), answers)
+        assert {**snapshot(model), "process": None} == {**before, "process": None}
+
+
+def test_what_is_left_of_pruned_features_is_as_it_was() -> None:
+    torch.manual_seed(0)
+    model, batch = HOSTS["vgg11_bn"]().eval(), images()
+    with attach(model, batch) as adapted, torch.no_grad():
+        adapter = multichannel_of(adapted)
+        ranking = torch.randperm(512)
+        smaller = prune(adapted, batch, ranking, 0.25)
+        kept = sorted(ranking[128:].tolist())
+        features = model.features[:28](batch)[:, kept]
+        torch.testing.assert_close(smaller.model.features[:28](batch), features)
+        expected = without_channels(adapter, kept)
+        torch.testing.assert_close(smaller.model(batch), expected.scores(expected.attended(features)))
+        assert magnitude_ranking(adapted, batch).sort().values.tolist() == list(range(512))
+
+
+def test_wrong_rankings() -> None:
+    with attach(small(), images()) as adapted:
+        with pytest.raises(InputError, match="each of the 6 channels once"):
+            prune(adapted, images(), [0, 1, 1, 2, 3, 4], 0.5)
+        with pytest.raises(InputError, match="share=1"):
+            prune(adapted, images(), range(6), 1.0)
+        whole = prune(adapted, images(), range(6), 0.0)
+        assert torch.equal(whole.model(images()), adapted.model(images()))
+    with pytest.raises(InputError, match="holds no multi-channel attention"):
+        multichannel_of(ag.Guide(small()))
