@@ -117,18 +117,22 @@ def accuracy() -> str:
 
 def structure() -> str:
     found = runs()
-    lines = [
-        "| faces | partner of one place | partner that appears together | neither |",
-        "|---|--:|--:|--:|",
-    ]
-    for kind in ("independent", "together"):
-        cells = [
-            spread([run["structure"][kind][pair] for run in found], digits=0)
-            if pair in found[0]["structure"][kind]
-            else ""
-            for pair in ("one place", "together", "neither")
-        ]
-        lines.append(f"| attributes {kind} | {' | '.join(cells)} |")
+    kinds = {
+        "one place": "of one place",
+        "together": "appear together",
+        "either": "either",
+        "neither": "neither",
+    }
+    lines = [f"| faces | alike by | {' | '.join(kinds.values())} |", f"|---|---|{'--:|' * len(kinds)}"]
+    for faces in ("independent", "together"):
+        for by in ("masks", "scores", "both"):
+            cells = [
+                spread([run["structure"][faces][by][kind] for run in found], digits=0)
+                if kind in found[0]["structure"][faces][by]
+                else ""
+                for kind in kinds
+            ]
+            lines.append(f"| attributes {faces} | {by} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import timm
 import torch
@@ -34,7 +34,7 @@ from attnguide.data.faces import ATTRIBUTES, ProceduralFaces, template
 from attnguide.errors import AttnGuideError
 from attnguide.networks import small_cnn
 from attnguide_multichannel.adapted import attach, multichannel_of
-from attnguide_multichannel.analysis import Analysis, analyse
+from attnguide_multichannel.analysis import Analysis, Likeness, analyse
 from attnguide_multichannel.pruning import magnitude_ranking, prune
 from attnguide_multichannel.report import write_report
 from attnguide_multichannel.transform import emphasised, suppressed
@@ -184,12 +184,12 @@ def energies(model: nn.Module, faces: Faces) -> Tensor:
     return torch.cat(shares).mean(dim=0)
 
 
-def found_again(analysis: Analysis, *, together: bool) -> dict[str, float]:
-    """How often a partner is among the five that correlate most: of one place, together, and neither."""
+def found_again(analysis: Analysis, by: Likeness, *, together: bool) -> dict[str, float]:
+    """How often a partner is among the five most alike: of one place, together, any of these, and neither."""
     places = torch.stack([template(name, 64) for name in ATTRIBUTES]).flatten(1)
     both = torch.minimum(places[:, None], places[None]).sum(dim=2)
     overlap = both / torch.maximum(places[:, None], places[None]).sum(dim=2)
-    listed = {name: {other for other, _ in others} for name, others in analysis.correlated(5).items()}
+    listed = {name: {other for other, _ in others} for name, others in analysis.correlated(5, by).items()}
     hits: dict[str, list[bool]] = {"one place": [], "together": [], "neither": []}
     hair = {"black_hair", "blond_hair", "brown_hair", "bald", "bangs", "hat"}
     for first, name in enumerate(ATTRIBUTES):
@@ -203,6 +203,7 @@ def found_again(analysis: Analysis, *, together: bool) -> dict[str, float]:
                 hits["one place"].append(hit)
             elif overlap[first, second] < 0.02 and not {name, other} <= hair:  # these exclude each other
                 hits["neither"].append(hit)
+    hits["either"] = hits["one place"] + hits["together"]
     return {kind: sum(found) / len(found) for kind, found in hits.items() if found}
 
 
@@ -308,7 +309,6 @@ def run(options: argparse.Namespace, seed: int) -> dict[str, Any]:
     biased = None
     if options.data is None:
         found["energy"] = {"free": energies(kept.model, test).tolist()}
-        found["structure"] = {"independent": found_again(analysis, together=False)}
         guided, _ = train(options, faces, seed, {}, classes, guided=True)
         found["energy"]["guided"] = energies(guided, test).tolist()
         found["accuracy"]["guided"] = accuracy(guided, test).tolist()
@@ -316,7 +316,10 @@ def run(options: argparse.Namespace, seed: int) -> dict[str, Any]:
         _, guide = train(options, together, seed, {}, classes)
         assert guide is not None
         biased = guide, analysed(guide, drawn(options, 300, 10 * seed + 4, together=True))
-        found["structure"]["together"] = found_again(biased[1], together=True)
+        found["structure"] = {
+            kind: {by: found_again(known, by, together=kind == "together") for by in get_args(Likeness)}
+            for kind, known in (("independent", analysis), ("together", biased[1]))
+        }
         print(f"seed {seed}: {found['structure']}", flush=True)
         print(f"seed {seed}: energy { ({way: round(mean(e), 2) for way, e in found['energy'].items()}) }")
     found["transformed"] = transformed(kept, analysis, test, biased)
@@ -356,7 +359,7 @@ def main() -> None:
     add("--model", default="resnet18", help="timm's name of the network for photographs")
     add("--limit", type=int, help="read so many photographs of each split")
     add("--size", type=int, help="of the images, in pixels; 64 for drawn faces, 128 for photographs")
-    add("--faces", type=int, default=2000, help="number of drawn faces to learn from")
+    add("--faces", type=int, default=1600, help="number of drawn faces to learn from")
     add("--epochs", type=int, default=10)
     add("--rate", type=float, default=5e-3, help="highest learning rate")
     add("--guidance", type=float, default=1.0, help="λ of the guidance by regions")

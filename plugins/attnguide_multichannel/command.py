@@ -64,8 +64,8 @@ def analyze(
 
     IMAGES are files, folders (with their subfolders) and patterns such as 'photos/*.jpg'. The model and its
     multi-channel attention, trained by attnguide_multichannel.adapted.attach, are looked at over all of them.
-    Prints for each attribute those that are most alike, by their masks and their scores, and writes analysis.json and
-    report.html (which needs matplotlib: pip install 'attnguide[figures]').
+    Prints for each attribute those that are most alike, by their masks and their scores, and writes
+    analysis.json and report.html (which needs matplotlib: pip install 'attnguide[figures]').
 
     Images that cannot be read are listed, and the exit status is 1 then.
 

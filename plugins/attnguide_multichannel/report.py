@@ -75,10 +75,11 @@ def write_report(
         "<h1>Multi-channel attention</h1>",
         _table(["", ""], [[key, str(value)] for key, value in facts.items()]),
         "<h2>Which attributes are alike</h2>",
-        "<p>Those whose masks correlate most, over all channels, positions and images; and the channels that "
-        "move the score most, with their share of all that move it.</p>",
+        "<p>Likeness is the mean of two correlations: that of the masks, over all channels, positions and "
+        "images, and that of the scores, without its sign. Channels matter by how much they move the score; "
+        "the share is that of all that move it.</p>",
         _table(
-            ["attribute", "highly correlated attributes", "channels that matter"],
+            ["attribute", "most alike", "channels that matter"],
             [
                 [
                     name,
@@ -88,9 +89,7 @@ def write_report(
                 for name, others in analysis.correlated().items()
             ],
         ),
-        _image(
-            _drawn(correlation_figure(analysis.attributes, analysis.classes)), "Correlation of attributes"
-        ),
+        _image(_drawn(correlation_figure(analysis.likeness(), analysis.classes)), "Likeness of attributes"),
         "<h2>Where each attribute attends</h2>",
         "<p>Mean of its masks over channels and images, each on a scale of its own.</p>",
         _image(_drawn(place_figure(analysis)), "Mean masks"),

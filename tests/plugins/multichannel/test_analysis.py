@@ -48,6 +48,9 @@ def test_statistics_are_those_of_the_masks_themselves(adapter: MultiChannel) -> 
     by_channel = np.corrcoef(masks.permute(2, 0, 1, 3, 4).flatten(1).double().numpy())
     np.testing.assert_allclose(analysis.attributes, by_attribute, atol=1e-5)
     np.testing.assert_allclose(analysis.channels, by_channel, atol=1e-5)
+    scores = adapter.scores(adapter.attended(features)).detach()
+    np.testing.assert_allclose(analysis.scores, np.corrcoef(scores.T.double().numpy()), atol=1e-5)
+    torch.testing.assert_close(analysis.likeness(), (analysis.attributes + analysis.scores.abs()) / 2)
     added = (features[:, None] * masks).sum(dim=(3, 4)) * adapter.weight
     torch.testing.assert_close(
         analysis.importance, added.detach().std(dim=0, correction=0), rtol=1e-4, atol=1e-6
@@ -59,9 +62,15 @@ def test_statistics_are_those_of_the_masks_themselves(adapter: MultiChannel) -> 
 def test_lists_and_rankings() -> None:
     correlation = torch.tensor([[1, 0.9, -0.5], [0.9, 1, 0.2], [-0.5, 0.2, 1.0]])
     importance = torch.tensor([[0.0, 3, 1], [0, 1, 1], [0, 1, 0]])
-    analysis = Analysis(("a", "b", "c"), correlation, torch.eye(3), importance, torch.rand(3, 2, 2), 5)
+    scores = torch.tensor([[1, 0, -0.9], [0, 1, 0], [-0.9, 0, 1]])
+    analysis = Analysis(
+        ("a", "b", "c"), correlation, scores, torch.eye(3), importance, torch.rand(3, 2, 2), 5
+    )
     assert [name for name, _ in analysis.correlated(1)["a"]] == ["b"]
-    assert [name for name, _ in analysis.correlated(9)["c"]] == ["b", "a"]
+    assert [name for name, _ in analysis.correlated(9, by="masks")["c"]] == ["b", "a"]
+    assert [name for name, _ in analysis.correlated(9, by="scores")["c"]] == ["a", "b"]
+    with pytest.raises(InputError, match="'mask' must be one of masks, scores, both"):
+        analysis.correlated(by="mask")  # type: ignore[arg-type]
     assert analysis.matters("a", 2) == [(1, 0.75), (2, 0.25)]
     assert analysis.ranking.tolist() == [0, 2, 1]
     with pytest.raises(InputError, match="no attribute 'd'; there are a, b, c"):
