@@ -66,7 +66,7 @@ def cost(device: torch.device, rounds: int, batch: int = 32) -> dict[str, Any]:
     for grid in (4, 7):
         ways = {"plain": False, "plain again": False, "multi-channel attention": True}
         calls = {way: step(grid, adapted, device, batch)[0] for way, adapted in ways.items()}
-        times = compared(alternate(calls, device, rounds, 90), "plain")
+        times = compared(alternate(calls, device, rounds, 60), "plain")
         peaks = {
             way: peak_bytes(lambda adapted=adapted, grid=grid: step(grid, adapted, device, batch), device)[
                 "total"

@@ -101,7 +101,7 @@ def main() -> None:
     )
     add = parser.add_argument
     add("--faces", type=int, default=3000, help="number of faces to learn from")
-    add("--epochs", type=int, default=8)
+    add("--epochs", type=int, default=12)
     add("--seed", type=int, default=0, help="the first one")
     add("--seeds", type=int, default=1, help="how many")
     add("--out", type=Path, default=Path("attnguide-regions"), help="folder for results")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from attnguide.adapted import Adapted, traced
 from attnguide.errors import InputError
+from attnguide.hooks import unwrap
 from attnguide.modes import evaluating
 from attnguide_multichannel.adapted import multichannel_of
 from attnguide_multichannel.attention import MultiChannel
@@ -216,10 +217,11 @@ def analyse(
     """
     statistics = MaskStatistics(multichannel_of(adapted))
     shown = track(batches, "analysing", console=Console(stderr=True), transient=True, disable=not progress)
-    with evaluating(adapted.model), torch.no_grad():
+    model = unwrap(adapted.model)  # one trace for each pass
+    with evaluating(model), torch.no_grad():
         for images in shown:
             with traced(statistics.adapter) as traces:
-                adapted.model(images)
+                model(images)
             statistics.update(traces[-1].feature.spatial)
     return statistics.result(classes)
 

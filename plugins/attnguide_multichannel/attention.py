@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attnguide.errors import InputError
+from attnguide.errors import InputError, LayerError
 from attnguide.functional import full_precision
 from attnguide.interfaces import Adapter
 from attnguide.trace import Trace
+from attnguide.waiting import may_read
 
 __all__ = ["MultiChannel", "Reconstructor"]
 
@@ -99,7 +100,15 @@ class MultiChannel(Adapter):
 
         Returns:
             S, `(B, R, h, w)` in [0, 1]; each sums to 1.
+
+        Raises:
+            LayerError: If there are more or fewer channels than it was made for.
         """
+        if features.shape[1] != self.places.in_channels:
+            raise LayerError(
+                f"the features have {features.shape[1]} channels, but the multi-channel attention was made "
+                f"for {self.places.in_channels}. Put it on the model and layer that it was made for."
+            )
         # Features of different models differ much in size.
         size = features.float().square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
         scaled = features / (size + 1e-6).to(features.dtype)
@@ -153,14 +162,15 @@ class MultiChannel(Adapter):
             trace: The forward pass.
             labels: Attributes `(B, K)`, or class indices `(B,)`.
             **annotations: None are read.
+
+        Raises:
+            InputError: If the labels do not fit the scores.
         """
         features = trace.feature.spatial
         total: Tensor | None = None
         if self.classifier is not None:
             scores = full_precision(self.classifier(features.mean(dim=(2, 3)).to(self.weight.dtype)))
-            if labels.ndim == 1:
-                labels = F.one_hot(labels, scores.shape[1])
-            own = F.binary_cross_entropy_with_logits(scores, labels.to(scores.dtype))
+            own = F.binary_cross_entropy_with_logits(scores, _multi_hot(labels, scores))
             total = self.multi_label * own
         if self.reconstructor is not None:
             made = full_precision(self.reconstructor(features.to(self.weight.dtype), trace.image_size))
@@ -168,6 +178,21 @@ class MultiChannel(Adapter):
             own = self.reconstruction * F.mse_loss(made, image)
             total = own if total is None else total + own
         return total
+
+
+def _multi_hot(labels: Tensor, scores: Tensor) -> Tensor:
+    """Labels as numbers for each class, like the scores."""
+    batch, classes = scores.shape
+    if labels.shape == (batch,) and not labels.is_floating_point():
+        if may_read(labels) and not bool(((labels >= 0) & (labels < classes)).all()):
+            raise InputError(f"labels hold class indices outside of 0 to {classes - 1}.")
+        labels = F.one_hot(labels.long(), classes)
+    if labels.shape != scores.shape:
+        raise InputError(
+            f"labels have shape {tuple(labels.shape)}; expected ({batch}, {classes}), or ({batch},) class "
+            "indices."
+        )
+    return labels.to(scores)
 
 
 class Reconstructor(nn.Module):
@@ -179,7 +204,7 @@ class Reconstructor(nn.Module):
         width: Channels in between.
     """
 
-    def __init__(self, channels: int, image_channels: int = 3, width: int = 64) -> None:
+    def __init__(self, channels: int, image_channels: int = 3, width: int = 32) -> None:
         super().__init__()
         self.first = nn.Conv2d(channels, width, 3, padding=1)
         self.second = nn.Conv2d(width, width // 2, 3, padding=1)

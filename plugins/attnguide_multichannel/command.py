@@ -120,7 +120,11 @@ def analyze(
         if waiting:
             yield torch.stack(waiting).to(place)
 
-    analysis = analyse(adapted, batches(), classes)
+    try:
+        analysis = analyse(adapted, batches(), classes)
+    finally:
+        for path, reason in failures.items():
+            click.echo(f"{path}: {reason}", err=True)
     out.mkdir(parents=True, exist_ok=True)
     correlated = analysis.correlated(top)
     found = {
@@ -137,8 +141,6 @@ def analyze(
     for name, others in correlated.items():
         click.echo(f"{name}: {', '.join(f'{other} ({value:.2f})' for other, value in others)}")
     write_report(adapted, analysis, torch.stack(some).to(place), out / "report.html", about={"model": model})
-    for path, reason in failures.items():
-        click.echo(f"{path}: {reason}", err=True)
     click.echo(f"{out}: analysis.json and report.html, of {analysis.samples} of {len(paths)} images")
     if failures:
         raise click.exceptions.Exit(1)

@@ -112,7 +112,8 @@ def magnitude_ranking(adapted: Adapted, images: Tensor) -> Tensor:
     layer = find_layers(model, images, adapter.layer or "auto")[0].name
     maker = model.get_submodule(_maker(adapted, images, layer))
     assert isinstance(maker, nn.Conv2d)  # noqa: S101  (that is what it looks for)
-    return maker.weight.detach().flatten(1).norm(dim=1).argsort(stable=True).cpu()
+    sizes: Tensor = maker.weight.detach().flatten(1).norm(dim=1)
+    return sizes.argsort(stable=True).cpu()
 
 
 def _bare(model: nn.Module) -> nn.Module:

@@ -15,6 +15,7 @@ from torch import Tensor
 from attnguide import visual
 from attnguide.adapted import Adapted, traced
 from attnguide.data.files import atomic_write
+from attnguide.hooks import unwrap
 from attnguide.modes import evaluating
 from attnguide_multichannel.adapted import multichannel_of
 from attnguide_multichannel.analysis import Analysis
@@ -61,8 +62,9 @@ def write_report(
         InputError: If matplotlib is not installed, or the file cannot be written.
     """
     adapter = multichannel_of(adapted)
-    with evaluating(adapted.model), torch.no_grad(), traced(adapter) as traces:
-        adapted.model(images)
+    model = unwrap(adapted.model)
+    with evaluating(model), torch.no_grad(), traced(adapter) as traces:
+        model(images)
         features = traces[-1].feature.spatial
         masks = adapter.masks(features[:1])[0].float().cpu()
         made = None

@@ -163,6 +163,36 @@ def test_celeba_attributes_on_drawn_faces(run: Callable[..., str], tmp_path: Pat
     }  # fmt: skip
 
 
+def test_where_ssp_looks(run: Callable[..., str], tmp_path: Path) -> None:
+    printed = run("where_ssp_looks.py", "--faces", 64, "--epochs", 1, "--out", tmp_path)
+    assert "lipstick" in printed
+    assert re.search(r"counts most for \d+ % of the attributes that have one", printed)
+    weights = torch.tensor(json.loads((tmp_path / "result.json").read_text())["runs"][0]["weights"])
+    torch.testing.assert_close(weights.sum(dim=0), torch.ones(16), rtol=1e-3, atol=1e-3)
+    assert (tmp_path / "weights.png").stat().st_size > 5000
+
+
+def test_celeba_multichannel(run: Callable[..., str], tmp_path: Path) -> None:
+    printed = run("celeba_multichannel.py", "--faces", 64, "--epochs", 1, "--size", 32, "--out", tmp_path)
+    assert "| average |" in printed
+    assert "| 70% | random |" in printed
+    result = json.loads((tmp_path / "result.json").read_text())
+    flops = {row["share"]: row["flops"] for row in result["pruning"]}
+    assert flops[0.7] < flops[0.5] < flops[0.3] < flops[0.1] < flops[0.0]
+    assert set(result["structure"]) == {"independent", "together"}
+    assert (tmp_path / "report.html").stat().st_size > 100_000
+
+
+def test_celeba_multichannel_on_celeba(run: Callable[..., str], tmp_path: Path) -> None:
+    make_celeba(tmp_path)
+    settings = ["--model", "resnet10t", "--size", 32, "--epochs", 1, "--limit", 4]
+    printed = run("celeba_multichannel.py", "--data", tmp_path, *settings, "--out", tmp_path / "out")
+    assert "Wearing_Lipstick" in printed
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert len(result["accuracy"]["plain head"]) == 40
+    assert "structure" not in result
+
+
 def test_celeba_attributes_on_celeba(run: Callable[..., str], tmp_path: Path) -> None:
     make_celeba(tmp_path, 70)
     settings = ("--size", 32, "--width", 4, "--iterations", 1, "--methods", "BBox")

@@ -111,6 +111,18 @@ def test_single_label_models_take_class_indices() -> None:
         torch.testing.assert_close(adapted.loss(torch.tensor([0, 1, 2, 4])), many)
 
 
+def test_wrong_labels_and_features() -> None:
+    model = small()
+    with attach(model, images()) as adapted:
+        model(images())
+        with pytest.raises(InputError, match=r"shape \(4, 3\); expected \(4, 5\), or \(4,\)"):
+            adapted.loss(torch.zeros(4, 3))
+        with pytest.raises(InputError, match="outside of 0 to 4"):
+            adapted.loss(torch.tensor([0, 1, 2, 5]))
+    with pytest.raises(LayerError, match=r"have 7 channels, but .* made for 6"):
+        made().scores(made().attended(torch.rand(2, 7, 4, 4)))
+
+
 @pytest.mark.parametrize(
     "settings", [{"maps": 0}, {"multi_label": -1.0}, {"reconstruction": float("nan")}, {"classes": 0}]
 )

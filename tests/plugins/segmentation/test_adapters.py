@@ -91,6 +91,23 @@ def test_ssp_is_a_weighted_sum_of_what_the_regions_say() -> None:
         )
 
 
+def test_normalised_regions_compete_on_equal_terms() -> None:
+    adapter = SSP(3, 2, regions=RegionFinder(stripes), normalise=True)
+    features, masks = torch.rand(2, 3, 7, 7), stripes(torch.zeros(2, 3, 7, 7))
+    assert torch.allclose(adapter.branches(features, masks)[1], torch.tensor(1 / 7))
+    torch.nn.init.normal_(adapter.localisation.weight)
+    scores, weights = adapter.branches(features, masks)
+    large = features.clone()
+    large[0, :, 2] *= 50  # one region's features
+    for found, expected in zip(adapter.branches(large, masks), (scores, weights), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-3)
+    means = region_means(features, masks)
+    centred = means - means.mean(dim=2, keepdim=True)
+    expected = centred / (centred.square().mean(dim=2, keepdim=True) + 1e-5).sqrt()
+    beliefs = adapter.localisation(expected) / 3**0.5
+    torch.testing.assert_close(weights, beliefs.softmax(dim=1))
+
+
 def test_gated_maxima_are_those_of_each_region() -> None:
     """With one-hot weights SSG's restoring convolution picks the maximum of one region."""
     model = nn.Sequential(nn.Conv2d(3, 2, 3, padding=1), nn.BatchNorm2d(2), nn.ReLU(), nn.MaxPool2d(2)).eval()

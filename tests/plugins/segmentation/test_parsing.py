@@ -149,7 +149,7 @@ def test_the_parser_that_comes_along_knows_drawn_faces() -> None:
     image, truth = faces.image.as_subclass(Tensor), merged(faces.segmentation.as_subclass(Tensor))
     overlap = region_iou(load_parser()(image).argmax(dim=1), truth)
     assert overlap.mean() > 0.85
-    assert overlap.min() > 0.65
+    assert overlap.min() > 0.68
     # In warm light, with contrast, a little aside.
     changed = (image.roll(3, dims=3) ** 0.8 * torch.tensor([1.1, 0.95, 0.8])[:, None, None]).clamp(0, 1)
     assert region_iou(load_parser()(changed).argmax(dim=1), truth.roll(3, dims=2)).mean() > 0.8

@@ -7,13 +7,16 @@ import torch
 from torch import Tensor
 
 from attnguide.errors import InputError
+from attnguide_segmentation.attributes import attribute_table
 from attnguide_segmentation.metrics import (
     average_precision,
     balanced_accuracy,
     balanced_bce,
     classification_error,
     region_iou,
+    right_regions,
 )
+from attnguide_segmentation.regions import REGIONS
 
 
 def drawn(seed: int) -> tuple[Tensor, Tensor]:
@@ -80,3 +83,14 @@ def test_bad_input() -> None:
         region_iou(torch.zeros(3).long(), torch.zeros(4).long())
     with pytest.raises(InputError, match=r"prevalence of attribute 1 is 0\.0"):
         balanced_bce(torch.zeros(2, 2), torch.zeros(2, 2), torch.tensor([0.5, 0.0]))
+
+
+def test_right_regions_are_those_that_show_an_attribute() -> None:
+    table = attribute_table(["lipstick", "hat", "young", "goatee"])
+    weights = torch.zeros(7, 4)
+    weights[REGIONS.index("mouth"), 0] = 1
+    weights[REGIONS.index("hair"), 1] = 1  # a hat lies on the background
+    weights[REGIONS.index("eyes"), 3] = 1
+    found = right_regions(weights, table)
+    assert found[[0, 3]].tolist() == [1, 0]
+    assert found[[1, 2]].isnan().all()
