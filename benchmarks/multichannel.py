@@ -138,11 +138,16 @@ def structure() -> str:
 
 def energy() -> str:
     found = runs()
-    lines = ["| attribute | free | guided |", "|---|--:|--:|"]
+    columns = [(way, kind) for way in ("free", "guided") for kind in ("place", "region")]
+    lines = [
+        f"| attribute | {' | '.join(f'{way}, in its {kind}' for way, kind in columns)} |",
+        f"|---|{'--:|' * len(columns)}",
+    ]
+    values = {key: [run["energy"][key[0]][key[1]] for run in found] for key in columns}
     for number, name in enumerate(ATTRIBUTES):
-        cells = [spread([run["energy"][way][number] for run in found], 1) for way in ("free", "guided")]
+        cells = [spread([one[number] for one in values[key]], 1) for key in columns]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    cells = [spread([mean(run["energy"][way]) for run in found], 1) for way in ("free", "guided")]
+    cells = [spread([mean(one) for one in values[key]], 1) for key in columns]
     return "\n".join([*lines, f"| average | {' | '.join(cells)} |"])
 
 
@@ -150,21 +155,18 @@ def pruning() -> str:
     found = runs()
     rows = found[0]["pruning"]
     rankings = list(dict.fromkeys(row["ranking"] for row in rows))
+    columns = [(when, name) for when in ("at once", "accuracy") for name in rankings]
+    heads = [f"{'at once' if when == 'at once' else 'after an epoch'}, {name}" for when, name in columns]
     lines = [
-        f"| channels removed | {' | '.join(f'accuracy, {name}' for name in rankings)} | FLOPs | time |",
-        f"|--:|{'--:|' * (len(rankings) + 2)}",
+        f"| channels removed | {' | '.join(heads)} | MFLOPs | time |",
+        f"|--:|{'--:|' * (len(heads) + 2)}",
     ]
     for share in dict.fromkeys(row["share"] for row in rows):
-        cells, flops, times = [], [], []
-        for name in rankings:
-            same = [
-                next(row for row in run["pruning"] if (row["share"], row["ranking"]) == (share, name))
-                for run in found
-            ]
-            cells.append(spread([row["accuracy"] for row in same]))
-            flops += [row["flops"] for row in same]
-            times += [row["time"] for row in same]
-        lines.append(f"| {share:.0%} | {' | '.join(cells)} | {mean(flops) / 1e6:.1f} M | {mean(times):.2f} |")
+        same = [row for run in found for row in run["pruning"] if row["share"] == share]
+        cells = [spread([row[when] for row in same if row["ranking"] == name]) for when, name in columns]
+        cells.append(f"{mean(row['flops'] for row in same) / 1e6:.1f}")
+        cells.append(f"{mean(row['time'] for row in same):.2f}")
+        lines.append(f"| {share:.0%} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

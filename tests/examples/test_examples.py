@@ -187,7 +187,7 @@ def test_celeba_multichannel_on_celeba(run: Callable[..., str], tmp_path: Path) 
     make_celeba(tmp_path)
     settings = ["--model", "resnet10t", "--size", 32, "--epochs", 1, "--limit", 4]
     printed = run("celeba_multichannel.py", "--data", tmp_path, *settings, "--out", tmp_path / "out")
-    assert "Wearing_Lipstick" in printed
+    assert re.search(r"^\| Wearing_Lipstick \|.*\| 92\.5 \|$", printed, re.M)
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert len(result["accuracy"]["plain head"]) == 40
     assert "structure" not in result
