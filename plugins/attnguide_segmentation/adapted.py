@@ -145,7 +145,7 @@ def load_adapters(model: nn.Module, path: str | Path, *, regions: Regions = None
 
     Args:
         model: The model that they were trained with, with its own weights.
-        path: A file that [`Adapted.save`][attnguide_segmentation.adapted.Adapted.save] wrote.
+        path: A file that [`Adapted.save`][attnguide.adapted.Adapted.save] wrote.
         regions: As for [`attach`][attnguide_segmentation.adapted.attach]; a parser is not saved along.
         **guide: Further arguments of [`Guide`][attnguide.guide.Guide].
 
