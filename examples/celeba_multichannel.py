@@ -365,7 +365,9 @@ def run(options: argparse.Namespace, seed: int) -> dict[str, Any]:
             for kind, known in (("independent", analysis), ("together", biased[1]))
         }
         print(f"seed {seed}: {found['structure']}", flush=True)
-        print(f"seed {seed}: energy { ({way: round(mean(e), 2) for way, e in found['energy'].items()}) }")
+        for way, parts in found["energy"].items():
+            means = {kind: round(mean(values), 2) for kind, values in parts.items()}
+            print(f"seed {seed}, {way}: energy {means}", flush=True)
     found["transformed"] = transformed(kept, analysis, test, biased)
     print(f"seed {seed}: {found['transformed']}", flush=True)
     return {"classes": list(classes), **found}

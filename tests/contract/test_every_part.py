@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.helpers.beside import beside
 from tests.helpers.models import CLASSES, batch, cnn, tiny_vit
 from tests.helpers.state import hooks, snapshot
 from torch import Tensor, nn
@@ -19,7 +20,6 @@ import attnguide as ag
 from attnguide.data.faces import ProceduralFaces
 from attnguide.interfaces import AlignmentLoss, AttributionSource, TargetPrior
 from attnguide.registry import registry
-from attnguide_multichannel import adapted as multichannel
 
 SOURCES, PRIORS, LOSSES = (registry().names(kind) for kind in ("source", "prior", "loss"))
 MODELS = {"cnn": cnn, "vit": tiny_vit}
@@ -35,12 +35,6 @@ ANNOTATIONS: dict[str, Callable[[], Any]] = {
 SETTINGS: dict[str, dict[str, Any]] = {
     "action_units": {"classes": ["surprise", "fear", "happiness", "sadness"]},
     "segmentation": {"classes": ["smiling", "blond_hair", "pointy_nose", "eyeglasses"]},
-}
-
-
-# Sources that show what an adapter does, and how to put that on a model.
-BESIDE: dict[str, Callable[[nn.Module], ag.Guide]] = {
-    "multichannel": lambda model: multichannel.attach(model, batch()[0])
 }
 
 
@@ -107,10 +101,8 @@ def _adapters(request: pytest.FixtureRequest) -> Iterator[None]:
         asked |= set(value) if isinstance(value, tuple) else {value} if isinstance(value, str) else set()
     with ExitStack() as stack:
         if "model" in request.fixturenames:
-            model = request.getfixturevalue("model")
-            with torch.random.fork_rng():
-                for name in sorted(asked & set(BESIDE)):
-                    stack.enter_context(BESIDE[name](model))
+            for name in sorted(asked & set(SOURCES)):
+                stack.enter_context(beside(name, request.getfixturevalue("model"), batch()[0]))
         yield
 
 
