@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from torch import Tensor
 import attnguide as ag
 from attnguide.data.faces import ProceduralFaces
 from attnguide_action_units.prior import ActionUnitPrior
-from measuring import Call, alternate, compared
+from measuring import Call, alternate, compared, machine, told
 
 RESULTS = Path(__file__).parent / "results" / "action_units.json"
 
@@ -80,10 +79,7 @@ def main() -> None:
     seconds = sorted(alternate({"maps": draw}, device, max(5, rounds), 30)["maps"])
     found = compared(alternate(steps(name, faces, device), device, rounds, 0), "plain")
     record = {
-        "device": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"{platform.machine()} CPU",
-        "threads": torch.get_num_threads(),
+        **machine(device),
         "torch": torch.__version__,
         "maps": {"count": maps, "size": 112, "seconds": seconds[len(seconds) // 2]},
         "step": {"model": name, "batch": batch, "ways": found},
@@ -100,7 +96,6 @@ def table(record: dict[str, Any]) -> str:
         way: f"{found['ratio']:.2f} ({found['quartiles'][0]:.2f}–{found['quartiles'][1]:.2f})"
         for way, found in step["ways"].items()
     }
-    where = f"{record['device']}, {record['threads']} thread{'s' if record['threads'] > 1 else ''}"
     lines = [
         "| what | measured |",
         "| --- | --: |",
@@ -109,7 +104,7 @@ def table(record: dict[str, Any]) -> str:
         f"| plain step again | {ratios['plain again']} |",
         f"| guided step | {ratios['guided']} |",
     ]
-    return "\n".join(lines) + f"\n\n{where}."
+    return "\n".join(lines) + f"\n\n{told(record)}."
 
 
 if __name__ == "__main__":

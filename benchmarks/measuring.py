@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import os
+import platform
 import time
 from collections.abc import Callable, Sequence
 from itertools import accumulate
@@ -69,6 +70,17 @@ def compared(found: dict[str, list[float]], base: str) -> dict[str, dict[str, An
         }
         for name, times in found.items()
     }
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What was measured on, to be kept beside the numbers."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
+    return {"device": name, "threads": torch.get_num_threads()}
+
+
+def told(record: dict[str, Any]) -> str:
+    """What `machine` found, in words."""
+    return f"{record['device']}, {record['threads']} thread{'s' if record['threads'] > 1 else ''}"
 
 
 def _quartiles(values: Sequence[float]) -> list[float]:

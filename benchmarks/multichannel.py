@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -26,7 +25,7 @@ from torch import nn
 
 from attnguide.data.faces import ATTRIBUTES
 from attnguide_multichannel.adapted import attach
-from measuring import Call, alternate, compared, peak_bytes
+from measuring import Call, alternate, compared, machine, peak_bytes, told
 from running import run_example
 
 HERE = Path(__file__).parent
@@ -74,8 +73,7 @@ def cost(device: torch.device, rounds: int, batch: int = 32) -> dict[str, Any]:
             for way, adapted in ways.items()
         }
         found[str(grid)] = {"times": times, "memory": {way: peaks[way] / peaks["plain"] for way in ways}}
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
-    return {"device": name, "threads": torch.get_num_threads(), "grids": found}
+    return {**machine(device), "grids": found}
 
 
 def cost_table() -> str:
@@ -87,8 +85,7 @@ def cost_table() -> str:
             ratio = f"{1000 * time['seconds']:.0f} ms" if way == "plain" else f"{time['ratio']:.2f}"
             spread = "" if way == "plain" else f" ({low:.2f}–{high:.2f})"
             lines.append(f"| {grid}×{grid} | {way} | {ratio}{spread} | {found['memory'][way]:.2f} |")
-    threads = f"{record['threads']} thread{'s' if record['threads'] > 1 else ''}"
-    return "\n".join(lines) + f"\n\n{record['device']}, {threads}."
+    return "\n".join(lines) + f"\n\n{told(record)}."
 
 
 # --------------------------------------------------------------------------- summaries

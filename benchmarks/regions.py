@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ import torchvision
 
 from attnguide_segmentation.adapted import attach
 from attnguide_segmentation.regions import as_masks
-from measuring import Call, alternate, compared
+from measuring import Call, alternate, compared, machine, told
 
 RESULTS = Path(__file__).parent / "results" / "regions.json"
 WAYS: dict[str, tuple[str, ...]] = {"plain": (), "plain again": (), "SSP": ("ssp",), "SSG": ("ssg",)}
@@ -69,10 +68,7 @@ def main() -> None:
     name, batch, rounds = ("resnet18", 4, 2) if options.quick else ("resnet18", 16, options.rounds)
     found = compared(alternate(steps(name, batch, device), device, rounds, 60), "plain")
     record = {
-        "device": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"{platform.machine()} CPU",
-        "threads": torch.get_num_threads(),
+        **machine(device),
         "torch": torch.__version__,
         "model": name,
         "batch": batch,
@@ -95,8 +91,7 @@ def table(record: dict[str, Any]) -> str:
         if way != "plain":
             low, high = found["quartiles"]
             lines.append(f"| {way} | {found['ratio']:.2f} ({low:.2f}–{high:.2f}) |")
-    threads = f"{record['threads']} thread{'s' if record['threads'] > 1 else ''}"
-    return "\n".join(lines) + f"\n\n{record['device']}, {threads}."
+    return "\n".join(lines) + f"\n\n{told(record)}."
 
 
 if __name__ == "__main__":

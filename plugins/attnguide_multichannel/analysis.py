@@ -11,10 +11,8 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from attnguide.adapted import Adapted, traced
+from attnguide.adapted import Adapted, seen_by
 from attnguide.errors import InputError
-from attnguide.hooks import unwrap
-from attnguide.modes import evaluating
 from attnguide_multichannel.adapted import multichannel_of
 from attnguide_multichannel.attention import MultiChannel
 
@@ -159,8 +157,8 @@ class MaskStatistics:
         # Each map sums to 1, so that its mean is known.
         centred = (flat - 1 / flat.shape[2]).double()
         self._products += torch.einsum("brp,bqp->rq", centred, centred)
-        attended = adapter.attended(features)
-        weights = (adapter.weight * adapter.factors)[..., None] * adapter.shares
+        attended = adapter.attended(features, positions)
+        weights = adapter.weight[..., None] * adapter.shares
         added = torch.einsum("bcr,kcr->bkc", attended, weights.to(attended.dtype)).double()
         self._sum += added.sum(dim=0)
         scores = added.sum(dim=2)
@@ -183,7 +181,7 @@ class MaskStatistics:
             raise InputError("there was nothing to analyse: no image came.")
         if len(classes) != len(adapter.weight):
             raise InputError(f"{len(classes)} names were given for {len(adapter.weight)} attributes.")
-        shares = (adapter.shares * adapter.factors[..., None]).double()
+        shares = adapter.shares.double()
         spread = shares @ self._products  # (K, C, R)
         mean = self._sum / self.samples
         variance = self._squares / self.samples - mean.square()
@@ -217,12 +215,8 @@ def analyse(
     """
     statistics = MaskStatistics(multichannel_of(adapted))
     shown = track(batches, "analysing", console=Console(stderr=True), transient=True, disable=not progress)
-    model = unwrap(adapted.model)  # one trace for each pass
-    with evaluating(model), torch.no_grad():
-        for images in shown:
-            with traced(statistics.adapter) as traces:
-                model(images)
-            statistics.update(traces[-1].feature.spatial)
+    for images in shown:
+        statistics.update(seen_by(statistics.adapter, adapted.model, images).feature.spatial)
     return statistics.result(classes)
 
 

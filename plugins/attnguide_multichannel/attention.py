@@ -117,8 +117,11 @@ class MultiChannel(Adapter):
 
     @property
     def shares(self) -> Tensor:
-        """a, the share of each map in the mask of each attribute and channel, `(K, C, R)`; sums to 1."""
-        return (self.choice + self.deviation).softmax(dim=2)
+        """a, the share of each map in the mask of each attribute and channel, `(K, C, R)`.
+
+        Sums to 1 over the maps, times the factor of a transformation.
+        """
+        return (self.choice + self.deviation).softmax(dim=2) * self.factors[..., None]
 
     def masks(self, features: Tensor) -> Tensor:
         """Compute all masks. They are large: `B·K·C·h·w` numbers.
@@ -129,24 +132,32 @@ class MultiChannel(Adapter):
         Returns:
             `(B, K, C, h, w)` in [0, 1]; each channel sums to 1 (times the factor of a transformation).
         """
-        shares = self.shares * self.factors[..., None]
+        shares = self.shares
         return torch.einsum("kcr,brhw->bkchw", shares, self.positions(features).to(shares.dtype))
 
     def mean_masks(self, features: Tensor) -> Tensor:
         """Compute the mean of the masks over the channels, `(B, K, h, w)`, without making them."""
-        shares = (self.shares * self.factors[..., None]).mean(dim=1)
+        shares = self.shares.mean(dim=1)
         return torch.einsum("kr,brhw->bkhw", shares, self.positions(features).to(shares.dtype))
 
     # ----------------------------------------------------------------- scores
 
-    def attended(self, features: Tensor) -> Tensor:
-        """Sum features over the positions, as each of the shared maps sees them, `(B, C, R)`."""
-        positions = self.positions(features).flatten(2)
-        return torch.bmm(full_precision(features).flatten(2).to(positions.dtype), positions.transpose(1, 2))
+    def attended(self, features: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Sum features over the positions, as each of the shared maps sees them.
+
+        Args:
+            features: `(B, C, h, w)`.
+            positions: The maps, as `positions` computes them, if they are there already.
+
+        Returns:
+            `(B, C, R)`.
+        """
+        maps = (self.positions(features) if positions is None else positions).flatten(2)
+        return torch.bmm(full_precision(features).flatten(2).to(maps.dtype), maps.transpose(1, 2))
 
     def scores(self, attended: Tensor) -> Tensor:
-        """Compute the scores of the K classifiers, `(B, K)`, from what [`attended`] gives."""
-        weights = (self.weight * self.factors)[..., None] * self.shares
+        """Compute the scores of the K classifiers, `(B, K)`, from what `attended` gives."""
+        weights = self.weight[..., None] * self.shares
         return F.linear(attended.flatten(1).to(weights.dtype), weights.flatten(1), self.bias)
 
     def forward(self, trace: Trace) -> Tensor:

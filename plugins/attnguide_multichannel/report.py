@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import io
 from collections.abc import Mapping
@@ -13,10 +12,8 @@ import torch
 from torch import Tensor
 
 from attnguide import visual
-from attnguide.adapted import Adapted, traced
+from attnguide.adapted import Adapted, seen_by
 from attnguide.data.files import atomic_write
-from attnguide.hooks import unwrap
-from attnguide.modes import evaluating
 from attnguide_multichannel.adapted import multichannel_of
 from attnguide_multichannel.analysis import Analysis
 from attnguide_multichannel.figures import (
@@ -37,7 +34,7 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto
 body { color: #222 }
 h1, h2 { font-weight: 600; line-height: 1.2 } h2 { margin-top: 2.5rem }
 table { border-collapse: collapse } td, th { padding: .25rem .7rem; border-bottom: 1px solid #ddd }
-th { text-align: left } img { max-width: 100%; image-rendering: pixelated } small { color: #777 }
+th { text-align: left } img { max-width: 100%; image-rendering: pixelated }
 """
 
 
@@ -62,10 +59,8 @@ def write_report(
         InputError: If matplotlib is not installed, or the file cannot be written.
     """
     adapter = multichannel_of(adapted)
-    model = unwrap(adapted.model)
-    with evaluating(model), torch.no_grad(), traced(adapter) as traces:
-        model(images)
-        features = traces[-1].feature.spatial
+    features = seen_by(adapter, adapted.model, images).feature.spatial
+    with torch.no_grad():
         masks = adapter.masks(features[:1])[0].float().cpu()
         made = None
         if adapter.reconstructor is not None:
@@ -132,10 +127,4 @@ def _drawn(figure: Figure) -> bytes:
 
 
 def _image(picture: bytes | Image.Image, text: str) -> str:
-    if not isinstance(picture, bytes):
-        stream = io.BytesIO()
-        picture.save(stream, format="png")
-        picture = stream.getvalue()
-    return (
-        f"<p><img alt='{html.escape(text)}' src='data:image/png;base64,{base64.b64encode(picture).decode()}'>"
-    )
+    return f"<p><img alt='{html.escape(text)}' src='{visual.data_uri(picture)}'>"

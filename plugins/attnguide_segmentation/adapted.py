@@ -23,7 +23,7 @@ from attnguide_segmentation.regions import REGIONS
 __all__ = ["KINDS", "METHODS", "Adapted", "Average", "attach", "load_adapters"]
 
 #: The adapters of this plugin, by the names that they are saved with.
-KINDS: tuple[str, ...] = ("ssp", "ssg", "pyramid", "mask_channels")
+KINDS: tuple[str, ...] = (SSP.name, SSG.name, PyramidPooling.name, MaskChannels.name)
 
 #: What `attach` puts on a model.
 METHODS: tuple[str, ...] = ("ssp", "ssg", "average", "pyramid", "mask_channels", "boxes")

@@ -9,10 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attnguide import visual
-from attnguide.adapted import traced
+from attnguide.adapted import seen_by
 from attnguide.errors import InputError
 from attnguide.functional import min_max
-from attnguide.modes import evaluating
 from attnguide_segmentation.adapted import Adapted
 from attnguide_segmentation.pooling import SSP
 from attnguide_segmentation.regions import REGIONS
@@ -43,9 +42,8 @@ def region_weights(adapted: Adapted, images: Tensor) -> Tensor:
     """
     for adapter in adapted.adapters:
         if isinstance(adapter, SSP):
-            with traced(adapter) as traces, torch.no_grad(), evaluating(adapted.model):
-                adapted.model(images)
-                (trace,) = traces
+            trace = seen_by(adapter, adapted.model, images)
+            with torch.no_grad():
                 return adapter.branches(trace.feature.spatial, adapter.finder(trace.images))[1]
     raise InputError("there is no SSP on the model; attach it with attach(model, images, 'ssp').")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
@@ -27,7 +27,7 @@ from attnguide.outputs import Call, find_logits
 from attnguide.registry import registry
 from attnguide.trace import Trace
 
-__all__ = ["Adapted", "SavedAdapters", "feature_sizes", "traced"]
+__all__ = ["Adapted", "SavedAdapters", "feature_sizes", "seen_by"]
 
 
 class Adapted(Guide):
@@ -174,19 +174,28 @@ def _made(kind: str, settings: Mapping[str, Any], given: Mapping[str, Any]) -> A
     return adapter
 
 
-@contextmanager
-def traced(adapter: Adapter) -> Iterator[list[Trace]]:
-    """List what an adapter is given in each forward pass, for as long as the context lasts."""
+def seen_by(adapter: Adapter, model: nn.Module, images: Tensor) -> Trace:
+    """Run a model in evaluation mode without a graph, and return what an adapter on it is given.
+
+    Args:
+        adapter: The adapter.
+        model: The model that a guide holds it on, wrapped or not.
+        images: `(B, 3, H, W)`, on the model's device.
+    """
     traces: list[Trace] = []
 
     def keep(module: nn.Module, args: tuple[Trace, ...], output: object) -> None:
         traces.append(args[0])
 
+    model = unwrap(model)  # no replicas: one pass, one trace
     handle = adapter.register_forward_hook(keep)
     try:
-        yield traces
+        with evaluating(model), torch.no_grad():
+            model(images)
     finally:
         handle.remove()
+    (trace,) = traces
+    return trace
 
 
 def feature_sizes(model: nn.Module, images: Tensor, layer: str = "auto") -> tuple[int, int]:

@@ -8,8 +8,6 @@ guidance. The numbers are those of the run.
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import tempfile
 import time
@@ -326,7 +324,7 @@ def _enlarged(picture: Tensor) -> Image.Image:
 
 
 def _figure(face: _Comparison) -> str:
-    pictures = "".join(f'<img alt="" src="{_data_uri(picture)}">' for picture in face.pictures)
+    pictures = "".join(f'<img alt="" src="{visual.data_uri(picture)}">' for picture in face.pictures)
     said = " → ".join(_verdict(answer, face.lipstick) for answer in face.answers)
     return (
         f"<figure><div>{pictures}</div><figcaption>{face.truth}. Says lipstick: {said}</figcaption></figure>"
@@ -346,9 +344,3 @@ def _sheet(compared: list[_Comparison]) -> Image.Image:
 def _verdict(probability: float, truth: bool) -> str:
     state = "right" if (probability > 0.5) == truth else "wrong"
     return f'<span class="{state}">{probability:.0%}</span>'
-
-
-def _data_uri(picture: Image.Image) -> str:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

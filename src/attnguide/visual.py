@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +20,7 @@ from attnguide.errors import InputError, nearest
 if TYPE_CHECKING:
     from attnguide.explanation import Explanation
 
-__all__ = ["colourise", "contact_sheet", "displayable", "overlay", "save_explanation", "to_pil"]
+__all__ = ["colourise", "contact_sheet", "data_uri", "displayable", "overlay", "save_explanation", "to_pil"]
 
 #: From cold to hot through colours that keep their order in grey and for the colour-blind: violet, magenta,
 #: orange, yellow.
@@ -93,6 +95,15 @@ def to_pil(picture: Tensor) -> Image.Image:
     if picture.is_floating_point():
         picture = (picture.clamp(0, 1) * 255).round().byte()
     return Image.fromarray(picture.cpu().permute(1, 2, 0).contiguous().numpy())
+
+
+def data_uri(picture: Image.Image | bytes) -> str:
+    """Write a picture, or the content of a PNG file, as a link that an HTML page shows without the file."""
+    if not isinstance(picture, bytes):
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG")
+        picture = buffer.getvalue()
+    return "data:image/png;base64," + base64.b64encode(picture).decode("ascii")
 
 
 def contact_sheet(
