@@ -32,16 +32,12 @@ import attnguide as ag
 from attnguide.data.celeba import CelebA
 from attnguide.data.faces import ATTRIBUTES, ProceduralFaces
 from attnguide.errors import AttnGuideError
+from attnguide.metrics import average_precision, balanced_accuracy, classification_error
 from attnguide_segmentation.adapted import Adapted, attach
 from attnguide_segmentation.boxes import landmark_boxes
 from attnguide_segmentation.figures import colours, region_weights, sheet, top_channels, weights_figure
 from attnguide_segmentation.lfwa import LFWA
-from attnguide_segmentation.metrics import (
-    average_precision,
-    balanced_accuracy,
-    balanced_bce,
-    classification_error,
-)
+from attnguide_segmentation.metrics import balanced_bce
 from attnguide_segmentation.network import attribute_network
 from attnguide_segmentation.parser import Parser, load_parser
 

@@ -23,10 +23,11 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from attnguide.data.faces import ATTRIBUTES, ProceduralFaces
+from attnguide.metrics import average_precision
 from attnguide_segmentation.adapted import Adapted, attach
 from attnguide_segmentation.attributes import attribute_table
 from attnguide_segmentation.figures import region_weights, weights_figure
-from attnguide_segmentation.metrics import average_precision, right_regions
+from attnguide_segmentation.metrics import right_regions
 from attnguide_segmentation.network import attribute_network
 from attnguide_segmentation.parser import load_parser
 from attnguide_segmentation.regions import REGIONS

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from attnguide.errors import GuidanceError
 from attnguide.layers import Layer
 from attnguide.modes import evaluating, muted
-from attnguide.outputs import Tap
+from attnguide.outputs import INPUT, Tap
 
 __all__ = ["check_uncompiled", "compile_before"]
 
@@ -24,7 +24,7 @@ def check_uncompiled(model: nn.Module, layers: Sequence[Layer] = ()) -> None:
     Raises:
         GuidanceError: If the model, or a module that holds one of the layers, was compiled.
     """
-    steps = [Tap.parse(layer.name).module.split(".") for layer in layers]
+    steps = [Tap.parse(layer.name).module.split(".") for layer in layers if layer.name != INPUT]
     names = ["", *(".".join(path[: end + 1]) for path in steps for end in range(len(path)))]
     for name in names:
         if model.get_submodule(name)._compiled_call_impl is not None:
@@ -53,7 +53,7 @@ def compile_before(
         GuidanceError: If there are none.
     """
     targets = {Tap.parse(layer.name).module for layer in layers}
-    done = _done_before(model, targets, images)
+    done = {} if INPUT in targets else _done_before(model, targets, images)
     # The largest that are done; a module that holds a target is never among them.
     names = [name for name in done if not any(name.startswith(f"{other}.") for other in done)]
     modules = {name: model.get_submodule(name) for name in names}

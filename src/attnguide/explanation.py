@@ -17,7 +17,7 @@ from attnguide.errors import InputError
 from attnguide.functional import full_precision
 from attnguide.hooks import Recorder, adapters_of, aside, is_answered_beside, unwrap
 from attnguide.interfaces import AttributionSource
-from attnguide.layers import LayerSpec, find_layers
+from attnguide.layers import LayerSpec, find_attention, find_layers
 from attnguide.modes import evaluating, full_precision_mode, uncached_autocast
 from attnguide.pairs import Evidence, Pairs, Targets, resolve
 from attnguide.registry import registry
@@ -191,7 +191,7 @@ def explain(
         stack.enter_context(aside(model))
         stack.enter_context(evaluating(model))
         images = images.clone() if images.is_inference() else images.detach()
-        layers = find_layers(model, images, layer, verify=verify)
+        layers = find_layers(model, images, made.layers(layer), verify=verify)
         if is_answered_beside(model):
             layers = [one.plain() for one in layers]
         if made.needs_gradient:
@@ -201,10 +201,21 @@ def explain(
         stack.callback(recorder.remove)
         watched = [name for one in layers for name in one.watched] if made.needs_gradient else []
         recorder.attach([one.name for one in layers], watched)
-        if made.needs_gradient:
+        attending = None
+        if made.reads_attention:
+            attending = find_attention(model, images, max(one.tokens for one in layers))
+            recorder.attach_attention(attending.modules)
+        elif made.needs_gradient:
             recorder.leave_out({name: how for one in layers for name, how in one.idle.items()})
         model(images)
-        trace = trace_of(recorder.shards, layers, differentiable=False, adapters=adapters_of(model))
+        trace = trace_of(
+            recorder.shards,
+            layers,
+            differentiable=False,
+            adapters=adapters_of(model),
+            attending=attending,
+            model=model,
+        )
         pairs = resolve(targets, trace.logits, labels, evidence).compact()
         with torch.no_grad(), full_precision_mode(trace.logits.device):
             raw = {one.name: _maps(made, trace.at(one.name), pairs) for one in layers}

@@ -2,36 +2,48 @@
 
 Maps are batches of shape `(N, h, w)`, one map for each (sample, class) pair. Every function is
 differentiable, works on any device, computes half precision in float32 and gives one result per map, so that
-nothing here depends on the batch size. The losses are also invariant to the scale of the attribution and (up
-to resampling) to its resolution.
+nothing here depends on the batch size. Unless a setting says otherwise, the losses are also invariant to the
+scale of the attribution and (up to resampling) to its resolution.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attnguide.errors import InputError
+from attnguide.errors import InputError, nearest
 
 __all__ = [
+    "Distance",
+    "Mode",
+    "Reduction",
+    "Scale",
     "channel_mean",
     "cosine",
+    "dice",
     "energy",
     "full_precision",
     "fuse",
     "grad_cam",
     "grad_cam_plus_plus",
+    "gradient_norm",
     "hires_cam",
     "iou",
+    "kl",
     "layer_cam",
     "min_max",
     "mse",
+    "pointwise",
     "rectify",
     "resize",
+    "signed",
+    "standardised_cosine",
     "unit",
+    "xgrad_cam",
 ]
 
 EPSILON = 1e-6
@@ -118,6 +130,43 @@ def hires_cam(features: Tensor, gradients: Tensor, *, relu: bool = True) -> Tens
     return maps.relu() if relu else maps
 
 
+def xgrad_cam(features: Tensor, gradients: Tensor, *, relu: bool = True) -> Tensor:
+    """XGrad-CAM: each channel weighted by its gradients, averaged where it is active (Fu et al., BMVC 2020).
+
+    The weight of channel k is Σ F_k·∂s/∂F_k / Σ F_k, eq. 8. A channel whose sum is zero weighs nothing.
+
+    Args:
+        features: Feature maps `(N, C, h, w)`.
+        gradients: Gradient of the class score with respect to them, `(N, C, h, w)`.
+        relu: Keep only the evidence for the class; without it the map is signed.
+
+    Returns:
+        Maps `(N, h, w)`, not rescaled.
+    """
+    features, gradients = full_precision(features), full_precision(gradients)
+    total = features.sum(dim=(2, 3), keepdim=True)
+    known = total.abs() > EPSILON
+    weighed = (features * gradients).sum(dim=(2, 3), keepdim=True)
+    weights = torch.where(known, weighed / torch.where(known, total, torch.ones_like(total)), 0.0)
+    maps = (weights * features).sum(dim=1)
+    return maps.relu() if relu else maps
+
+
+def gradient_norm(gradients: Tensor) -> Tensor:
+    """Norm of the gradient over the channels: how strongly the score reacts to each position.
+
+    Its square is what "Right for the right reasons" penalises (Ross et al., IJCAI 2017, eq. 3).
+
+    Args:
+        gradients: Gradient of the class score, `(N, C, h, w)`.
+
+    Returns:
+        Maps `(N, h, w)`, at least 0.
+    """
+    norm: Tensor = torch.linalg.vector_norm(full_precision(gradients), dim=1)
+    return norm
+
+
 def channel_mean(features: Tensor) -> Tensor:
     """Layer attention: the mean over channels (Belharbi et al., FG 2024, arXiv 2402.00281).
 
@@ -164,6 +213,20 @@ def unit(maps: Tensor) -> Tensor:
     positive = full_precision(maps).relu()
     peak = positive.amax(dim=(-2, -1), keepdim=True)
     return positive / torch.where(peak > 0, peak, torch.ones_like(peak))
+
+
+def signed(maps: Tensor) -> Tensor:
+    """Scale each map to a largest magnitude of 1, signs kept; a map of zeros stays as it is.
+
+    Args:
+        maps: Maps `(N, h, w)`.
+
+    Returns:
+        Maps `(N, h, w)` in [−1, 1].
+    """
+    maps = full_precision(maps)
+    peak = maps.abs().amax(dim=(-2, -1), keepdim=True)
+    return maps / torch.where(peak > 0, peak, torch.ones_like(peak))
 
 
 def min_max(maps: Tensor) -> Tensor:
@@ -302,6 +365,146 @@ def energy(attribution: Tensor, prior: Tensor) -> Tensor:
     return 1 - (scaled * prior).sum(dim=(1, 2)) / torch.where(total > 0, total, torch.ones_like(total))
 
 
+def dice(attribution: Tensor, prior: Tensor) -> Tensor:
+    """One minus the soft Dice coefficient, 1 − 2·Σ G·S / (Σ G² + Σ S²) (Milletari et al., 3DV 2016).
+
+    G is the attribution scaled to [0, 1] by [`unit`][attnguide.functional.unit], S the prior.
+
+    Args:
+        attribution: Maps `(N, h, w)`, any scale.
+        prior: Maps `(N, h, w)` in [0, 1].
+
+    Returns:
+        Losses `(N,)` in [0, 1]; 0 where both are zero throughout.
+
+    Raises:
+        InputError: If the shapes differ.
+    """
+    attribution, prior = _comparable(attribution, prior)
+    scaled = unit(attribution)
+    both = (scaled * prior).mean(dim=(1, 2))
+    each = (scaled.square() + prior.square()).mean(dim=(1, 2))
+    return 1 - (2 * both + EPSILON) / (each + EPSILON)
+
+
+def kl(attribution: Tensor, prior: Tensor) -> Tensor:
+    """Kullback–Leibler divergence of the attribution from the prior, Σ s·ln(s / g), in nats.
+
+    s and g are the prior and the positive attribution, each divided by its sum: where one should look, and
+    where the model does, as distributions over the positions. A prior of zeros says nothing: its loss is 0.
+
+    Args:
+        attribution: Maps `(N, h, w)`, any scale.
+        prior: Maps `(N, h, w)` in [0, 1].
+
+    Returns:
+        Losses `(N,)`, from 0 upwards; finite, since each position counts for a millionth of the peak.
+
+    Raises:
+        InputError: If the shapes differ.
+    """
+    attribution, prior = _comparable(attribution, prior)
+    scaled = (unit(attribution) + EPSILON).flatten(1)
+    total = prior.sum(dim=(1, 2)).unsqueeze(1)
+    wanted = prior.flatten(1) / torch.where(total > 0, total, torch.ones_like(total))
+    seen = scaled.log() - scaled.sum(dim=1, keepdim=True).log()
+    return (torch.xlogy(wanted, wanted) - wanted * seen).sum(dim=1)
+
+
+def standardised_cosine(attribution: Tensor, prior: Tensor) -> Tensor:
+    """One minus the cosine of both maps after their means are taken off: one minus their correlation.
+
+    Unlike [`cosine`][attnguide.functional.cosine] it takes no notice of a constant in either map. A flat map
+    has correlation 0.
+
+    Args:
+        attribution: Maps `(N, h, w)`, any scale.
+        prior: Maps `(N, h, w)` in [0, 1].
+
+    Returns:
+        Losses `(N,)` in [0, 2].
+
+    Raises:
+        InputError: If the shapes differ.
+    """
+    attribution, prior = _comparable(attribution, prior)
+    return cosine(
+        attribution - attribution.mean(dim=(1, 2), keepdim=True), prior - prior.mean(dim=(1, 2), keepdim=True)
+    )
+
+
+#: What a position's loss is made of.
+Distance = Literal["absolute", "squared", "cross_entropy"]
+#: What is asked of a map: to be like the prior, to be empty outside of it, or to be full inside.
+Mode = Literal["match", "suppress", "reward"]
+#: How a map is scaled first: its positive part to a maximum of 1, with its signs to one of ±1, or not.
+Scale = Literal["unit", "signed", "none"]
+#: How the positions' losses become one.
+Reduction = Literal["mean", "sum"]
+
+
+def pointwise(
+    attribution: Tensor,
+    prior: Tensor,
+    distance: Distance = "squared",
+    mode: Mode = "match",
+    scale: Scale = "unit",
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """Compare attribution and prior position by position.
+
+    The distance is taken to the prior everywhere (`"match"`), to 0 outside the prior (`"suppress"`), or to 1
+    inside (`"reward"`), where a soft prior is outside as far as it is not inside. Among these are:
+
+    - absolute, match, mean: L1 (Rao et al., ICCV 2023);
+    - cross entropy, reward, mean: PPCE (the same);
+    - squared, suppress, signed, sum: their variant of "Right for the right reasons";
+    - squared, suppress, not scaled, sum: "Right for the right reasons" (Ross et al., IJCAI 2017, eq. 3), for
+      gradients; with maps of Grad-CAM and scaled, RRR-G (Friedrich et al., 2022);
+    - squared, match, sum: HINT, as the same typology has it.
+
+    Args:
+        attribution: Maps `(N, h, w)`.
+        prior: Maps `(N, h, w)` in [0, 1].
+        distance: Of a value and what it should be.
+        mode: What it should be, and where.
+        scale: How each map is scaled first.
+        reduction: `"mean"` over the positions that count, so that λ means the same at any resolution and for
+            masks of any size; or `"sum"`, as most publications have it.
+
+    Returns:
+        Losses `(N,)`, at least 0; 0 where no position counts.
+
+    Raises:
+        InputError: If the shapes differ, or a choice is unknown or impossible.
+    """
+    for name, value, kind in (
+        ("distance", distance, Distance),
+        ("mode", mode, Mode),
+        ("scale", scale, Scale),
+        ("reduction", reduction, Reduction),
+    ):
+        if value not in get_args(kind):
+            raise InputError(f"{name}={value!r} is unknown.{nearest(str(value), get_args(kind))}")
+    if distance == "cross_entropy" and scale != "unit":
+        raise InputError(f"a cross entropy needs maps in [0, 1]: scale={scale!r} must be 'unit'.")
+    attribution, prior = _comparable(attribution, prior)
+    seen = attribution if scale == "none" else unit(attribution) if scale == "unit" else signed(attribution)
+    wanted = prior if mode == "match" else torch.full_like(prior, float(mode == "reward"))
+    if distance == "absolute":
+        apart = (seen - wanted).abs()
+    elif distance == "squared":
+        apart = (seen - wanted).square()
+    else:
+        apart = -(wanted * (seen + EPSILON).log() + (1 - wanted) * (1 - seen + EPSILON).log())
+    if mode == "match":
+        total = apart.sum(dim=(1, 2))
+        return total if reduction == "sum" else total / apart[0].numel()
+    counts = prior if mode == "reward" else 1 - prior
+    total = (counts * apart).sum(dim=(1, 2))
+    return total if reduction == "sum" else total / counts.sum(dim=(1, 2)).clamp(min=EPSILON)
+
+
 def mse(attribution: Tensor, prior: Tensor) -> Tensor:
     """Mean squared difference between the attribution, scaled to [0, 1], and the prior.
 
@@ -315,8 +518,7 @@ def mse(attribution: Tensor, prior: Tensor) -> Tensor:
     Raises:
         InputError: If the shapes differ.
     """
-    attribution, prior = _comparable(attribution, prior)
-    return (unit(attribution) - prior).square().mean(dim=(1, 2))
+    return pointwise(attribution, prior)
 
 
 def _comparable(attribution: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:

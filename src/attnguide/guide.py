@@ -15,7 +15,7 @@ from attnguide.compiling import check_uncompiled, compile_before
 from attnguide.errors import GuidanceError, InputError, nearest
 from attnguide.hooks import Recorder, Shard, adapters_of, is_answered_beside, unwrap
 from attnguide.interfaces import Adapter, AlignmentLoss, AttributionSource, TargetPrior
-from attnguide.layers import Layer, LayerSpec, check_layer, find_layers
+from attnguide.layers import Attending, Layer, LayerSpec, check_layer, find_attention, find_layers
 from attnguide.modes import full_precision_mode
 from attnguide.outputs import Call, replace_logits
 from attnguide.pairs import Evidence, Targets
@@ -103,6 +103,7 @@ class Guide:
             check_layer(model, adapter.layer) for adapter in adapters if adapter.layer is not None
         ]
         self._adapter_layers: list[Layer] = []
+        self._attending: Attending | None = None
         self._records: list[TermMaps] = []
         self._steps = 0
         self._removed = False
@@ -300,6 +301,11 @@ class Guide:
         ]
         layers = self._known_layers()
         check_uncompiled(unwrap(self.model), layers)
+        readers = [bound for bound in self._bound if bound.source.reads_attention]
+        if readers:
+            tokens = max(layer.tokens for bound in readers for layer in bound.layers)
+            self._attending = find_attention(model, call.images, tokens)
+            self._recorder.attach_attention(self._attending.modules)
         watched = [name for layer in layers for name in layer.watched]
         self._recorder.attach([layer.name for layer in layers], watched)
         self._recorder.leave_out(layers[0].idle if self._only_logits_matter(layers) else {})
@@ -316,6 +322,7 @@ class Guide:
             f"{kind.__module__}.{kind.__qualname__}" == "timm.models.vision_transformer.VisionTransformer"
             and len(layers) == len(self._bound) == 1
             and self._bound[0].source.needs_gradient
+            and not self._bound[0].source.reads_attention
             and not self.adapters
         )
 
@@ -331,6 +338,8 @@ class Guide:
             differentiable=True,
             second_order=self.second_order,
             adapters=adapters_of(self.model),
+            attending=self._attending,
+            model=unwrap(self.model),
         )
 
     def _adapter_modules(self) -> list[Adapter]:

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attnguide.attention import Note, read
 from attnguide.errors import InputError, LayerError
 from attnguide.modes import empty_caches, is_muted, modules_of
 from attnguide.ours import Handles, is_observed
-from attnguide.outputs import Call, Tap, find_logits, replace, select
+from attnguide.outputs import INPUT, Call, Tap, find_logits, replace, select
 from attnguide.rows import FewRows
 from attnguide.twice import Attention, smooth
 
@@ -93,6 +94,7 @@ class Shard:
     calls: Counter[str] = field(default_factory=Counter)
     attention: Attention = field(default_factory=Attention)
     idle: frozenset[str] = frozenset()
+    attended: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Recorder:
@@ -130,6 +132,7 @@ class Recorder:
         self._parallel = False  # whether a wrapper's forward is running, whose replicas make a shard each
         self._open = threading.local()
         self._attached: set[str] = set()
+        self._attending: set[str] = set()
         self._idle: frozenset[str] = frozenset()
         self._hooked_idle: set[str] = set()
         self._smoothed: dict[str, Handles] = {}
@@ -151,18 +154,22 @@ class Recorder:
         """Record the named layers too; a name that is attached already is left alone.
 
         Args:
-            layers: Names of layers, to be differentiated with respect to; see
+            layers: Names of layers, to be differentiated with respect to: `"input"` for the images, or see
                 [`Tap`][attnguide.outputs.Tap].
             watched: Names of other tensors behind them, recorded as they are.
 
         Raises:
             LayerError: If the model has no module of that name.
         """
+        if INPUT in layers:
+            self._attached.add(INPUT)
         if self._attached.issuperset((*layers, *watched)):
             return
         modules: dict[str, nn.Module] = {}
         wanted: dict[str, dict[str, Tap]] = {}
         for name in (*layers, *watched):
+            if name == INPUT:
+                continue
             tap = Tap.parse(name)
             try:
                 modules[tap.module] = self.model.get_submodule(tap.module)
@@ -170,7 +177,7 @@ class Recorder:
                 raise LayerError(f"the model has no module {tap.module!r}.") from None
             if name not in self._attached:
                 wanted.setdefault(tap.module, {})[name] = tap
-        targets = {Tap.parse(name).module for name in layers}
+        targets = {Tap.parse(name).module for name in layers if name != INPUT}
         # An answer from what another recorder sees has to depend on what this one sees.
         first = not self.answers and is_answered_beside(self.model)
         for module, taps in wanted.items():
@@ -183,6 +190,16 @@ class Recorder:
                 tap_output = partial(self._tap, module, gives, module in targets)
                 self._handles.keep(modules[module].register_forward_hook(tap_output, prepend=first))
         self._attached |= {name for taps in wanted.values() for name in taps}
+
+    def attach_attention(self, modules: Sequence[str]) -> None:
+        """Record what modules attend to as well; one that is attached already is left alone."""
+        for name in modules:
+            if name not in self._attending:
+                hook = partial(read, partial(self._noting, name))
+                module = self.model.get_submodule(name)
+                # Before others that look at its output, which is another tensor then.
+                self._handles.keep(module.register_forward_hook(hook, prepend=True, with_kwargs=True))
+                self._attending.add(name)
 
     def leave_out(self, idle: Mapping[str, tuple[int, bool]]) -> None:
         """Keep no graph from now on for what modules do to tokens that the answer does not depend on.
@@ -282,9 +299,9 @@ class Recorder:
     # The root's hooks open and close the recording, so that a layer that runs again later (activation
     # checkpointing recomputes it in the backward pass) does not overwrite what the forward saw.
 
-    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if is_muted() or self.inert:
-            return
+            return None
         call = Call.of(args, kwargs)
         images = call.images
         if not self._parallel:
@@ -299,6 +316,10 @@ class Recorder:
         shard = self._shards[images.device] = self._open.shard = Shard(images)
         if self._idle and not self._is_watched(module):
             shard.idle = self._idle
+        if INPUT not in self._attached:
+            return None
+        feature = shard.features[INPUT] = self._beginning(shard, images)
+        return call.arguments(feature.clone())
 
     def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if is_muted() or self.inert:
@@ -360,6 +381,18 @@ class Recorder:
             # The model goes on with a copy: a tail that works in place must not change what was recorded.
             output = changed = replace(output, tap.path, feature.clone())
         return changed
+
+    def _noting(self, name: str) -> Note | None:
+        """What looks at the probabilities of an attention module, while a forward is recorded."""
+        shard = self._shard()
+        if shard is None:
+            return None
+
+        def note(probabilities: Tensor) -> Tensor:
+            shard.attended[name] = self._beginning(shard, probabilities)
+            return shard.attended[name]
+
+        return note
 
     def _shard(self) -> Shard | None:
         """The recording of the forward that is running in this thread."""

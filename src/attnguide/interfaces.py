@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
@@ -28,11 +28,16 @@ class AttributionSource(ABC):
     Attributes:
         needs_gradient: Whether the source asks the trace for gradients. If not, explaining needs no graph at
             all.
+        reads_attention: Whether it reads what the attention of a transformer attends to; the layer then
+            tells only where the patches are.
+        layer: What the layer `"auto"` means to this source.
         differentiable: Whether the maps stay attached to the graph, so that they can guide.
     """
 
     needs_gradient: ClassVar[bool] = True
-    differentiable: ClassVar[bool] = True
+    differentiable: bool = True
+    reads_attention: ClassVar[bool] = False
+    layer: str = "auto"
 
     @abstractmethod
     def __call__(self, trace: Trace, pairs: Pairs) -> Tensor:
@@ -46,6 +51,11 @@ class AttributionSource(ABC):
             Maps `(N, h, w)` of the size that [`size`][attnguide.interfaces.AttributionSource.size] tells, raw
             values, never detached.
         """
+
+    def layers(self, asked: str | Sequence[str]) -> tuple[str, ...]:
+        """What a user asked for, where `"auto"` is this source's own choice."""
+        names = (asked,) if isinstance(asked, str) else asked
+        return tuple(self.layer if name == "auto" else name for name in names)
 
     def size(self, trace: Trace) -> tuple[int, int]:
         """Size `(h, w)` of the maps; by default that of the layer."""

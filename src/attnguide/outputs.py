@@ -12,7 +12,20 @@ from torch import Tensor
 
 from attnguide.errors import GuidanceError, InputError, LayerError
 
-__all__ = ["Call", "Tap", "find_images", "find_logits", "replace", "replace_logits", "select", "tensors_in"]
+__all__ = [
+    "INPUT",
+    "Call",
+    "Tap",
+    "find_images",
+    "find_logits",
+    "replace",
+    "replace_logits",
+    "select",
+    "tensors_in",
+]
+
+#: Name of the images themselves, where a layer is asked for.
+INPUT = "input"
 
 #: Where a tensor is inside an output: keys and indices, from the outside inwards.
 Path = tuple[str | int, ...]

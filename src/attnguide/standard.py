@@ -4,7 +4,43 @@ from __future__ import annotations
 
 from attnguide.hookspecs import Part, hookimpl
 
-__all__ = ["attnguide_parts"]
+__all__ = ["CAPTUM_OF_IMAGES", "CAPTUM_OF_LAYERS", "attnguide_parts"]
+
+#: captum's attributions of images, and of layers; those of neurons, text and training data are others.
+CAPTUM_OF_IMAGES = (
+    "DeepLift",
+    "DeepLiftShap",
+    "Deconvolution",
+    "FeatureAblation",
+    "FeaturePermutation",
+    "GradientShap",
+    "GuidedBackprop",
+    "GuidedGradCam",
+    "InputXGradient",
+    "IntegratedGradients",
+    "KernelShap",
+    "LRP",
+    "Lime",
+    "NoiseTunnel",
+    "Occlusion",
+    "Saliency",
+    "ShapleyValueSampling",
+    "ShapleyValues",
+)
+CAPTUM_OF_LAYERS = (
+    "InternalInfluence",
+    "LayerActivation",
+    "LayerConductance",
+    "LayerDeepLift",
+    "LayerDeepLiftShap",
+    "LayerFeatureAblation",
+    "LayerFeaturePermutation",
+    "LayerGradCam",
+    "LayerGradientShap",
+    "LayerGradientXActivation",
+    "LayerIntegratedGradients",
+    "LayerLRP",
+)
 
 
 @hookimpl
@@ -32,11 +68,39 @@ def attnguide_parts() -> list[Part]:
             f"{sources}.grad_cam:HiResCAM",
             "gradient times feature, position by position",
         ),
+        Part("source", "xgrad_cam", f"{sources}.grad_cam:XGradCAM", "gradients averaged where it is active"),
+        Part("source", "input_gradient", f"{sources}.gradient:Gradient", "norm of the image's gradient"),
+        Part(
+            "source",
+            "input_x_gradient",
+            f"{sources}.gradient:GradientTimesInput",
+            "gradient times image; signed",
+        ),
+        Part(
+            "source",
+            "attention_rollout",
+            f"{sources}.attention:AttentionRollout",
+            "attention of all blocks, multiplied",
+        ),
+        Part(
+            "source",
+            "transformer_relevance",
+            f"{sources}.attention:TransformerRelevance",
+            "attention times gradient, through all blocks",
+        ),
         Part(
             "source",
             "layer_attention",
             f"{sources}.layer_attention:LayerAttention",
             "channel mean; the same for all classes",
+        ),
+        *(
+            Part("source", f"captum:{name}", f"{sources}.captum:{name}", "captum's, of the images")
+            for name in CAPTUM_OF_IMAGES
+        ),
+        *(
+            Part("source", f"captum:{name}", f"{sources}.captum:{name}", "captum's, of a layer")
+            for name in CAPTUM_OF_LAYERS
         ),
         Part(
             "prior",
@@ -48,5 +112,17 @@ def attnguide_parts() -> list[Part]:
         Part("loss", "iou", f"{losses}.overlap:IoU", "−ln of the soft intersection over union"),
         Part("loss", "cosine", f"{losses}.overlap:Cosine", "1 − cosine; keeps signs"),
         Part("loss", "energy", f"{losses}.overlap:Energy", "share of the attribution outside the prior"),
-        Part("loss", "mse", f"{losses}.overlap:MSE", "mean squared difference"),
+        Part("loss", "dice", f"{losses}.overlap:Dice", "1 − the soft Dice coefficient"),
+        Part("loss", "kl", f"{losses}.overlap:KL", "divergence from the prior, both as distributions"),
+        Part(
+            "loss",
+            "standardised_cosine",
+            f"{losses}.overlap:StandardisedCosine",
+            "1 − correlation: constants do not count",
+        ),
+        Part("loss", "mse", f"{losses}.pointwise:MSE", "mean squared difference"),
+        Part("loss", "hint", f"{losses}.pointwise:MSE", "mean squared difference, by its published name"),
+        Part("loss", "l1", f"{losses}.pointwise:L1", "mean absolute difference"),
+        Part("loss", "ppce", f"{losses}.pointwise:PPCE", "cross entropy that asks for evidence inside"),
+        Part("loss", "outside", f"{losses}.pointwise:Outside", "squared attribution where it is forbidden"),
     ]

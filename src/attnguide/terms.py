@@ -96,7 +96,7 @@ class BoundTerm:
         self.source: AttributionSource = registry().create("source", term.source, AttributionSource)
         self.prior: TargetPrior = registry().create("prior", term.prior, TargetPrior)
         self.loss: AlignmentLoss = registry().create("loss", term.loss, AlignmentLoss)
-        self.asked = check_layer(model, term.layer)
+        self.asked = check_layer(model, self.source.layers(term.layer))
         self.layers: list[Layer] = []
         if not self.source.differentiable:
             raise GuidanceError(

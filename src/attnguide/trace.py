@@ -73,6 +73,10 @@ class Trace:
         second_order: Whether gradients computed here are differentiated in turn when training. Otherwise
             they are constants, and only the features carry the guidance.
         adapters: The adapters that guides hold on the model.
+        attention: What each attention among all patches attends to, in the order in which they run,
+            `(B, heads, N, N)`, one tensor for each device; for sources that read it.
+        readers: The tokens that the answer is read from: the class token, or all patches.
+        model: The model without a wrapper, for sources that run it again.
     """
 
     images: Tensor
@@ -81,6 +85,9 @@ class Trace:
     differentiable: bool = False
     second_order: bool = True
     adapters: tuple[nn.Module, ...] = ()
+    attention: tuple[tuple[Tensor, ...], ...] = ()
+    readers: tuple[int, ...] = ()
+    model: nn.Module | None = None
 
     def at(self, *layers: str) -> Trace:
         """Return the same pass with only the named layers."""
@@ -155,6 +162,46 @@ class Trace:
             positions = feature.layout.grid[0] * feature.layout.grid[1]
             means = [full_precision(one).flatten(1) / positions for one in passes]
         return _by_pair(means, pairs, feature)
+
+    def gradients_of_all(self, feature: Feature | None = None) -> Tensor:
+        """Gradient of Σ ln p, over all classes of a softmax, with respect to a feature: one pass.
+
+        Args:
+            feature: The feature; the trace's only one if left out.
+
+        Returns:
+            `(B, C, h, w)`, part of the graph if the trace is differentiable.
+
+        Raises:
+            GuidanceError: If the logits have no graph, or do not depend on the feature.
+        """
+        feature = feature or self.feature
+        self._check_graph(feature)
+        with torch.set_grad_enabled(self.differentiable and self.second_order):
+            # Of Σ ln p = Σ z − K·ln Σ exp z with respect to the logits z.
+            slopes = 1 - self.logits.shape[1] * self.logits.softmax(dim=1)
+        found = self._grad(self.logits, feature.parts, feature, slopes)
+        return feature.layout.spatial(_joined(found))
+
+    def attention_gradients(self, pairs: Pairs) -> list[Tensor]:
+        """Gradient of one score of each sample with respect to what all attention attends to.
+
+        Args:
+            pairs: At most one pair of each sample.
+
+        Returns:
+            For each attention `(B, heads, N, N)`, zeros for samples without a pair; part of the graph if the
+            trace is differentiable.
+
+        Raises:
+            GuidanceError: If the logits have no graph.
+        """
+        self._check_graph(self.feature)
+        slopes = torch.zeros_like(self.logits)
+        slopes[pairs.sample, pairs.cls] = pairs.sign.to(slopes.dtype)
+        places = tuple(part for parts in self.attention for part in parts)
+        found = iter(self._grad(self.logits, places, self.feature, slopes))
+        return [_joined(tuple(next(found) for _ in parts)) for parts in self.attention]
 
     def weigh(self, pairs: Pairs, weights: Tensor, feature: Feature | None = None) -> Tensor:
         """Sum a feature over its channels, weighted for each pair.

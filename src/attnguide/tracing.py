@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from attnguide.errors import GuidanceError, LayerError
 from attnguide.hooks import Shard
 from attnguide.interfaces import AttributionSource
-from attnguide.layers import Layer
+from attnguide.layers import Attending, Layer
 from attnguide.pairs import Pairs
 from attnguide.trace import Feature, Head, Trace
 
@@ -24,6 +25,8 @@ def trace_of(
     differentiable: bool,
     second_order: bool = True,
     adapters: Sequence[nn.Module] = (),
+    attending: Attending | None = None,
+    model: nn.Module | None = None,
 ) -> Trace:
     """Join the shards of a forward pass to a trace with the given layers.
 
@@ -33,6 +36,8 @@ def trace_of(
         differentiable: Whether gradients will be part of the graph.
         second_order: Whether gradients will be differentiated in turn.
         adapters: The adapters on the model.
+        attending: How the model attends, if that was recorded.
+        model: The model, without a wrapper.
 
     Raises:
         GuidanceError: If the forward did not finish.
@@ -45,7 +50,13 @@ def trace_of(
     images = torch.cat([shard.images.to(device) for shard in shards]) if len(shards) > 1 else shards[0].images
     scores = torch.cat([part.to(device) for part in logits]) if len(logits) > 1 else logits[0]
     features = {layer.name: _feature(shards, layer) for layer in layers}
-    return Trace(images, scores, features, differentiable, second_order, tuple(adapters))
+    trace = Trace(
+        images, scores, features, differentiable, second_order, adapters=tuple(adapters), model=model
+    )
+    if attending is None:
+        return trace
+    attention = tuple(tuple(shard.attended[name] for shard in shards) for name in attending.modules)
+    return replace(trace, attention=attention, readers=attending.readers)
 
 
 def maps_of(source: AttributionSource, trace: Trace, pairs: Pairs) -> Tensor:

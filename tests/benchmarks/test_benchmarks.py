@@ -65,5 +65,11 @@ def test_steps_with_regions() -> None:
     assert "| SSG | " in run("regions.py", "--quick", "--threads", "1")
 
 
+def test_multichannel_attention() -> None:
+    grids = json.loads(run("multichannel.py", "--quick"))["grids"]
+    assert grids["7"]["memory"]["plain"] == 1
+    assert grids["4"]["times"]["multi-channel attention"]["ratio"] > 0
+
+
 def test_the_documentation_shows_the_results() -> None:
     run("tables.py", "--check")

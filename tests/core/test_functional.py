@@ -155,7 +155,74 @@ def test_mse() -> None:
     assert float(F.mse(maps([4.0, 2.0], [0.0, 0.0]), LEFT)) == pytest.approx((0.25 + 1) / 4)
 
 
-@pytest.mark.parametrize("loss", [F.iou, F.cosine, F.energy, F.mse])
+def test_dice() -> None:
+    assert float(F.dice(LEFT * 5, LEFT)) == pytest.approx(0, abs=1e-5)
+    assert float(F.dice(1 - LEFT, LEFT)) == pytest.approx(1, abs=1e-5)
+    # G = (1, 0.5, 0, 0), S = (1, 0, 1, 0): 1 − 2·1 / (1.25 + 2).
+    assert float(F.dice(maps([4.0, 2.0], [0.0, 0.0]), LEFT)) == pytest.approx(1 - 2 / 3.25, abs=1e-5)
+    assert float(F.dice(torch.zeros(1, 2, 2), torch.zeros(1, 2, 2))) == 0
+
+
+def test_kl() -> None:
+    assert float(F.kl(LEFT * 5, LEFT)) == pytest.approx(0, abs=1e-4)
+    # s = (½, 0, ½, 0), g = (½, 0, ¼, ¼): ½·ln 1 + ½·ln 2.
+    assert float(F.kl(maps([2.0, 0.0], [1.0, 1.0]), LEFT)) == pytest.approx(math.log(2) / 2, abs=1e-4)
+    assert float(F.kl(maps([1.0, 2.0], [1.0, 1.0]), torch.zeros(1, 2, 2))) == 0
+    assert 10 < float(F.kl(1 - LEFT, LEFT)) < 20
+
+
+def test_standardised_cosine_is_one_minus_the_correlation() -> None:
+    attribution, prior = torch.randn(1, 5, 6), torch.rand(1, 5, 6)
+    expected = 1 - torch.corrcoef(torch.stack([attribution.flatten(), prior.flatten()]))[0, 1]
+    assert float(F.standardised_cosine(attribution, prior)) == pytest.approx(float(expected), abs=1e-5)
+    lifted = F.standardised_cosine(attribution + 7, prior)
+    assert float(lifted) == pytest.approx(float(expected), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("distance", "mode", "expected"),
+    [
+        # Scaled, (1, 0.5, 0, 0.25); the prior is (1, 0, 1, 0).
+        ("absolute", "match", [0.0, 0.5, 1.0, 0.25]),
+        ("squared", "match", [0.0, 0.25, 1.0, 0.0625]),
+        ("absolute", "suppress", [0.0, 0.5, 0.0, 0.25]),
+        ("squared", "suppress", [0.0, 0.25, 0.0, 0.0625]),
+        ("absolute", "reward", [0.0, 0.0, 1.0, 0.0]),
+        ("squared", "reward", [0.0, 0.0, 1.0, 0.0]),
+        ("cross_entropy", "reward", [0.0, 0.0, -math.log(F.EPSILON), 0.0]),
+        ("cross_entropy", "suppress", [0.0, math.log(2), 0.0, -math.log(0.75)]),
+        ("cross_entropy", "match", [0.0, math.log(2), -math.log(F.EPSILON), -math.log(0.75)]),
+    ],
+)
+def test_distances_by_hand(distance: str, mode: str, expected: list[float]) -> None:
+    attribution, settings = maps([4.0, 2.0], [0.0, 1.0]), {"distance": distance, "mode": mode}
+    total = sum(expected)
+    count = 4 if mode == "match" else 2
+    assert float(F.pointwise(attribution, LEFT, **settings)) == pytest.approx(total / count, abs=1e-4)  # type: ignore[arg-type]
+    found = F.pointwise(attribution, LEFT, **settings, reduction="sum")  # type: ignore[arg-type]
+    assert float(found) == pytest.approx(total, abs=1e-4)
+
+
+def test_scales_by_hand() -> None:
+    attribution = maps([2.0, -4.0], [1.0, 1.0])
+    for scale, expected in (("none", 16 + 1), ("signed", 1 + 1 / 16), ("unit", 0.25)):
+        found = F.pointwise(attribution, LEFT, "squared", "suppress", scale, "sum")  # type: ignore[arg-type]
+        assert float(found) == pytest.approx(expected)
+
+
+def test_where_no_position_counts_there_is_no_loss() -> None:
+    for mode, prior in (("suppress", torch.ones(1, 2, 2)), ("reward", torch.zeros(1, 2, 2))):
+        assert float(F.pointwise(torch.rand(1, 2, 2), prior, mode=mode)) == 0  # type: ignore[arg-type]
+
+
+def test_unknown_choices_are_refused() -> None:
+    with pytest.raises(InputError, match=r"mode='supress' is unknown.*suppress"):
+        F.pointwise(LEFT, LEFT, mode="supress")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="scale='signed' must be 'unit'"):
+        F.pointwise(LEFT, LEFT, distance="cross_entropy", scale="signed")
+
+
+@pytest.mark.parametrize("loss", [F.iou, F.cosine, F.energy, F.mse, F.dice, F.kl, F.standardised_cosine])
 def test_losses_refuse_maps_that_do_not_fit(loss: object) -> None:
     with pytest.raises(InputError, match=r"\(1, 2, 2\).*\(1, 4, 4\).*resize"):
         loss(LEFT, torch.ones(1, 4, 4))  # type: ignore[operator]
@@ -163,7 +230,7 @@ def test_losses_refuse_maps_that_do_not_fit(loss: object) -> None:
         loss(LEFT[0], LEFT[0])  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("loss", [F.iou, F.cosine, F.energy, F.mse])
+@pytest.mark.parametrize("loss", [F.iou, F.cosine, F.energy, F.mse, F.dice, F.kl, F.standardised_cosine])
 def test_descent_leads_to_the_prior(loss: object) -> None:
     attribution = torch.rand(1, 6, 6).requires_grad_()
     prior = torch.zeros(1, 6, 6)

@@ -15,7 +15,7 @@ from captum.attr import LayerGradCam, LayerGradientXActivation
 from torch import Tensor, nn
 
 import attnguide as ag
-from attnguide.sources.grad_cam import GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM
+from attnguide.sources.grad_cam import GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, XGradCAM
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # it imports plotting and optional packages
@@ -27,12 +27,14 @@ OURS = {
     "grad_cam_plus_plus": GradCAMPlusPlus,
     "layer_cam": LayerCAM,
     "hires_cam": HiResCAM,
+    "xgrad_cam": XGradCAM,
 }
 THEIRS = {
     "grad_cam": pytorch_grad_cam.GradCAM,
     "grad_cam_plus_plus": pytorch_grad_cam.GradCAMPlusPlus,
     "layer_cam": pytorch_grad_cam.LayerCAM,
     "hires_cam": pytorch_grad_cam.HiResCAM,
+    "xgrad_cam": pytorch_grad_cam.XGradCAM,
 }
 
 

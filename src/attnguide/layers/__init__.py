@@ -5,17 +5,20 @@ logits' gradient is spread. How the output is arranged (channels first or last, 
 prefix, windows) is measured: see [`probe`][attnguide.layers.probe].
 """
 
+from attnguide.layers.attending import Attending, find_attention
 from attnguide.layers.candidates import Candidate, Layer, choose, list_candidates, stages
 from attnguide.layers.finding import LayerSpec, check_layer, find_layers
 from attnguide.layers.layout import Layout
 
 __all__ = [
+    "Attending",
     "Candidate",
     "Layer",
     "LayerSpec",
     "Layout",
     "check_layer",
     "choose",
+    "find_attention",
     "find_layers",
     "list_candidates",
     "stages",

@@ -26,7 +26,7 @@ from attnguide.layers.probe import (
     measure,
     respond,
 )
-from attnguide.outputs import Call, Tap
+from attnguide.outputs import INPUT, Call, Tap
 
 __all__ = ["Candidate", "Layer", "choose", "list_candidates", "stages"]
 
@@ -137,9 +137,29 @@ class Layer:
         return replace(self, pooled=None, head=None, rowwise=(), queries=())
 
     @property
+    def tokens(self) -> int:
+        """Number of tokens that it has, if it is a transformer's.
+
+        Raises:
+            LayerError: If it is not.
+        """
+        if self.layout.kind != "tokens":
+            raise LayerError(
+                f"layer {self.name!r} gives {self.layout}: attention sources need a transformer whose "
+                "patches are tokens. Choose a source of another kind, such as grad_cam."
+            )
+        return self.layout.prefix + prod(self.layout.grid) + self.layout.suffix
+
+    @property
     def watched(self) -> list[str]:
         """Names of other tensors to record."""
         return [name for name in (self.pooled, self.head and f"{self.head}:input") if name]
+
+    @classmethod
+    def of_images(cls, images: Tensor) -> Layer:
+        """The images themselves, `(B, C, H, W)`, as a layer."""
+        size = images.shape[-2], images.shape[-1]
+        return cls(INPUT, Layout("nchw", size), how="measured", agreement=1.0, spread=1.0)
 
     @classmethod
     def of(cls, candidate: Candidate) -> Layer:

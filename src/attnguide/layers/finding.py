@@ -16,11 +16,11 @@ from attnguide.layers import memory
 from attnguide.layers.candidates import Candidate, Layer, choose, list_candidates, stages
 from attnguide.layers.probe import Output, Subject, is_active
 from attnguide.modes import evaluating, muted
-from attnguide.outputs import Call, Tap, select, tensors_in
+from attnguide.outputs import INPUT, Call, Tap, select, tensors_in
 
 __all__ = ["LayerSpec", "check_layer", "find_layers"]
 
-#: How a user names layers: `"auto"`, `"stage:-2"`, a module's name, a pattern, or several of these.
+#: How a user names layers: `"auto"`, `"stage:-2"`, `"input"`, a module's name, a pattern, or several.
 LayerSpec = str | Sequence[str]
 
 #: The automatic choice looks at so many layers from the end; further only if none of them passes.
@@ -46,7 +46,7 @@ def check_layer(model: nn.Module, layer: LayerSpec) -> tuple[str, ...]:
 def _checked(text: str, names: Sequence[str]) -> str:
     if not isinstance(text, str):
         raise LayerError(f"layer={text!r} must be a name, 'auto', 'stage:N', a pattern, or a list of them.")
-    if text == "auto" or _stage(text) is not None:
+    if text in ("auto", INPUT) or _stage(text) is not None:
         return text
     # A wrapper for parallel training, which was taken off, puts "module." before the names.
     for form in (text, text.removeprefix("module.")):
@@ -99,8 +99,8 @@ def find_layers(
         model: Any classifier.
         images: Images that it accepts, `(B, C, H, W)`.
         layer: `"auto"`: the deepest with rows and columns and a spread-out gradient; `"stage:-2"`: the last
-            of a stage; a module's name; a pattern such as `"blocks.*.norm1"`, in which * stands for one part
-            of a name; or several of these.
+            of a stage; `"input"`: the images themselves; a module's name; a pattern such as
+            `"blocks.*.norm1"`, in which * stands for one part of a name; or several of these.
         verify: Measure how the layer's output is arranged. Without it, shapes and what the model says of
             itself must do.
         call: How the model is called with the images, if not `model(images)`.
@@ -114,6 +114,14 @@ def find_layers(
     model = unwrap(model)
     # What was found was checked: asking again must cost nothing.
     asked = (layer,) if isinstance(layer, str) else tuple(layer)
+    if INPUT in asked:
+        each = [
+            [Layer.of_images(images)]
+            if name == INPUT
+            else find_layers(model, images, name, verify=verify, call=call)
+            for name in asked
+        ]
+        return list({layer.name: layer for layers in each for layer in layers}.values())
     question = memory.Question(asked, verify, () if call is None else call.signature)
     known = memory.recall(model, images, question)
     if known is None:

@@ -1,4 +1,4 @@
-"""The standard alignment losses, thin classes around [functional][attnguide.functional]."""
+"""Losses that compare a whole map with its prior, thin classes around [functional][attnguide.functional]."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 from attnguide import functional
 from attnguide.interfaces import AlignmentLoss
 
-__all__ = ["MSE", "Cosine", "Energy", "IoU"]
+__all__ = ["KL", "Cosine", "Dice", "Energy", "IoU", "StandardisedCosine"]
 
 
 class IoU(AlignmentLoss):
@@ -34,9 +34,28 @@ class Energy(AlignmentLoss):
         return functional.energy(attribution, prior)
 
 
-class MSE(AlignmentLoss):
-    """Mean squared difference; see [`functional.mse`][attnguide.functional.mse]."""
+class Dice(AlignmentLoss):
+    """One minus the soft Dice coefficient; see [`functional.dice`][attnguide.functional.dice]."""
 
     def __call__(self, attribution: Tensor, prior: Tensor) -> Tensor:
         """Compare maps `(N, h, w)`; losses `(N,)`."""
-        return functional.mse(attribution, prior)
+        return functional.dice(attribution, prior)
+
+
+class KL(AlignmentLoss):
+    """Divergence of where the model looks from the prior; see [`functional.kl`][attnguide.functional.kl]."""
+
+    def __call__(self, attribution: Tensor, prior: Tensor) -> Tensor:
+        """Compare maps `(N, h, w)`; losses `(N,)`."""
+        return functional.kl(attribution, prior)
+
+
+class StandardisedCosine(AlignmentLoss):
+    """One minus the correlation.
+
+    See [`functional.standardised_cosine`][attnguide.functional.standardised_cosine].
+    """
+
+    def __call__(self, attribution: Tensor, prior: Tensor) -> Tensor:
+        """Compare maps `(N, h, w)`; losses `(N,)`."""
+        return functional.standardised_cosine(attribution, prior)

@@ -11,7 +11,7 @@ from attnguide.interfaces import AttributionSource
 from attnguide.pairs import Pairs
 from attnguide.trace import Trace
 
-__all__ = ["CAM", "GradCAM", "GradCAMPlusPlus", "HiResCAM", "LayerCAM"]
+__all__ = ["CAM", "GradCAM", "GradCAMPlusPlus", "HiResCAM", "LayerCAM", "XGradCAM"]
 
 
 class _GradientCAM(AttributionSource):
@@ -117,3 +117,15 @@ class HiResCAM(_GradientCAM):
     def combine(self, features: Tensor, gradients: Tensor) -> Tensor:
         """Multiply gradient and feature position by position."""
         return functional.hires_cam(features, gradients, relu=False)
+
+
+class XGradCAM(_GradientCAM):
+    """XGrad-CAM; see [`functional.xgrad_cam`][attnguide.functional.xgrad_cam].
+
+    Args:
+        relu: Keep only the evidence for the class; without it the map is signed.
+    """
+
+    def combine(self, features: Tensor, gradients: Tensor) -> Tensor:
+        """Weight each channel by its gradients where it is active."""
+        return functional.xgrad_cam(features, gradients, relu=False)

@@ -1,0 +1,151 @@
+"""Reads what the attention of transformers attends to, whichever implementation it uses.
+
+Fused attention never holds its probabilities. A module that is to be read runs once more, step by step: the
+answer is that of the second run, so that what is read is what the answer came from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from attnguide.errors import LayerError
+
+__all__ = ["Note", "Reading", "read"]
+
+#: Sees the probabilities `(B, heads, N, N)` of one attention, and returns what is to be used in their place.
+Note = Callable[[Tensor], Tensor]
+
+
+class Reading(TorchFunctionMode):
+    """Runs attention step by step, and shows its probabilities.
+
+    Args:
+        note: Called with the probabilities of each attention.
+    """
+
+    def __init__(self, note: Note) -> None:
+        super().__init__()
+        self.note = note
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Handle attention, and leave all else as it is."""
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            return _attend(self.note, *args, **kwargs)
+        if func is F.multi_head_attention_forward:
+            return _multi_head(self.note, *args, **kwargs)
+        result = func(*args, **kwargs)
+        # What models write out themselves.
+        if func in (Tensor.softmax, torch.softmax, F.softmax) and _is_square(result):
+            return self.note(result)
+        return result
+
+
+def _is_square(tensor: Any) -> bool:
+    return isinstance(tensor, Tensor) and tensor.ndim == 4 and tensor.shape[-1] == tensor.shape[-2] > 1
+
+
+def _attend(
+    note: Note,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Do what `torch.nn.functional.scaled_dot_product_attention` does."""
+    if enable_gqa:
+        repeats = query.shape[-3] // key.shape[-3]
+        key, value = (each.repeat_interleave(repeats, dim=-3) for each in (key, value))
+    scores = query @ key.transpose(-2, -1) * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
+    if is_causal:
+        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if attn_mask is not None:
+        scores = (
+            scores.masked_fill(~attn_mask, -torch.inf)
+            if attn_mask.dtype == torch.bool
+            else scores + attn_mask
+        )
+    probabilities = scores.softmax(dim=-1)
+    if _is_square(probabilities):
+        probabilities = note(probabilities)
+    return F.dropout(probabilities, dropout_p) @ value
+
+
+def _multi_head(
+    note: Note,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    _width: int,
+    heads: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    bias_k: Tensor | None,
+    bias_v: Tensor | None,
+    add_zero: bool,
+    dropout: float,
+    out_weight: Tensor,
+    out_bias: Tensor | None,
+    training: bool = True,
+    key_padding_mask: Tensor | None = None,
+    _need_weights: bool = True,
+    attn_mask: Tensor | None = None,
+    *_rest: Any,
+    is_causal: bool = False,
+    need_weights: bool = False,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """Do what `torch.nn.functional.multi_head_attention_forward` does for the attention of image models."""
+    masks = (bias_k, bias_v, key_padding_mask, attn_mask)
+    if weight is None or add_zero or is_causal or any(mask is not None for mask in masks):
+        raise LayerError(
+            "this torch.nn.MultiheadAttention has masks, extra tokens or separate projections, which "
+            "attention sources cannot read. Choose a source of another kind, such as grad_cam."
+        )
+    biases = (None, None, None) if bias is None else bias.chunk(3)
+    split = [
+        # (N, B, D) to (B, heads, N, D / heads)
+        F.linear(each, part, shift).view(*each.shape[:2], heads, -1).permute(1, 2, 0, 3)
+        for each, part, shift in zip((query, key, value), weight.chunk(3), biases, strict=True)
+    ]
+    found = _attend(note, split[0], split[1], split[2], dropout_p=dropout if training else 0.0)
+    return F.linear(found.permute(2, 0, 1, 3).flatten(2), out_weight, out_bias), None
+
+
+def read(
+    note: Callable[[], Note | None],
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    output: Any,
+) -> Any:
+    """Hook after the forward of an attention module: run it again, and look at what it attends to.
+
+    Args:
+        note: Gives what looks, or None if nobody does now.
+        module: The module.
+        args: What it was given.
+        kwargs: The same.
+        output: What it gave.
+
+    Returns:
+        What it gives when it is read.
+    """
+    look = note()
+    if look is None:
+        return None
+    with Reading(look):
+        return module.forward(*args, **kwargs)

@@ -1,0 +1,53 @@
+"""How well a model looks where it should, and what its maps are worth, measured.
+
+Pure functions, and for each a `Metric` of [torchmetrics](https://lightning.ai/docs/torchmetrics), which
+gathers batches and syncs across processes.
+"""
+
+from attnguide.metrics.classification import (
+    AveragePrecision,
+    BalancedAccuracy,
+    WorstGroupAccuracy,
+    average_precision,
+    balanced_accuracy,
+    classification_error,
+    group_accuracy,
+)
+from attnguide.metrics.faithfulness import Deletion, Insertion, deletion, insertion, occlusion
+from attnguide.metrics.localisation import (
+    Cosine,
+    EnergyInMask,
+    IoU,
+    PointingGame,
+    RelevanceRank,
+    cosine,
+    energy_in_mask,
+    iou,
+    pointing_game,
+    relevance_rank,
+)
+
+__all__ = [
+    "AveragePrecision",
+    "BalancedAccuracy",
+    "Cosine",
+    "Deletion",
+    "EnergyInMask",
+    "Insertion",
+    "IoU",
+    "PointingGame",
+    "RelevanceRank",
+    "WorstGroupAccuracy",
+    "average_precision",
+    "balanced_accuracy",
+    "classification_error",
+    "cosine",
+    "deletion",
+    "energy_in_mask",
+    "group_accuracy",
+    "insertion",
+    "iou",
+    "occlusion",
+    "pointing_game",
+    "relevance_rank",
+]

@@ -1,0 +1,220 @@
+"""How good answers are: over all, for rare attributes, and for the group that fares worst.
+
+Functions of logits and labels, and a `Metric` of torchmetrics for each, which syncs across processes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+from attnguide.errors import InputError
+
+__all__ = [
+    "AveragePrecision",
+    "BalancedAccuracy",
+    "WorstGroupAccuracy",
+    "average_precision",
+    "balanced_accuracy",
+    "classification_error",
+    "group_accuracy",
+]
+
+
+def classification_error(scores: Tensor, labels: Tensor) -> Tensor:
+    """Share of the wrong answers, for each attribute.
+
+    Args:
+        scores: Logits `(N, K)`; above 0 an attribute is taken to be present.
+        labels: 0 or 1, `(N, K)`.
+
+    Returns:
+        `(K,)` in [0, 1].
+
+    Raises:
+        InputError: If the shapes differ, or there is no sample.
+    """
+    truth = _checked(scores, labels)
+    return ((scores > 0) != truth).float().mean(dim=0)
+
+
+def average_precision(scores: Tensor, labels: Tensor) -> Tensor:
+    """Area under the steps of precision over recall, for each attribute.
+
+    The mean, over the samples that have the attribute, of the precision among those that score at least as
+    high; samples of equal scores count together, as in scikit-learn.
+
+    Args:
+        scores: `(N, K)`, higher for "present".
+        labels: 0 or 1, `(N, K)`.
+
+    Returns:
+        `(K,)` in [0, 1]; NaN for an attribute that no sample has.
+
+    Raises:
+        InputError: If the shapes differ, or there is no sample.
+    """
+    truth = _checked(scores, labels).double()
+    order = scores.argsort(dim=0, descending=True, stable=True)
+    ranked, sorted_scores = truth.gather(0, order), scores.gather(0, order)
+    hits = ranked.cumsum(dim=0)
+    rank = torch.arange(1, len(scores) + 1, device=scores.device, dtype=torch.double)[:, None]
+    # Where scores tie, precision is that at the last of them.
+    last = torch.ones_like(truth, dtype=torch.bool)
+    last[:-1] = sorted_scores[:-1] != sorted_scores[1:]
+    at_last = torch.where(last, hits / rank, torch.zeros_like(hits))
+    place = torch.where(last, rank, torch.full_like(rank, len(scores)).expand_as(hits))
+    following = place.flip(0).cummin(dim=0).values.flip(0).long() - 1
+    precision = at_last.gather(0, following)
+    return ((precision * ranked).sum(dim=0) / truth.sum(dim=0)).float()
+
+
+def balanced_accuracy(scores: Tensor, labels: Tensor) -> Tensor:
+    """Mean of the accuracies among those that have the attribute and those that have not, for each attribute.
+
+    Args:
+        scores: Logits `(N, K)`; above 0 an attribute is taken to be present.
+        labels: 0 or 1, `(N, K)`.
+
+    Returns:
+        `(K,)` in [0, 1]; NaN for an attribute that all have, or none.
+
+    Raises:
+        InputError: If the shapes differ, or there is no sample.
+    """
+    truth = _checked(scores, labels)
+    said = scores > 0
+    with_it = (said & truth).sum(dim=0) / truth.sum(dim=0)
+    without = (~said & ~truth).sum(dim=0) / (~truth).sum(dim=0)
+    return (with_it + without) / 2
+
+
+def group_accuracy(predicted: Tensor, labels: Tensor, groups: Tensor, count: int | None = None) -> Tensor:
+    """Accuracy in each group, as those with and without a shortcut, or those of each camera.
+
+    The lowest is the worst-group accuracy (Sagawa et al., ICLR 2020).
+
+    Args:
+        predicted: Class indices `(N,)`, or answers of one attribute.
+        labels: The same, as they should be.
+        groups: Group of each sample, `(N,)`, int64, from 0.
+        count: Number of groups; one more than the largest if left out.
+
+    Returns:
+        `(count,)` in [0, 1]; NaN for a group without samples.
+
+    Raises:
+        InputError: If the shapes differ, or a group is out of range.
+    """
+    right, total = _by_group(predicted, labels, groups, count)
+    return (right / total).float()
+
+
+def _by_group(predicted: Tensor, labels: Tensor, groups: Tensor, count: int | None) -> tuple[Tensor, Tensor]:
+    if not predicted.shape == labels.shape == groups.shape or predicted.ndim != 1:
+        raise InputError(
+            f"predicted {tuple(predicted.shape)}, labels {tuple(labels.shape)} and groups "
+            f"{tuple(groups.shape)} must all be (N,)."
+        )
+    highest = int(groups.max()) if len(groups) else -1
+    count = highest + 1 if count is None else count
+    if len(groups) and not 0 <= int(groups.min()) <= highest < count:
+        raise InputError(f"groups lie from {int(groups.min())} to {highest}; there are {count}, from 0.")
+    right = torch.zeros(count, dtype=torch.float64, device=groups.device)
+    right.index_add_(0, groups, (predicted == labels).double())
+    return right, torch.bincount(groups, minlength=count)
+
+
+def _checked(scores: Tensor, labels: Tensor) -> Tensor:
+    if scores.shape != labels.shape or scores.ndim != 2 or not len(scores):
+        raise InputError(
+            f"scores have shape {tuple(scores.shape)}, labels {tuple(labels.shape)}; both must be (N, K), "
+            "N ≥ 1."
+        )
+    return labels > 0.5
+
+
+class _Gathered(Metric):
+    """A score of all samples together."""
+
+    full_state_update = False
+    higher_is_better = True
+    function: ClassVar[Any]
+    scores: list[Tensor]
+    labels: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("scores", [], dist_reduce_fx="cat")
+        self.add_state("labels", [], dist_reduce_fx="cat")
+
+    def update(self, scores: Tensor, labels: Tensor) -> None:
+        """Add a batch: logits and labels `(N, K)`."""
+        _checked(scores, labels)
+        self.scores.append(scores.detach().float())
+        self.labels.append(labels.detach().float())
+
+    def compute(self) -> Tensor:
+        """For each attribute, `(K,)`.
+
+        Raises:
+            InputError: If there was no batch.
+        """
+        if not len(self.scores):
+            raise InputError(f"{type(self).__name__} has seen no sample.")
+        found: Tensor = type(self).function(dim_zero_cat(self.scores), dim_zero_cat(self.labels))
+        return found
+
+
+class AveragePrecision(_Gathered):
+    """[`average_precision`][attnguide.metrics.classification.average_precision] over all batches."""
+
+    function = staticmethod(average_precision)
+
+
+class BalancedAccuracy(_Gathered):
+    """[`balanced_accuracy`][attnguide.metrics.classification.balanced_accuracy] over all batches."""
+
+    function = staticmethod(balanced_accuracy)
+
+
+class WorstGroupAccuracy(Metric):
+    """Accuracy in the group that fares worst, over all batches; groups without samples do not count.
+
+    Args:
+        groups: Number of groups.
+    """
+
+    full_state_update = False
+    higher_is_better = True
+    right: Tensor
+    total: Tensor
+
+    def __init__(self, groups: int) -> None:
+        super().__init__()
+        self.add_state("right", torch.zeros(groups, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("total", torch.zeros(groups, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, predicted: Tensor, labels: Tensor, groups: Tensor) -> None:
+        """Add a batch: answers, labels and groups, `(N,)` each."""
+        right, total = _by_group(predicted, labels, groups, len(self.right))
+        self.right += right
+        self.total += total
+
+    def compute(self) -> Tensor:
+        """The lowest accuracy of a group, a scalar; NaN before any sample."""
+        found = self.right / self.total
+        return (
+            torch.where(self.total > 0, found, torch.inf).amin().float()
+            if bool(self.total.any())
+            else found.mean().float()
+        )
+
+    @property
+    def by_group(self) -> Tensor:
+        """Accuracy in each group, as far as this process has seen it."""
+        return (self.right / self.total).float()

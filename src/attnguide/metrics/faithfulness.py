@@ -1,0 +1,237 @@
+"""What a map says, tested on the model itself: by occlusion, by deletion, by insertion."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import torch
+import torchvision.transforms.v2.functional as T
+from torch import Tensor, nn
+
+from attnguide.errors import InputError, nearest
+from attnguide.metrics.mean import MeanMetric
+from attnguide.modes import evaluating
+from attnguide.outputs import find_logits
+
+__all__ = ["Baseline", "Deletion", "Insertion", "deletion", "insertion", "occlusion"]
+
+
+@torch.no_grad()
+def occlusion(
+    model: nn.Module,
+    images: Tensor,
+    classes: Tensor,
+    *,
+    window: int = 16,
+    stride: int = 8,
+    batch_size: int = 512,
+) -> Tensor:
+    """Occlusion maps: how far the class's logit falls when a window is painted over.
+
+    A window slides over the image and is filled with the image's mean colour; each pixel gets the mean fall
+    over the windows that cover it (Zeiler and Fergus, ECCV 2014). The model runs in evaluation mode and comes
+    back as it was.
+
+    Args:
+        model: Any classifier.
+        images: `(B, C, H, W)`.
+        classes: The class to look at in each image, `(B,)`, int64.
+        window: Side of the window in pixels.
+        stride: Step of the window in pixels.
+        batch_size: Number of occluded images that the model sees at once.
+
+    Returns:
+        Maps `(B, H, W)`: positive where the model finds evidence for the class.
+
+    Raises:
+        InputError: If window or stride do not fit the images.
+    """
+    batch, _, height, width = images.shape
+    if not 0 < stride <= window <= min(height, width):
+        limit = min(height, width)
+        raise InputError(f"window={window} and stride={stride}: 0 < stride ≤ window ≤ {limit} is needed.")
+    rows, columns = _starts(height, window, stride), _starts(width, window, stride)
+    covers = torch.zeros(len(rows) * len(columns), height, width, device=images.device, dtype=images.dtype)
+    for index, (row, column) in enumerate((r, c) for r in rows for c in columns):
+        covers[index, row : row + window, column : column + window] = 1
+    mean = images.mean(dim=(2, 3), keepdim=True)
+    falls = images.new_empty(batch, len(covers))
+    sample = torch.arange(batch * len(covers), device=images.device)
+    with evaluating(model):
+        plain = torch.cat([find_logits(model(part)) for part in torch.split(images, batch_size)])
+        plain = plain.gather(1, classes[:, None])[:, 0]
+        for chunk in torch.split(sample, batch_size):
+            which, cover = chunk // len(covers), covers[chunk % len(covers)][:, None]
+            occluded = images[which] * (1 - cover) + mean[which] * cover
+            scores = find_logits(model(occluded)).gather(1, classes[which][:, None])[:, 0]
+            falls.view(-1)[chunk] = (plain[which] - scores).to(falls)
+    return (falls @ covers.flatten(1)).view(batch, height, width) / covers.sum(0)
+
+
+def _starts(length: int, window: int, stride: int) -> list[int]:
+    """Where windows start along a side; the last one ends at the edge."""
+    return sorted({*range(0, length - window, stride), length - window})
+
+
+# ------------------------------------------------------------- deletion, insertion
+
+#: What takes the place of a pixel that is not there: the image's mean colour, the image blurred, or zeros.
+Baseline = Literal["mean", "blur", "zero"]
+
+
+def deletion(
+    model: nn.Module,
+    images: Tensor,
+    maps: Tensor,
+    classes: Tensor,
+    *,
+    steps: int = 20,
+    baseline: Baseline = "mean",
+    batch_size: int = 256,
+) -> Tensor:
+    """Deletion curves: the class's probability while pixels are taken away, the most important first.
+
+    A map that tells what the model looks at makes it fall fast (Petsiuk et al., BMVC 2018). The model runs in
+    evaluation mode and comes back as it was.
+
+    Args:
+        model: Any classifier; with a single logit, or `classes` of several, the probability is a sigmoid's.
+        images: `(B, C, H, W)`.
+        maps: Attributions `(B, H, W)`, any scale; where they tie, the upper left goes first.
+        classes: The class of each map, `(B,)`, int64.
+        steps: The pixels go in so many equal parts.
+        baseline: What takes their place: `"mean"`: the image's mean colour; `"blur"`: the image, blurred by a
+            45th of its height; `"zero"`.
+        batch_size: Number of images that the model sees at once.
+
+    Returns:
+        `(B, steps + 1)` in [0, 1], from the whole image to the baseline; their area is the mean of the
+        trapezoids, [`area`][attnguide.metrics.faithfulness.area].
+
+    Raises:
+        InputError: If shapes do not fit, or a map is not finite.
+    """
+    return _curve(model, images, maps, classes, steps, baseline, batch_size, deleting=True)
+
+
+def insertion(
+    model: nn.Module,
+    images: Tensor,
+    maps: Tensor,
+    classes: Tensor,
+    *,
+    steps: int = 20,
+    baseline: Baseline = "blur",
+    batch_size: int = 256,
+) -> Tensor:
+    """Insertion curves: the class's probability while pixels come back, the most important first.
+
+    As [`deletion`][attnguide.metrics.faithfulness.deletion], from the baseline to the whole image; a map that
+    tells what the model looks at makes it rise fast.
+
+    Args:
+        model: As for `deletion`, like the rest.
+        images: `(B, C, H, W)`.
+        maps: `(B, H, W)`.
+        classes: `(B,)`.
+        steps: Parts.
+        baseline: What is there before a pixel comes.
+        batch_size: Number of images that the model sees at once.
+
+    Returns:
+        `(B, steps + 1)` in [0, 1].
+
+    Raises:
+        InputError: If shapes do not fit, or a map is not finite.
+    """
+    return _curve(model, images, maps, classes, steps, baseline, batch_size, deleting=False)
+
+
+def area(curves: Tensor) -> Tensor:
+    """Area under curves `(B, steps + 1)` over [0, 1], by trapezoids; `(B,)`."""
+    return (curves[:, :-1] + curves[:, 1:]).mean(dim=1) / 2
+
+
+class Deletion(MeanMetric):
+    """Mean area under the [deletion][attnguide.metrics.faithfulness.deletion] curve; low is faithful.
+
+    Args:
+        model: Any classifier.
+        **options: For `deletion`: `steps`, `baseline`, `batch_size`.
+    """
+
+    higher_is_better = False
+    curve: ClassVar[Any] = staticmethod(deletion)
+
+    def __init__(self, model: nn.Module, **options: Any) -> None:
+        super().__init__()
+        self._model = (model,)  # in a tuple, so that it is no part of the metric
+        self._options = options
+
+    def score(self, images: Tensor, maps: Tensor, classes: Tensor) -> Tensor:
+        """Areas of a batch, `(B,)`."""
+        return area(type(self).curve(self._model[0], images, maps, classes, **self._options))
+
+
+class Insertion(Deletion):
+    """Mean area under the [insertion][attnguide.metrics.faithfulness.insertion] curve; high is faithful.
+
+    Args:
+        model: Any classifier.
+        **options: For `insertion`: `steps`, `baseline`, `batch_size`.
+    """
+
+    higher_is_better = True
+    curve: ClassVar[Any] = staticmethod(insertion)
+
+
+@torch.no_grad()
+def _curve(
+    model: nn.Module,
+    images: Tensor,
+    maps: Tensor,
+    classes: Tensor,
+    steps: int,
+    baseline: Baseline,
+    batch_size: int,
+    *,
+    deleting: bool,
+) -> Tensor:
+    batch, _, height, width = images.shape
+    if maps.shape != (batch, height, width) or classes.shape != (batch,):
+        raise InputError(
+            f"images {tuple(images.shape)} need maps {(batch, height, width)} and classes {(batch,)}, got "
+            f"{tuple(maps.shape)} and {tuple(classes.shape)}."
+        )
+    if not bool(maps.isfinite().all()):
+        raise InputError("maps are not finite: the model or the source gave NaN or infinity.")
+    if not 1 <= steps <= height * width:
+        raise InputError(f"steps={steps} must be from 1 to the number of pixels, {height * width}.")
+    absent = _absent(images, baseline)
+    first, then = (images, absent) if deleting else (absent, images)
+    order = maps.flatten(1).argsort(dim=1, descending=True, stable=True)
+    rank = order.argsort(dim=1).view(batch, height, width)
+    gone = [round(height * width * step / steps) for step in range(steps + 1)]
+    found = images.new_empty(batch, steps + 1, dtype=torch.float32)
+    with evaluating(model):
+        for index in torch.split(torch.arange(batch * (steps + 1), device=images.device), batch_size):
+            sample, step = index // (steps + 1), index % (steps + 1)
+            limit = torch.tensor(gone, device=images.device)[step]
+            mixed = torch.where((rank[sample] < limit[:, None, None])[:, None], then[sample], first[sample])
+            logits = find_logits(model(mixed)).float()
+            chance = logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1)
+            found[sample, step] = chance.gather(1, classes[sample][:, None])[:, 0]
+    return found
+
+
+def _absent(images: Tensor, baseline: Baseline) -> Tensor:
+    if baseline == "mean":
+        return images.mean(dim=(2, 3), keepdim=True).expand_as(images)
+    if baseline == "zero":
+        return torch.zeros_like(images)
+    if baseline == "blur":
+        sigma = max(images.shape[-2] / 45, 0.5)
+        size = min(2 * round(3 * sigma) + 1, 2 * min(images.shape[-2:]) - 1)
+        blurred: Tensor = T.gaussian_blur(images, [size, size], [sigma, sigma])
+        return blurred
+    raise InputError(f"baseline={baseline!r} is unknown.{nearest(str(baseline), ('mean', 'blur', 'zero'))}")

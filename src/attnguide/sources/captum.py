@@ -1,0 +1,277 @@
+"""Every image attribution of captum, as `captum:NAME`.
+
+captum runs the model itself, in evaluation mode, as often as its method needs. Attributions are summed over
+the channels. Baselines are zeros, which is the mean colour of images that were standardised; regions to leave
+out are the cells of a grid. All that `attribute()` takes can be chosen, as in
+`Captum("IntegratedGradients", n_steps=100)`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from math import prod
+from typing import Any
+
+import captum.attr
+import numpy as np
+import torch
+from captum.attr._utils.lrp_rules import EpsilonRule
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from attnguide.errors import GuidanceError, InputError, nearest
+from attnguide.interfaces import AttributionSource
+from attnguide.modes import evaluating, modules_of, muted
+from attnguide.outputs import INPUT, Tap, find_logits
+from attnguide.pairs import Pairs
+from attnguide.standard import CAPTUM_OF_IMAGES, CAPTUM_OF_LAYERS
+from attnguide.trace import Feature, Trace
+
+__all__ = ["Captum"]
+
+#: Methods made of gradients alone: with gradients that can be differentiated in turn they can guide.
+_DIFFERENTIABLE = ("InputXGradient", "IntegratedGradients", "Saliency")
+#: The side of the grid of regions, for methods that leave regions out.
+_CELLS = {
+    "FeatureAblation": 8,
+    "FeaturePermutation": 8,
+    "KernelShap": 6,
+    "Lime": 6,
+    "ShapleyValueSampling": 6,
+    "ShapleyValues": 2,
+}
+#: What the methods are told where the user does not say.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "GradientShap": {"n_samples": 8},
+    "IntegratedGradients": {"n_steps": 32, "internal_batch_size": 64},
+    "InternalInfluence": {"n_steps": 32, "internal_batch_size": 64},
+    "KernelShap": {"n_samples": 200},
+    "LayerConductance": {"n_steps": 32, "internal_batch_size": 64},
+    "LayerGradientShap": {"n_samples": 8},
+    "LayerIntegratedGradients": {"n_steps": 32, "internal_batch_size": 64},
+    "Lime": {"n_samples": 200},
+    "NoiseTunnel": {"nt_samples": 8, "stdevs": 0.1},
+    "Occlusion": {"perturbations_per_eval": 16},
+    "ShapleyValueSampling": {"n_samples": 10},
+}
+#: Modules that hand on what they are given, in another shape.
+_ARRANGE = (nn.Flatten, nn.Identity, nn.Unflatten)
+_KINDS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+class Captum(AttributionSource):
+    """An attribution of captum.
+
+    Args:
+        method: Name of a class of `captum.attr`, such as `"IntegratedGradients"`; those that attribute a
+            neuron, text or training data are not among them. `"NoiseTunnel"` smooths `"Saliency"`.
+        **options: Arguments of its `attribute()`.
+
+    Raises:
+        InputError: If captum has no such method, or it attributes something else.
+    """
+
+    needs_gradient = False
+
+    def __init__(self, method: str, **options: Any) -> None:
+        known = (*CAPTUM_OF_IMAGES, *CAPTUM_OF_LAYERS)
+        if method not in known:
+            raise InputError(f"captum has no attribution of images {method!r}.{nearest(method, known)}")
+        self.method, self.options = method, options
+        self.of_layer = method in CAPTUM_OF_LAYERS
+        self.layer = "auto" if self.of_layer or method == "GuidedGradCam" else INPUT
+        self.differentiable = method in _DIFFERENTIABLE
+
+    def __call__(self, trace: Trace, pairs: Pairs) -> Tensor:
+        """Compute the maps `(N, h, w)`, signed.
+
+        Raises:
+            InputError: If a layer was named for an attribution of the images.
+            GuidanceError: If captum cannot explain this model so.
+        """
+        if trace.model is None:
+            raise InputError(f"{self!r} needs the model, which this trace does not know.")
+        if self.layer == INPUT and trace.feature.layer != INPUT:
+            raise InputError(
+                f"{self!r} looks at the images, not at layer {trace.feature.layer!r}: leave it out."
+            )
+        maps = trace.images.new_zeros(pairs.slots, len(trace.images), *self.size(trace))
+        with ExitStack() as stack:
+            for context in (
+                muted(),
+                evaluating(trace.model),
+                _prepared(trace.model),
+                _reproducible(trace.images.device),
+                warnings.catch_warnings(),
+                sdpa_kernel(SDPBackend.MATH),
+            ):
+                stack.enter_context(context)
+            warnings.simplefilter("ignore")
+            for slot in range(pairs.slots):
+                some = pairs.select((pairs.slot == slot).nonzero()[:, 0])
+                found = self._attributed(trace, trace.model, some)
+                maps = maps.index_put((torch.full_like(some.sample, slot), some.sample), found.to(maps))
+        return maps[pairs.slot, pairs.sample] * pairs.sign[:, None, None]
+
+    def size(self, trace: Trace) -> tuple[int, int]:
+        """Size of the images, or of the layer."""
+        return trace.feature.layout.grid if self.of_layer else trace.image_size
+
+    def _attributed(self, trace: Trace, model: nn.Module, pairs: Pairs) -> Tensor:
+        images = trace.images[pairs.sample]
+        kind = getattr(captum.attr, "Saliency" if self.method == "NoiseTunnel" else self.method)
+        if self.method.endswith("Permutation") and len(images) < 2:
+            raise InputError(f"{self!r} exchanges regions between images: it needs two at least, got one.")
+        # This one selects the class twice if it is told of it.
+        alone = self.method == "LayerFeaturePermutation"
+        given: tuple[Any, ...] = (_Logits(model, pairs.cls if alone else None),)
+        if self.of_layer or self.method == "GuidedGradCam":
+            given += (self._module(trace, model),)
+        options = {**self._usual(trace, images), **_DEFAULTS.get(self.method, {}), **self.options}
+        if self.method != "LayerActivation" and not alone:
+            options["target"] = pairs.cls
+        if self.method.endswith("LRP"):  # which takes its rules off again after each pass
+            for module in model.modules():
+                if isinstance(module, _ARRANGE) and not hasattr(module, "rule"):
+                    module.rule = EpsilonRule()
+        try:
+            attribution = kind(*given)
+            if trace.differentiable:
+                attribution.gradient_func = _gradients
+            if self.method == "NoiseTunnel":
+                attribution = captum.attr.NoiseTunnel(attribution)
+            answer = attribution.attribute(images, **options)
+        # captum's methods make demands on a model that each of them words, and raises, in its own way.
+        except Exception as error:
+            raise GuidanceError(
+                f"{self!r} cannot explain {type(model).__name__}: {type(error).__name__}: {error}"
+            ) from error
+        found: Tensor = answer[0] if isinstance(answer, tuple) else answer
+        if not self.of_layer:
+            return found.sum(dim=1)
+        if self.method == "LayerGradCam":
+            return found[:, 0]
+        return trace.feature.layout.spatial(found).sum(dim=1)
+
+    def _module(self, trace: Trace, model: nn.Module) -> nn.Module:
+        tap = Tap.parse(trace.feature.layer)
+        if (
+            tap.call is not None
+            or tap.path
+            or (self.method in ("GuidedGradCam", "LayerGradCam") and trace.feature.layout.kind != "nchw")
+        ):
+            raise GuidanceError(
+                f"{self!r} cannot read layer {trace.feature.layer!r} ({trace.feature.layout}). Name a module "
+                "that runs once and gives one tensor, channels first."
+            )
+        return model.get_submodule(tap.module)
+
+    def _usual(self, trace: Trace, images: Tensor) -> dict[str, Any]:
+        """What methods need that depends on the images, or the layer."""
+        if self.method in ("LayerFeatureAblation", "LayerFeaturePermutation"):
+            return {"layer_mask": _positions(trace.feature)}  # all channels of a position together
+        channels, height, width = images.shape[1:]
+        if self.method in _CELLS:
+            return {"feature_mask": _cells(height, width, _CELLS[self.method], images.device)}
+        if self.method == "Occlusion":
+            window = (channels, -(-height // 8), -(-width // 8))
+            return {"sliding_window_shapes": window, "strides": (channels, *(-(-s // 2) for s in window[1:]))}
+        if self.method in ("GradientShap", "LayerGradientShap"):
+            return {"baselines": torch.zeros_like(images[:1])}
+        if self.method in ("DeepLiftShap", "LayerDeepLiftShap"):
+            return {"baselines": torch.zeros_like(images[:1]).repeat(2, 1, 1, 1)}  # it asks for several
+        return {}
+
+    def __repr__(self) -> str:
+        options = "".join(f", {key}={value!r}" for key, value in self.options.items())
+        return f"Captum({self.method!r}{options})"
+
+
+def __getattr__(name: str) -> Callable[..., Captum]:
+    """A method by its name, for the registry: `attnguide.sources.captum:Saliency`."""
+    if name in CAPTUM_OF_IMAGES or name in CAPTUM_OF_LAYERS:
+        return partial(Captum, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+class _Logits(nn.Module):
+    """A model that gives logits alone; with classes, the logit of each image's class."""
+
+    def __init__(self, model: nn.Module, classes: Tensor | None = None) -> None:
+        super().__init__()
+        self.model, self.classes = model, classes
+        self.training = False
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = find_logits(self.model(images))
+        return logits if self.classes is None else logits.gather(1, self.classes[:, None])[:, 0]
+
+
+def _gradients(
+    forward_fn: Callable[..., Tensor],
+    inputs: tuple[Tensor, ...],
+    target_ind: Tensor,
+    *others: Any,
+    **more: Any,
+) -> tuple[Tensor, ...]:
+    """Captum's gradients, by its own names, but such that they can be differentiated."""
+    with torch.enable_grad():
+        scores = forward_fn(*inputs).gather(1, target_ind[:, None])
+        return torch.autograd.grad(scores.sum(), inputs, create_graph=True)
+
+
+def _positions(feature: Feature) -> Tensor:
+    """Number the positions of a layer, in the layer's own layout."""
+    shape = feature.parts[0].shape
+    places = shape[2:] if feature.layout.channels_first else shape[1:-1]
+    numbers = torch.arange(prod(places), device=feature.parts[0].device).view(1, *places)
+    return numbers.unsqueeze(1 if feature.layout.channels_first else -1)
+
+
+def _cells(height: int, width: int, side: int, device: torch.device) -> Tensor:
+    """Number the cells of a grid, `(1, 1, H, W)`."""
+    rows = torch.arange(height, device=device) * min(side, height) // height
+    columns = torch.arange(width, device=device) * min(side, width) // width
+    return (rows[:, None] * min(side, width) + columns)[None, None]
+
+
+@contextmanager
+def _prepared(model: nn.Module) -> Iterator[None]:
+    """Let no activation work in place.
+
+    Afterwards all is as it was, and what captum's hooks leave if it fails is taken off.
+    """
+    modules = list(dict.fromkeys(modules_of(model)))
+    hooks = [(getattr(module, kind), set(getattr(module, kind))) for module in modules for kind in _KINDS]
+    in_place = [module for module in modules if getattr(module, "inplace", False) is True]
+    ruled = {module for module in modules if hasattr(module, "rule")}
+    try:
+        for module in in_place:
+            module.inplace = False  # type: ignore[assignment]
+        yield
+    finally:
+        for module in in_place:
+            module.inplace = True  # type: ignore[assignment]
+        for module in set(modules) - ruled:
+            if hasattr(module, "rule"):
+                del module.rule
+        for now, before in hooks:
+            for number in set(now) - before:
+                del now[number]
+
+
+@contextmanager
+def _reproducible(device: torch.device) -> Iterator[None]:
+    """Draw the same each time, and leave the generators of others as they are."""
+    state = np.random.get_state()
+    devices = [device] if device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(0)
+            np.random.seed(0)
+            yield
+    finally:
+        np.random.set_state(state)

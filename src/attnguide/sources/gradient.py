@@ -1,0 +1,76 @@
+"""Gradients of the score with respect to the images, or a layer."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from torch import Tensor
+
+from attnguide import functional
+from attnguide.errors import InputError, nearest
+from attnguide.interfaces import AttributionSource
+from attnguide.pairs import Pairs
+from attnguide.trace import Trace
+
+__all__ = ["Gradient", "GradientTimesInput", "Score"]
+
+#: What is differentiated: the logit of the pair's class, or the log-probabilities of all classes, summed.
+Score = Literal["logit", "log_probabilities"]
+
+
+class _Gradients(AttributionSource):
+    """A map made of gradients with respect to the images; at a layer, if one is named.
+
+    Args:
+        score: What is differentiated. `"logit"`: the score of the pair. `"log_probabilities"`: Σ ln p over
+            all classes of a softmax, the same for every class of a sample (Ross et al., IJCAI 2017, eq. 3):
+            the evidence against other classes is penalised too.
+
+    Raises:
+        InputError: If the score is unknown.
+    """
+
+    layer = "input"
+
+    def __init__(self, *, score: Score = "logit") -> None:
+        if score not in get_args(Score):
+            raise InputError(f"score={score!r} is unknown.{nearest(score, get_args(Score))}")
+        self.score = score
+
+    def gradients(self, trace: Trace, pairs: Pairs) -> Tensor:
+        """Gradient of each pair's score, `(N, C, h, w)`."""
+        if self.score == "logit":
+            return trace.gradients(pairs)
+        return trace.gradients_of_all()[pairs.sample]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(score={self.score!r})"
+
+
+class Gradient(_Gradients):
+    """How strongly the score reacts to each position: the norm of its gradient over the channels.
+
+    See [`functional.gradient_norm`][attnguide.functional.gradient_norm].
+
+    Args:
+        score: `"logit"`, or `"log_probabilities"` as in "Right for the right reasons".
+    """
+
+    def __call__(self, trace: Trace, pairs: Pairs) -> Tensor:
+        """Compute the maps `(N, h, w)`, at least 0."""
+        return functional.gradient_norm(self.gradients(trace, pairs))
+
+
+class GradientTimesInput(_Gradients):
+    """Gradient times image, summed over the channels: what each position adds to the score; signed.
+
+    See [`functional.hires_cam`][attnguide.functional.hires_cam], which is the same of any layer.
+
+    Args:
+        score: `"logit"`, or `"log_probabilities"`.
+    """
+
+    def __call__(self, trace: Trace, pairs: Pairs) -> Tensor:
+        """Compute the maps `(N, h, w)`, signed."""
+        gradients = self.gradients(trace, pairs)
+        return functional.hires_cam(trace.feature.spatial[pairs.sample], gradients, relu=False)
