@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from attnguide import data, functional, layers, metrics, registry, visual
+    from attnguide.auditing import AuditReport, AuditWarning, audit
     from attnguide.check import CheckReport
     from attnguide.errors import AttnGuideError
     from attnguide.explanation import Explanation, explain
@@ -34,6 +35,8 @@ _HOMES = {
     "AlignmentLoss": "interfaces",
     "AttnGuideError": "errors",
     "AttributionSource": "interfaces",
+    "AuditReport": "auditing",
+    "AuditWarning": "auditing",
     "CheckReport": "check",
     "Explanation": "explanation",
     "Guide": "guide",
@@ -44,6 +47,7 @@ _HOMES = {
     "Term": "terms",
     "TermMaps": "terms",
     "Trace": "trace",
+    "audit": "auditing",
     "explain": "explanation",
     "hookimpl": "hookspecs",
 }
@@ -54,6 +58,8 @@ __all__ = [
     "AlignmentLoss",
     "AttnGuideError",
     "AttributionSource",
+    "AuditReport",
+    "AuditWarning",
     "CheckReport",
     "Explanation",
     "Guide",
@@ -64,6 +70,7 @@ __all__ = [
     "Term",
     "TermMaps",
     "Trace",
+    "audit",
     "data",
     "explain",
     "functional",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -18,12 +18,15 @@ from attnguide.interfaces import Adapter, AlignmentLoss, AttributionSource, Targ
 from attnguide.layers import Attending, Layer, LayerSpec, check_layer, find_attention, find_layers
 from attnguide.modes import full_precision_mode
 from attnguide.outputs import Call, replace_logits
-from attnguide.pairs import Evidence, Targets
+from attnguide.pairs import Evidence, Pairs, Targets
 from attnguide.recipe import load_recipe
 from attnguide.terms import BoundTerm, Term, TermMaps
 from attnguide.trace import Trace
 from attnguide.tracing import trace_of
 from attnguide.waiting import reading
+
+if TYPE_CHECKING:
+    from attnguide.auditing import AuditReport
 
 __all__ = ["Guide"]
 
@@ -220,6 +223,58 @@ class Guide:
             )
         finally:
             self._records = records
+
+    def audit(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        term: int = 0,
+        before: AuditReport | None = None,
+        tolerance: float = 0.1,
+        **annotations: Any,
+    ) -> AuditReport:
+        """Tell whether the model looks where it should, or only the map does; see [`audit`][attnguide.audit].
+
+        Args:
+            images: `(B, C, H, W)`, none of which was trained on.
+            labels: As for [`loss`][attnguide.guide.Guide.loss].
+            term: Which of the terms.
+            before: The report of the model before guidance, or of its unguided twin, on the same images.
+            tolerance: Share of the answers that may change with what is outside the prior.
+            **annotations: What the prior reads.
+
+        Returns:
+            The report; print it.
+
+        Raises:
+            InputError: If labels or annotations do not fit, nothing is annotated, or no two images are of
+                different classes.
+
+        Warns:
+            AuditWarning: If the map looks right and other measurements say otherwise.
+        """
+        from attnguide.auditing import audit  # here, since it brings torchmetrics, which takes its time
+
+        self._check_names(annotations)
+        bound = self._bound[term]
+
+        def masks_of(pairs: Pairs, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+            self.model(images)
+            return bound.prior_at(self._trace(), pairs, size, annotations)
+
+        return audit(
+            self.model,
+            images,
+            labels,
+            masks_of,
+            source=bound.term.source if isinstance(bound.term.source, str) else bound.source,
+            layer=bound.names,
+            targets=bound.term.targets,
+            evidence=bound.term.evidence,
+            before=before,
+            tolerance=tolerance,
+        )
 
     # ------------------------------------------------------ coming and going
 

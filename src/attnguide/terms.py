@@ -153,6 +153,14 @@ class BoundTerm:
         present = [mean for mean in means if mean is not None]
         return records, torch.stack(present).mean() if present else None
 
+    def prior_at(
+        self, trace: Trace, pairs: Pairs, size: tuple[int, int], annotations: Mapping[str, Any]
+    ) -> tuple[Tensor, Tensor]:
+        """Ask the prior, and check what it gives: maps `(N, h, w)` and weights `(N,)`."""
+        wanted = {name: value for name, value in annotations.items() if name in self.prior.annotations}
+        given = self.prior(trace, pairs, size, **wanted)
+        return _checked_prior(self.prior, given, pairs, size)
+
     def _compare(
         self,
         layers: Sequence[Layer],
@@ -164,9 +172,7 @@ class BoundTerm:
         traces = [trace.at(layer.name) for layer in layers]
         sizes = [self.source.size(one) for one in traces]
         size = (max(height for height, _ in sizes), max(width for _, width in sizes))
-        wanted = {name: value for name, value in annotations.items() if name in self.prior.annotations}
-        given = self.prior(traces[0], pairs, size, **wanted)
-        prior, weights = _checked_prior(self.prior, given, pairs, size)
+        prior, weights = self.prior_at(traces[0], pairs, size, annotations)
         if counts is not None:
             weights = weights * counts
         # Pairs without annotation leave before any gradient is computed.

@@ -1,0 +1,385 @@
+"""Does guidance work? Methods of guiding, on data with a shortcut.
+
+    python benchmarks/effect.py --data mnist.npz                       # goes on where it stopped
+    python benchmarks/effect.py --data mnist.npz --tasks decoy-cdep --methods unguided rrr --seeds 0 1
+    python benchmarks/effect.py --data mnist.npz --cost                # seconds of a step, not of all that
+    python benchmarks/effect.py --summary decoy-cdep                   # runs nothing, prints what was found
+
+λ is chosen first, for each method and task, in one run each with a seed of its own: of the λ whose accuracy
+on the validation split of the *training* distribution is within one point of the best, the one for which the
+gradient of the validation images lies most in the masks. No test image is looked at before that is done. Then
+each seed is trained anew and tested. Every run is a line in `results/effect/TASK.jsonl`; a run that is there
+is not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import attnguide as ag
+from attnguide.losses.pointwise import MSE, Outside
+from attnguide.sources.grad_cam import HiResCAM
+from attnguide.sources.gradient import Gradient
+from measuring import alternate, compared, machine, told
+from tasks import TASKS, Part, Task
+
+RESULTS = Path(__file__).parent / "results" / "effect"
+#: λ is chosen with this seed, which no result is reported for.
+CHOOSING = 100
+#: Validation accuracy may be so far below the best when λ is chosen.
+WITHIN = 0.01
+#: Images whose maps are measured.
+LOOKED_AT = 500
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to guide.
+
+    Attributes:
+        title: For the tables.
+        guide: Arguments of a guide, without λ; None for no guidance.
+        weights: λ to choose from.
+    """
+
+    title: str
+    guide: Callable[[], dict[str, Any]] | None
+    weights: tuple[float, ...] = (1.0,)
+
+
+METHODS: dict[str, Method] = {
+    "unguided": Method("unguided", None),
+    "rrr": Method(
+        "right for the right reasons: gradient of the images, log-probabilities; `outside`, not scaled",
+        lambda: {"source": Gradient(score="log_probabilities"), "loss": Outside(scale="none")},
+        (1.0, 10.0, 100.0),
+    ),
+    "input_gradient": Method(
+        "`input_gradient`, `outside`",
+        lambda: {"source": "input_gradient", "loss": "outside"},
+        (1.0, 10.0, 100.0),
+    ),
+    "hires_cam": Method(
+        "`hires_cam`, signed; `outside`",
+        lambda: {"source": HiResCAM(relu=False), "loss": "outside"},
+        (1.0, 10.0, 100.0),
+    ),
+    "hires_cam_all": Method(
+        "`hires_cam`, signed, four classes drawn; `outside`",
+        lambda: {"source": HiResCAM(relu=False), "loss": "outside", "targets": "all"},
+        (1.0, 10.0, 100.0),
+    ),
+    "grad_cam_energy": Method(
+        "`grad_cam`, `energy`",
+        lambda: {"source": "grad_cam", "loss": "energy"},
+        (0.1, 1.0, 10.0),
+    ),
+    "grad_cam_iou": Method(
+        "`grad_cam`, `iou`", lambda: {"source": "grad_cam", "loss": "iou"}, (0.03, 0.3, 3.0)
+    ),
+    "rrr_g": Method(
+        "RRR-G: `grad_cam`, `outside`",
+        lambda: {"source": "grad_cam", "loss": Outside(scale="unit")},
+        (1.0, 10.0, 100.0),
+    ),
+    "hint": Method(
+        "HINT: `grad_cam`, `hint`", lambda: {"source": "grad_cam", "loss": MSE()}, (0.1, 1.0, 10.0)
+    ),
+    "layer_attention": Method(
+        "`layer_attention`, `cosine`",
+        lambda: {"source": "layer_attention", "loss": "cosine"},
+        (0.1, 1.0, 10.0),
+    ),
+}
+
+
+# --------------------------------------------------------------------------- a run
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training."""
+
+    task: str
+    method: str
+    weight: float
+    seed: int
+    choosing: bool
+    data: str
+    quick: bool = False
+
+    @property
+    def key(self) -> tuple[str, float, int]:
+        return self.method, self.weight, self.seed
+
+
+def guide_for(method: Method, model: nn.Module, weight: float) -> ag.Guide | None:
+    return None if method.guide is None else ag.Guide(model, weight=weight, **method.guide())
+
+
+def step(model: nn.Module, guide: ag.Guide | None, optimizer: torch.optim.Optimizer, part: Part) -> None:
+    loss = F.cross_entropy(model(part.images), part.labels)
+    if guide is not None:
+        loss = loss + guide.loss(part.labels, mask=part.masks)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, part: Part) -> float:
+    model.eval()
+    right = [
+        model(images).argmax(dim=1) == labels
+        for images, labels in zip(part.images.split(1000), part.labels.split(1000), strict=True)
+    ]
+    return float(torch.cat(right).float().mean())
+
+
+def run(what: Run) -> dict[str, Any]:
+    """Train a network, and measure it after each epoch."""
+    torch.set_num_threads(1)
+    task, method = TASKS[what.task], METHODS[what.method]
+    train, valid, test = task.parts(Path(what.data), what.seed, what.quick)
+    torch.manual_seed(what.seed)
+    model = task.network()
+    guide = guide_for(method, model, what.weight)
+    optimizer = task.optimizer(model.parameters())
+    curve: dict[str, list[float]] = {"valid": [], "test": []}
+    begun = time.perf_counter()
+    for _ in range(1 if what.quick else task.epochs):
+        model.train()
+        for index in torch.randperm(len(train)).split(task.batch):
+            step(model, guide, optimizer, train.select(index))
+        curve["valid"].append(accuracy(model, valid))
+        if not what.choosing:
+            curve["test"].append(accuracy(model, test))
+    seconds = time.perf_counter() - begun
+    if guide is not None:
+        guide.remove()
+    some = valid.select(torch.arange(min(LOOKED_AT, len(valid))))
+    shown = ag.explain(model, some.images, "input_gradient", "labels", labels=some.labels)
+    energy = float(ag.metrics.energy_in_mask(shown.maps[:, 0], some.masks).mean())
+    return {
+        "method": what.method,
+        "weight": what.weight,
+        "seed": what.seed,
+        "choosing": what.choosing,
+        "energy": energy,
+        "curve": curve,
+        "seconds": round(seconds, 1),
+    }
+
+
+# -------------------------------------------------------------------------- results
+
+
+def file_of(task: str) -> Path:
+    return RESULTS / f"{task}.jsonl"
+
+
+def records(task: str) -> list[dict[str, Any]]:
+    """What was found so far; a line that was cut off is none."""
+    found = []
+    if file_of(task).exists():
+        for line in file_of(task).read_text(encoding="utf-8").splitlines():
+            try:
+                found.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+    return found
+
+
+def chosen(task: str, method: str) -> float | None:
+    """λ by the validation split; None while runs are missing."""
+    weights = METHODS[method].weights
+    if len(weights) == 1:
+        return weights[0]
+    tried = {r["weight"]: r for r in records(task) if r["method"] == method and r["choosing"]}
+    if not set(weights) <= set(tried):
+        return None
+    best = max(tried[weight]["curve"]["valid"][-1] for weight in weights)
+    good = [weight for weight in weights if tried[weight]["curve"]["valid"][-1] >= best - WITHIN]
+    return max(good, key=lambda weight: tried[weight]["energy"])
+
+
+def work_through(runs: Iterable[Run], processes: int) -> None:
+    """Do what is not done, and write each result as it comes."""
+    waiting = [
+        what
+        for what in runs
+        if what.quick
+        or not any(
+            (r["method"], r["weight"], r["seed"]) == what.key and r["choosing"] == what.choosing
+            for r in records(what.task)
+        )
+    ]
+    # Fresh processes: threads that are already running do not survive a fork.
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        going = {pool.submit(run, what): what for what in waiting}
+        for number, future in enumerate(as_completed(going), start=1):
+            what, record = going[future], future.result()
+            if what.quick:
+                print(json.dumps({"task": what.task, **record}), flush=True)
+                continue
+            RESULTS.mkdir(parents=True, exist_ok=True)
+            with file_of(what.task).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+            last = {name: f"{values[-1]:.4f}" for name, values in record["curve"].items() if values}
+            named = f"{what.task} {what.method} λ={what.weight:g} seed {what.seed}"
+            print(f"{number}/{len(waiting)} {named}: {last}", flush=True)
+
+
+def spread(values: Sequence[float], scale: float = 100) -> str:
+    if not values or any(math.isnan(value) for value in values):
+        return "–"
+    return f"{scale * mean(values):.1f}" + (f" ± {scale * stdev(values):.1f}" if len(values) > 1 else "")
+
+
+def summary(task: str) -> str:
+    """A table: a line for each method that was tested."""
+    lines = [
+        "| method | λ | test accuracy, % | validation, % | gradient of the images in the mask, % | seeds |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for name, method in METHODS.items():
+        weight = chosen(task, name)
+        found = [
+            r for r in records(task) if r["method"] == name and r["weight"] == weight and not r["choosing"]
+        ]
+        if not found:
+            continue
+        told_weight = "" if method.guide is None else f"{weight:g}"
+        columns = [spread([r["curve"][part][-1] for r in found]) for part in ("test", "valid")]
+        columns.append(spread([r["energy"] for r in found]))
+        lines.append(f"| {method.title} | {told_weight} | {' | '.join(columns)} | {len(found)} |")
+    return "\n".join(lines)
+
+
+def curves(task: str) -> str:
+    """Test accuracy after each epoch, the mean over the seeds."""
+    epochs = TASKS[task].epochs
+    lines = [f"| method | {' | '.join(map(str, range(1, epochs + 1)))} |", f"|---|{'--:|' * epochs}"]
+    for name, method in METHODS.items():
+        weight = chosen(task, name)
+        found = [
+            r["curve"]["test"]
+            for r in records(task)
+            if r["method"] == name and r["weight"] == weight and not r["choosing"]
+        ]
+        if found:
+            means = [f"{100 * mean(one[epoch] for one in found):.1f}" for epoch in range(epochs)]
+            lines.append(f"| {method.title} | {' | '.join(means)} |")
+    return "\n".join(lines)
+
+
+# ----------------------------------------------------------------------------- cost
+
+
+def cost(task: Task, data: Path, rounds: int, seconds: float, *, quick: bool) -> dict[str, Any]:
+    """Seconds of a training step, by turns."""
+    torch.set_num_threads(1)
+    device = torch.device("cpu")
+    part = task.parts(data, 0, quick)[0].select(torch.arange(task.batch))
+
+    def stepping(name: str) -> Callable[[], object]:
+        torch.manual_seed(0)
+        model = task.network()
+        guide, optimizer = guide_for(METHODS[name], model, 1.0), task.optimizer(model.parameters())
+        return lambda: step(model, guide, optimizer, part)
+
+    calls = {name: stepping(name) for name in METHODS}
+    calls["unguided again"] = stepping("unguided")
+    return {**machine(device), "steps": compared(alternate(calls, device, rounds, seconds), "unguided")}
+
+
+def cost_table() -> str:
+    record = json.loads((RESULTS / "cost.json").read_text(encoding="utf-8"))
+    lines = ["| method | step |", "|---|--:|"]
+    for name, found in record["steps"].items():
+        title = METHODS[name].title if name in METHODS else name
+        low, high = found["quartiles"]
+        first = name == "unguided"
+        lines.append(
+            f"| {title} | {1000 * found['seconds']:.0f} ms |"
+            if first
+            else f"| {title} | {found['ratio']:.2f} ({low:.2f}–{high:.2f}) |"
+        )
+    return "\n".join(lines) + f"\n\n{told(record)}."
+
+
+def main() -> None:
+    summaries: dict[str, Callable[[], str]] = {"cost": cost_table}
+    for task in TASKS:
+        summaries |= {task: partial(summary, task), f"{task}-curves": partial(curves, task)}
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--data", type=Path, help="mnist.npz, or the folder of torchvision's MNIST")
+    add("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
+    add("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    add("--processes", type=int, default=os.cpu_count() or 1)
+    add("--cost", action="store_true", help="measure the time of a step instead")
+    add("--quick", action="store_true", help="few images, one epoch, one λ; nothing written")
+    add("--summary", choices=list(summaries), help="run nothing, print what was found")
+    options = parser.parse_args()
+    if options.summary:
+        print(summaries[options.summary]())
+        return
+    if options.data is None:
+        parser.error("--data is needed: mnist.npz, or the folder of torchvision's MNIST")
+    if options.cost:
+        found = cost(TASKS["decoy-cdep"], options.data, 15, 120, quick=options.quick)
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        (RESULTS / "cost.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        return
+    data, quick = str(options.data), options.quick
+    if quick:
+        kinds = [(task, name) for task in options.tasks for name in options.methods]
+        runs = [Run(task, name, METHODS[name].weights[0], 0, False, data, True) for task, name in kinds]
+        work_through(runs, options.processes)
+        return
+    work_through(
+        [
+            Run(task, method, weight, CHOOSING, True, data)
+            for task in options.tasks
+            for method in options.methods
+            if len(METHODS[method].weights) > 1
+            for weight in METHODS[method].weights
+        ],
+        options.processes,
+    )
+    work_through(
+        [
+            Run(task, method, weight, seed, False, data)
+            for seed in options.seeds
+            for task in options.tasks
+            for method in options.methods
+            if (weight := chosen(task, method)) is not None
+        ],
+        options.processes,
+    )
+    for task in options.tasks:
+        print(f"\n{TASKS[task].about}\n\n{summary(task)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""What the benchmark of effect trains on: data with a shortcut, a network, and a schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attnguide.data.decoy import DecoyMNIST, Protocol
+
+
+@dataclass(frozen=True)
+class Part:
+    """Images with labels, where to look, and groups among which accuracy is compared (None: one group).
+
+    Attributes:
+        images: `(N, C, H, W)`, as the network takes them.
+        labels: `(N,)`.
+        masks: Where to look, `(N, H, W)`.
+        groups: `(N,)`, from 0.
+    """
+
+    images: Tensor
+    labels: Tensor
+    masks: Tensor
+    groups: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def select(self, index: Tensor) -> Part:
+        groups = None if self.groups is None else self.groups[index]
+        return Part(self.images[index], self.labels[index], self.masks[index], groups)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A data set with a shortcut, and how a network is trained on it.
+
+    Attributes:
+        about: What it is, for the tables.
+        parts: Gives training, validation (of the training's distribution) and test data for a seed.
+        network: Makes the network.
+        epochs: Passes over the training data.
+        batch: Images in a step.
+        optimizer: Makes the optimiser.
+        published: Accuracies that others report, in per cent.
+    """
+
+    about: str
+    parts: Callable[[Path, int, bool], tuple[Part, Part, Part]]
+    network: Callable[[], nn.Module]
+    epochs: int
+    batch: int
+    optimizer: Callable[[Any], torch.optim.Optimizer]
+    published: dict[str, str]
+
+
+def digits_network() -> nn.Module:
+    """The network of both protocols: conv20-5, pool, conv50-5, pool, fc256, fc10."""
+    convolutions: list[nn.Module] = [nn.Conv2d(1, 20, 5), nn.ReLU(), nn.MaxPool2d(2)]
+    convolutions += [nn.Conv2d(20, 50, 5), nn.ReLU(), nn.MaxPool2d(2)]
+    return nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(800, 256), nn.ReLU(), nn.Linear(256, 10))
+
+
+def digits(protocol: Protocol, data: Path, seed: int, quick: bool) -> tuple[Part, Part, Part]:
+    """5,000 of the training images are for validation, others for each seed."""
+    train = DecoyMNIST(data, "train", protocol=protocol, seed=seed)
+    test = DecoyMNIST(data, "test", protocol=protocol, seed=seed + 1000)
+    whole = Part(train.images, train.labels, train.masks)
+    order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(seed))
+    valid, rest = (300, 600) if quick else (5000, len(whole))
+    tested = torch.arange(min(len(test), 300 if quick else len(test)))
+    return (
+        whole.select(order[valid : valid + rest]),
+        whole.select(order[:valid]),
+        Part(test.images, test.labels, test.masks).select(tested),
+    )
+
+
+TASKS: dict[str, Task] = {
+    "decoy-cdep": Task(
+        "DecoyMNIST after Rieger et al. (2020): 5×5 pixels, adversarial in the test",
+        partial(digits, "cdep"),
+        digits_network,
+        epochs=5,
+        batch=64,
+        optimizer=partial(torch.optim.Adam, lr=1e-3, weight_decay=1e-4),
+        published={"unguided": "60.1 ± 5.1", "CDEP": "97.2 ± 0.8", "RRR": "99.0 ± 1.0"},
+    ),
+    "decoy-xil": Task(
+        "DecoyMNIST after Friedrich et al. (2022): 4×4 pixels, random in the test",
+        partial(digits, "xil"),
+        digits_network,
+        epochs=10,
+        batch=256,
+        optimizer=partial(torch.optim.Adam, lr=1e-3),
+        published={},
+    ),
+}

@@ -1,0 +1,169 @@
+"""The audit flags a model that was gamed on purpose, and passes an honest one."""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tests.helpers.models import batch, cnn, tiny_vit
+from tests.helpers.state import snapshot
+from torch import Tensor, nn
+
+import attnguide as ag
+from attnguide.auditing import AuditReport
+from attnguide.errors import InputError
+from attnguide.sources.grad_cam import HiResCAM
+
+SIDE, CLASSES = 16, 3
+#: Where to look: the left half. The right half holds the shortcut.
+MASK = torch.zeros(SIDE, SIDE)
+MASK[:, : SIDE // 2] = 1
+
+
+def shapes(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Noise; on the left a bar whose place tells the class, on the right a brightness that tells it too."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(CLASSES, (count,), generator=generator)
+    images = 0.3 * torch.randn(count, 1, SIDE, SIDE, generator=generator)
+    for image, label in zip(images, labels.tolist(), strict=True):
+        image[0, 2 + 5 * label : 5 + 5 * label, 1:7] += 0.7
+        image[0, :, 12:] += label - 1  # out of sight of the layer's cells on the left
+    return images, labels
+
+
+class Body(nn.Sequential):
+    """Convolutions, and a linear layer that knows places."""
+
+    def __init__(self) -> None:
+        convolutions = [
+            nn.Conv2d(1, 8, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(8, 8, 3, padding=1),
+        ]
+        super().__init__(*convolutions, nn.ReLU(), nn.Flatten(), nn.Linear(8 * 64, CLASSES))
+
+
+class TwoPaths(nn.Module):
+    """A network whose layer is guided, and a second path that nobody looks at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = Body()
+        self.second = nn.Linear(1, CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        brightness = images[..., SIDE // 2 :].mean(dim=(1, 2, 3))[:, None]
+        return self.body(images) + 10 * self.second(10 * brightness)  # the easier path
+
+
+@cache
+def trained(kind: str) -> nn.Module:
+    torch.manual_seed(0)
+    model = TwoPaths() if kind == "gamed" else Body()
+    guide = None
+    if kind != "unguided":
+        layer, source = ("body.4" if kind == "gamed" else "4"), HiResCAM(relu=kind == "rectified")
+        guide = ag.Guide(model, source=source, layer=layer, loss="outside", weight=20.0, targets="all")
+    images, labels = shapes(512, 1)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    for _ in range(25):
+        for index in torch.randperm(len(images)).split(64):
+            loss = F.cross_entropy(model(images[index]), labels[index])
+            if guide is not None:
+                loss = loss + guide.loss(labels[index], mask=MASK)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    if guide is not None:
+        guide.remove()
+    return model.eval()
+
+
+def audited(kind: str, before: AuditReport | None = None) -> AuditReport:
+    images, labels = shapes(96, 2)
+    layer = "body.4" if kind == "gamed" else "4"
+    return ag.audit(trained(kind), images, labels, MASK, source="hires_cam", layer=layer, before=before)
+
+
+@pytest.mark.slow
+def test_an_unguided_model_does_not_pretend() -> None:
+    report = audited("unguided")
+    assert report.reliance > 0.3
+    assert not report.looks_right
+    assert not report.gamed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compared", [False, True])
+def test_an_honest_model_passes(compared: bool) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        report = audited("guided", audited("unguided") if compared else None)
+    assert report.looks_right
+    assert report.reliance < 0.1
+    assert report.attention > 0.5
+    assert not report.gamed
+    assert "answers that change with what is outside" in str(report)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compared", [False, True])
+@pytest.mark.parametrize("kind", ["gamed", "rectified"])
+def test_a_gamed_model_is_flagged(kind: str, compared: bool) -> None:
+    """By a second path; or by evidence against the other classes, which a rectified map does not show."""
+    with pytest.warns(ag.AuditWarning, match="the map looks right, but .*outside the mask"):
+        report = audited(kind, audited("unguided") if compared else None)
+    assert report.looks_right
+    assert report.gamed
+    assert "The map looks right, but" in str(report)
+
+
+@pytest.mark.parametrize("build", [cnn, tiny_vit])
+def test_a_guide_audits_with_its_own_parts_and_changes_nothing(build: type) -> None:
+    model, (images, labels, masks) = build().eval(), batch(8)
+    labels = torch.arange(8) % 4
+    before = snapshot(model)
+    with ag.Guide(model, source="grad_cam", loss="energy") as guide:
+        model(images)
+        value = guide.loss(labels, mask=masks)
+        report = guide.audit(images, labels, mask=masks, tolerance=1.0)
+        again = ag.audit(model, images, labels, masks, source="grad_cam", tolerance=1.0)
+        torch.testing.assert_close(guide.loss(labels, mask=masks), value)  # still that of the forward before
+    assert snapshot(model) == before
+    assert report.optimised == pytest.approx(again.optimised, abs=1e-5)
+    assert report.witnesses == pytest.approx(again.witnesses, abs=1e-5)
+    assert (report.pairs, report.swaps) == (8, 8)
+    assert report.uniform == pytest.approx(float(masks.mean()))
+    shown = ag.explain(model, images, "grad_cam", "labels", labels=labels).maps[:, 0]
+    assert report.optimised == pytest.approx(float(ag.metrics.energy_in_mask(shown, masks).mean()), abs=1e-5)
+
+
+def test_attributes_and_missing_masks() -> None:
+    model, (images, _, masks) = cnn(), batch(4)
+    labels = torch.tensor([[1.0, 1, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0], [1, 0, 0, 1]])
+    masks = masks.clone()
+    masks[3] = torch.nan
+    report = ag.audit(model, images, labels, masks, tolerance=1.0)
+    assert (report.pairs, report.swaps) == (3, 3)
+    with ag.Guide(model) as guide:
+        own = guide.audit(images, labels, mask=[*masks[:3].unbind(), None], tolerance=1.0)
+    assert own.optimised == pytest.approx(report.optimised, abs=1e-5)
+    assert own.reliance == report.reliance
+
+
+def test_bad_input() -> None:
+    model, (images, labels, masks) = cnn(), batch(4)
+    with pytest.raises(InputError, match="no two images are of different classes"):
+        ag.audit(model, images, torch.zeros(4).long(), masks)
+    with pytest.raises(InputError, match="do not fit 4 images"):
+        ag.audit(model, images, labels, masks[:3])
+    with pytest.raises(InputError, match=r"outside \[0, 1\]"):
+        ag.audit(model, images, labels, masks * 255)
+    with pytest.raises(InputError, match="nothing to audit"):
+        ag.audit(model, images, labels, masks * torch.nan)
+    with ag.Guide(model) as guide, pytest.raises(InputError, match="mask"):
+        guide.audit(images, labels)
