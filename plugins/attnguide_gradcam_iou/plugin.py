@@ -16,5 +16,11 @@ def attnguide_parts() -> list[Part]:
             "gradcam-iou",
             "attnguide_gradcam_iou:recipes/gradcam-iou.toml",
             "masks that a user paints, −ln IoU with Grad-CAM (arXiv 1905.00593)",
-        )
+        ),
+        Part(
+            "command",
+            "evaluate",
+            "attnguide_gradcam_iou.command:evaluate",
+            "Tell how good a model is, and whether it looks where it should.",
+        ),
     ]

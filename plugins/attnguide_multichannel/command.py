@@ -8,6 +8,8 @@ from pathlib import Path
 
 import click
 
+from attnguide.options import device_option, pick_device
+
 __all__ = ["analyze"]
 
 
@@ -48,7 +50,7 @@ __all__ = ["analyze"]
 @click.option(
     "--batch-size", type=click.IntRange(1), default=32, show_default=True, metavar="N", help="Images at once."
 )
-@click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda, mps …")
+@device_option
 def analyze(
     images: tuple[str, ...],
     model: str,
@@ -93,9 +95,7 @@ def analyze(
     if class_names is not None:
         names = [line.strip() for line in read_text(class_names).splitlines() if line.strip()]
     loaded = models.load(model, checkpoint=checkpoint, class_names=names, multi_label=True)
-    place = device
-    if device == "auto":
-        place = "cuda" if torch.cuda.is_available() else "cpu"
+    place = pick_device(device)
     network = loaded.model.to(place)
     adapted = load_adapters(network, adapters)
     count = len(multichannel_of(adapted).weight)

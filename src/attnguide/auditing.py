@@ -162,8 +162,8 @@ def audit(
             classes.
 
     Warns:
-        AuditWarning: If the optimised map is better than before (without `before`: than a uniform one) and the
-            others do not bear it out.
+        AuditWarning: If the optimised map is better than before (without `before`: than a uniform one) and
+            the others do not bear it out.
     """
     size = images.shape[-2], images.shape[-1]
     with torch.no_grad(), aside(unwrap(model)), evaluating(model):

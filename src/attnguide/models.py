@@ -82,6 +82,14 @@ class LoadedModel:
             )
         return self.transform(image)
 
+    def renamed(self, classes: Sequence[str]) -> LoadedModel:
+        """The same with other names of classes.
+
+        Raises:
+            InputError: If their number is another.
+        """
+        return replace(self, classes=_checked(classes, self))
+
     def displayed(self, images: Tensor) -> Tensor:
         """Undo the normalisation: the images `(B, 3, H, W)` as the model saw them, in [0, 1]."""
         mean, std = (images.new_tensor(value)[:, None, None] for value in (self.mean, self.std))
@@ -142,7 +150,7 @@ def load(
         source: Any = "checkpoint" if checkpoint else "pretrained" if pretrained else "random"
         loaded = replace(loaded, weights=source, multi_label=multi_label)
     loaded.model.eval()
-    return loaded if class_names is None else replace(loaded, classes=_checked(class_names, loaded))
+    return loaded if class_names is None else loaded.renamed(class_names)
 
 
 def _checked(class_names: Sequence[str], loaded: LoadedModel) -> tuple[str, ...]:

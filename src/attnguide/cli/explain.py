@@ -10,7 +10,7 @@ import click
 
 from attnguide import __version__
 from attnguide.cli.console import note, progress_bar, warn
-from attnguide.cli.options import ModelChoice, model_options
+from attnguide.options import ModelChoice, device_option, model_options
 
 __all__ = ["explain"]
 
@@ -82,9 +82,7 @@ _FORMATS = ("png", "npz", "npy")
 @click.option(
     "--alpha", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Opacity of overlays."
 )
-@click.option(
-    "--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda, cuda:1, mps …"
-)
+@device_option
 @click.option(
     "--batch-size", type=click.IntRange(1), default=16, show_default=True, metavar="N", help="Images at once."
 )
@@ -161,9 +159,10 @@ def _run(
     settings: dict[str, Any],
     batch_size: int,
 ) -> list[tuple[Path, str]]:
-    from attnguide.cli.run import Request, explain_files, pick_device
+    from attnguide.cli.run import Request, explain_files
     from attnguide.cli.sheet import NAME, write_sheet
     from attnguide.cli.targets import parse_target
+    from attnguide.options import pick_device
 
     if not left and (index.folder / NAME).exists():
         return []

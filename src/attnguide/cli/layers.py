@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from attnguide.cli.console import print_json, table_console
-from attnguide.cli.options import ModelChoice, pair_of_sizes, structure_options
+from attnguide.options import ModelChoice, pair_of_sizes, structure_options
 
 if TYPE_CHECKING:
     from attnguide.layers import Candidate

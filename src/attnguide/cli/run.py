@@ -26,7 +26,7 @@ from attnguide.modes import evaluating
 from attnguide.outputs import find_logits
 from attnguide.pairs import Evidence
 
-__all__ = ["Request", "explain_files", "pick_device"]
+__all__ = ["Request", "explain_files"]
 
 _WORKERS = 4
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
@@ -57,24 +57,6 @@ class Request:
     alpha: float
     batch_size: int
     device: torch.device
-
-
-def pick_device(name: str) -> torch.device:
-    """Return the device of that name; `"auto"` is the accelerator, if there is one.
-
-    Raises:
-        InputError: If there is no such device, or it is not available.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    # Which error it is depends on how PyTorch was built.
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise InputError(f"--device {name} cannot be used: {reason} Try auto or cpu.") from error
-    return device
 
 
 def explain_files(

@@ -1,4 +1,4 @@
-"""Options that several commands share: which model, with which weights."""
+"""Options that several commands share, those of plugins too: which model, with which weights, where."""
 
 from __future__ import annotations
 
@@ -14,9 +14,20 @@ from attnguide.data.files import check_file, read_json, read_text
 from attnguide.errors import DataError, InputError
 
 if TYPE_CHECKING:
+    import torch
+
     from attnguide.models import LoadedModel
 
-__all__ = ["ModelChoice", "model_options", "pair_of_sizes", "read_class_names", "structure_options"]
+__all__ = [
+    "ModelChoice",
+    "device_option",
+    "model_options",
+    "pair_of_sizes",
+    "pick_device",
+    "read_class_names",
+    "single_label_options",
+    "structure_options",
+]
 
 
 @dataclass(frozen=True)
@@ -100,6 +111,11 @@ _MULTI_LABEL = click.option(
 )
 
 
+device_option = click.option(
+    "--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda, cuda:1, mps …"
+)
+
+
 def structure_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that decide a model's structure; see `model_options`."""
     return _CHECKPOINT(_NUM_CLASSES(_as_choice(function)))
@@ -107,7 +123,16 @@ def structure_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add all options about a model; the command gets them, with its parameter `model`, as one `choice`."""
-    return _CHECKPOINT(_PRETRAINED(_NUM_CLASSES(_CLASS_NAMES(_MULTI_LABEL(_as_choice(function))))))
+    return _weights_and_names(_MULTI_LABEL(_as_choice(function)))
+
+
+def single_label_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options about a model that gives each image one class; see `model_options`."""
+    return _weights_and_names(_as_choice(function))
+
+
+def _weights_and_names(command: Callable[..., Any]) -> Callable[..., Any]:
+    return _CHECKPOINT(_PRETRAINED(_NUM_CLASSES(_CLASS_NAMES(command))))
 
 
 def _as_choice(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -158,3 +183,23 @@ def pair_of_sizes(text: str) -> tuple[int, int]:
             f"--size {text} is no size. Write a number of pixels such as 224, or rows x columns: 192x256."
         )
     return int(parts[0]), int(parts[-1])
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device of that name; `"auto"` is the accelerator, if there is one.
+
+    Raises:
+        InputError: If there is no such device, or it is not available.
+    """
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    # Which error it is depends on how PyTorch was built.
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(f"--device {name} cannot be used: {reason} Try auto or cpu.") from error
+    return device

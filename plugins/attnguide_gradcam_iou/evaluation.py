@@ -1,0 +1,307 @@
+"""How good a classifier is on a folder of images, and whether it looks where masks say; class by class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from attnguide import metrics
+from attnguide.data.files import natural_key
+from attnguide.data.images import IMAGE_SUFFIXES, find_images
+from attnguide.errors import DataError, InputError
+from attnguide.explanation import explain
+from attnguide.models import LoadedModel
+from attnguide_gradcam_iou.masks import MaskFolder, load_template, read_mask
+from attnguide_gradcam_iou.regions import ClassNames
+
+__all__ = [
+    "ClassResult",
+    "Evaluation",
+    "Labelled",
+    "MaskFor",
+    "evaluate_folder",
+    "labelled_images",
+    "mask_reader",
+]
+
+#: The mask of an image and its class, `(H, W)`; None where there is none.
+MaskFor = Callable[[Path, int], Tensor | None]
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """An image file and the class of its folder."""
+
+    path: Path
+    cls: int
+
+
+@dataclass
+class ClassResult:
+    """What was measured on the images of one class.
+
+    Attributes:
+        images: Number of images.
+        right: How many of them were classified right.
+        scores: For each measure the scores of the images that have a mask.
+    """
+
+    images: int = 0
+    right: int = 0
+    scores: dict[str, list[float]] = field(default_factory=dict)
+
+    @property
+    def masked(self) -> int:
+        """Number of images that have a mask."""
+        return len(next(iter(self.scores.values()), []))
+
+    def summary(self) -> dict[str, float | int | None]:
+        """Counts, accuracy and mean scores; None where there is nothing to take the mean of."""
+        return {
+            "images": self.images,
+            "accuracy": self.right / self.images if self.images else None,
+            "masks": self.masked,
+            **{name: _mean(values) for name, values in self.scores.items()},
+        }
+
+
+@dataclass
+class Evaluation:
+    """What was measured.
+
+    Attributes:
+        classes: By name, in the order of the model's.
+        failures: Files that could not be read, with the reason.
+    """
+
+    classes: dict[str, ClassResult]
+    failures: dict[Path, str] = field(default_factory=dict)
+
+    @property
+    def whole(self) -> ClassResult:
+        """All images together."""
+        together = ClassResult()
+        for one in self.classes.values():
+            together.images += one.images
+            together.right += one.right
+            for name, values in one.scores.items():
+                together.scores.setdefault(name, []).extend(values)
+        return together
+
+    @property
+    def balanced(self) -> dict[str, float | None]:
+        """Means over the classes: each counts the same, however many images it has."""
+        rows = [one.summary() for one in self.classes.values() if one.images]
+        names = dict.fromkeys(name for row in rows for name in row if name not in ("images", "masks"))
+        return {name: _mean([row[name] for row in rows if row.get(name) is not None]) for name in names}
+
+    @property
+    def worst(self) -> tuple[str, float]:
+        """The class of the lowest accuracy, and that accuracy."""
+        rows = {name: one.right / one.images for name, one in self.classes.items() if one.images}
+        name = min(rows, key=lambda key: rows[key])
+        return name, rows[name]
+
+
+def _mean(values: Sequence[Any]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def labelled_images(root: Path, classes: Sequence[str], *, named: bool) -> list[Labelled]:
+    """List the images of a folder that has a subfolder for each class.
+
+    Args:
+        root: The folder.
+        classes: Names of the model's classes.
+        named: Whether these are names at all: if so, subfolders are found by name, whatever its case and
+            whether by `_` or by space; else they are the classes in natural order.
+
+    Raises:
+        InputError: If there is no such folder, or its subfolders are not the classes.
+        DataError: If there is no image.
+    """
+    if not root.is_dir():
+        raise InputError(f"{root} is not a folder. Give the one that holds a subfolder for each class.")
+    folders = sorted(
+        (each for each in root.iterdir() if each.is_dir() and not each.name.startswith(".")), key=natural_key
+    )
+    if not folders:
+        raise InputError(
+            f"{root} has no subfolder. It must hold one for each class, with the class's images."
+        )
+    if named:
+        names = ClassNames(classes)
+        index = [classes.index(names.get(each.name, each)) for each in folders]
+    elif len(folders) == len(classes):
+        index = list(range(len(classes)))
+    else:
+        raise InputError(
+            f"{root} has {len(folders)} subfolders, but the model has {len(classes)} classes, whose names "
+            "are not known. Give them: --class-names FILE."
+        )
+    found = [
+        Labelled(path, cls)
+        for folder, cls in zip(folders, index, strict=True)
+        if any(each.suffix.lower() in IMAGE_SUFFIXES for each in folder.rglob("*"))
+        for path in find_images([folder])
+    ]
+    if not found:
+        raise DataError(f"{root}: its subfolders hold no image.")
+    return found
+
+
+def mask_reader(masks: Path | None, classes: Sequence[str]) -> MaskFor:
+    """Make what finds the mask of an image.
+
+    Args:
+        masks: One image: the same for all; a folder with an image for each class, named like it: a template;
+            or a folder with masks for single images, see
+            [`MaskFolder`][attnguide_gradcam_iou.masks.MaskFolder]. None: there are no masks.
+        classes: Names of the model's classes.
+
+    Raises:
+        DataError: If a mask cannot be read.
+        InputError: If there is no such file.
+    """
+    if masks is None:
+        return lambda _path, _cls: None
+    if not masks.exists():
+        raise InputError(f"{masks} does not exist. Give a mask, or a folder of masks.")
+    if not masks.is_dir():
+        one = read_mask(masks)
+        return lambda _path, _cls: one
+    names = ClassNames(classes)
+    files = [each for each in masks.iterdir() if each.suffix.lower() in IMAGE_SUFFIXES]
+    if files and all(names.find(each.stem) is not None for each in files):
+        template = load_template(masks, classes).masks
+
+        def of_class(_path: Path, cls: int) -> Tensor | None:
+            mask = template[cls]
+            return None if bool(mask.isnan().all()) else mask
+
+        return of_class
+    folder = MaskFolder(masks, classes)
+
+    def of_image(path: Path, cls: int) -> Tensor | None:
+        found = folder.get(path)
+        return None if found is None or bool(found[cls].isnan().all()) else found[cls]
+
+    return of_image
+
+
+def evaluate_folder(
+    loaded: LoadedModel,
+    images: Sequence[Labelled],
+    mask_for: MaskFor,
+    *,
+    source: str = "grad_cam",
+    layer: str | list[str] = "auto",
+    threshold: float = 0.5,
+    batch_size: int = 32,
+    device: torch.device | None = None,
+    advance: Callable[[int], None] = lambda count: None,
+) -> Evaluation:
+    """Classify images, and hold what the model looks at against masks.
+
+    Masks go through the model's own preprocessing, so that they are cropped and resized as the images are.
+
+    Args:
+        loaded: The model.
+        images: The files.
+        mask_for: Finds their masks.
+        source: Attribution source.
+        layer: Where to look.
+        threshold: Of the IoU.
+        batch_size: Images at once.
+        device: Where the model runs; where it is by default.
+        advance: Called with the number of images that are done.
+
+    Returns:
+        Counts and scores of each class. Scores are of the true class's map: `energy`, `iou`, `pointing`, and
+        `witness`, the energy of the gradient of the images, which guidance at a layer does not optimise.
+    """
+    device = device or next(loaded.model.parameters()).device
+    loaded.model.to(device)
+    result = Evaluation({name: ClassResult() for name in loaded.classes})
+    for batch in _batches(loaded, images, mask_for, batch_size, result.failures, advance):
+        _measure(loaded, batch, result, source, layer, threshold, device)
+    return result
+
+
+@dataclass(frozen=True)
+class _Read:
+    cls: int
+    image: Tensor
+    mask: Tensor | None
+
+
+def _batches(
+    loaded: LoadedModel,
+    images: Sequence[Labelled],
+    mask_for: MaskFor,
+    batch_size: int,
+    failures: dict[Path, str],
+    advance: Callable[[int], None],
+) -> Iterator[list[_Read]]:
+    waiting: list[_Read] = []
+    for labelled in images:
+        try:
+            image, mask = loaded.read(labelled.path), mask_for(labelled.path, labelled.cls)
+            waiting.append(_Read(labelled.cls, image, None if mask is None else _as_seen(loaded, mask)))
+        except DataError as error:
+            failures[labelled.path] = str(error)
+        if len(waiting) == batch_size:
+            yield waiting
+            waiting = []
+        advance(1)
+    if waiting:
+        yield waiting
+
+
+def _as_seen(loaded: LoadedModel, mask: Tensor) -> Tensor:
+    """Crop and resize a mask as the model's preprocessing does with an image."""
+    picture = Image.fromarray((mask.clamp(0, 1) * 255).round().byte().numpy()).convert("RGB")
+    return loaded.displayed(loaded.transform(picture)[None])[0, 0]
+
+
+def _measure(
+    loaded: LoadedModel,
+    batch: Sequence[_Read],
+    result: Evaluation,
+    source: str,
+    layer: str | list[str],
+    threshold: float,
+    device: torch.device,
+) -> None:
+    images = torch.stack([each.image for each in batch]).to(device)
+    labels = torch.tensor([each.cls for each in batch], device=device)
+    shown = explain(loaded.model, images, source, [(n, each.cls) for n, each in enumerate(batch)], layer)
+    right = (shown.logits.argmax(dim=1) == labels).tolist()
+    for each, hit in zip(batch, right, strict=True):
+        one = result.classes[loaded.classes[each.cls]]
+        one.images += 1
+        one.right += hit
+    with_mask = [number for number, each in enumerate(batch) if each.mask is not None]
+    if not with_mask:
+        return
+    masks = torch.stack([each.mask for each in batch if each.mask is not None]).to(device)
+    maps = shown.maps[with_mask, 0]
+    pairs = [(n, batch[number].cls) for n, number in enumerate(with_mask)]
+    witness = explain(loaded.model, images[with_mask], "input_gradient", pairs).maps[:, 0]
+    scores = {
+        "energy": metrics.energy_in_mask(maps, masks),
+        "iou": metrics.iou(maps, masks, threshold=threshold),
+        "pointing": metrics.pointing_game(maps, masks),
+        "witness": metrics.energy_in_mask(witness, masks),
+        "area": masks.mean(dim=(1, 2)),
+    }
+    for name, values in scores.items():
+        for number, value in zip(with_mask, values.tolist(), strict=True):
+            one = result.classes[loaded.classes[batch[number].cls]]
+            one.scores.setdefault(name, []).append(value)
