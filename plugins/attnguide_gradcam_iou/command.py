@@ -80,7 +80,7 @@ def evaluate(
     \b
     Examples:
       attnguide evaluate photos/ --model resnet18 --checkpoint mine.safetensors --masks masks/
-      attnguide evaluate photos/ --model resnet18 --checkpoint mine.safetensors --json > result.json
+      attnguide evaluate photos/ --model resnet18 --checkpoint mine.safetensors --json
     """  # noqa: D301  (click's mark for "leave these lines as they are")
     from rich.console import Console
     from rich.progress import Progress
