@@ -5,9 +5,9 @@
     python benchmarks/effect.py --data mnist.npz --cost                # seconds of a step, not of all that
     python benchmarks/effect.py --summary decoy-cdep                   # runs nothing, prints what was found
 
-λ is chosen first, for each method and task, in one run each with a seed of its own: of the λ whose accuracy
-on the validation split of the *training* distribution is within one point of the best, the one for which the
-gradient of the validation images lies most in the masks. No test image is looked at before that is done. Then
+λ is chosen first, for each method and task, in one run each with a seed of its own, on a validation split of
+the *training* distribution: of the λ for which the gradient of the images lies in the masks within one point
+of the most, the one of the highest accuracy. No test image is looked at before that is done. Then
 each seed is trained anew and tested. Every run is a line in `results/effect/TASK.jsonl`; a run that is there
 is not repeated.
 """
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -37,12 +36,12 @@ from attnguide.losses.pointwise import MSE, Outside
 from attnguide.sources.grad_cam import HiResCAM
 from attnguide.sources.gradient import Gradient
 from measuring import alternate, compared, machine, told
-from tasks import TASKS, Part, Task
+from tasks import TASKS, VARIANTS, Part, Task
 
 RESULTS = Path(__file__).parent / "results" / "effect"
 #: λ is chosen with this seed, which no result is reported for.
 CHOOSING = 100
-#: Validation accuracy may be so far below the best when λ is chosen.
+#: The energy in the masks may be so far below the highest when λ is chosen.
 WITHIN = 0.01
 #: Images whose maps are measured.
 LOOKED_AT = 500
@@ -122,11 +121,19 @@ class Run:
     seed: int
     choosing: bool
     data: str
+    variant: str = "all"
     quick: bool = False
 
     @property
-    def key(self) -> tuple[str, float, int]:
-        return self.method, self.weight, self.seed
+    def key(self) -> dict[str, Any]:
+        """What tells it from other runs of its task, as it is written."""
+        return {
+            "method": self.method,
+            "weight": self.weight,
+            "seed": self.seed,
+            "choosing": self.choosing,
+            "variant": self.variant,
+        }
 
 
 def guide_for(method: Method, model: nn.Module, weight: float) -> ag.Guide | None:
@@ -136,7 +143,7 @@ def guide_for(method: Method, model: nn.Module, weight: float) -> ag.Guide | Non
 def step(model: nn.Module, guide: ag.Guide | None, optimizer: torch.optim.Optimizer, part: Part) -> None:
     loss = F.cross_entropy(model(part.images), part.labels)
     if guide is not None:
-        loss = loss + guide.loss(part.labels, mask=part.masks)
+        loss = loss + guide.loss(part.labels, mask=part.masks, weight=part.annotated)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
@@ -157,6 +164,7 @@ def run(what: Run) -> dict[str, Any]:
     torch.set_num_threads(1)
     task, method = TASKS[what.task], METHODS[what.method]
     train, valid, test = task.parts(Path(what.data), what.seed, what.quick)
+    train = VARIANTS[what.variant](train, torch.Generator().manual_seed(what.seed))
     torch.manual_seed(what.seed)
     model = task.network()
     guide = guide_for(method, model, what.weight)
@@ -176,15 +184,7 @@ def run(what: Run) -> dict[str, Any]:
     some = valid.select(torch.arange(min(LOOKED_AT, len(valid))))
     shown = ag.explain(model, some.images, "input_gradient", "labels", labels=some.labels)
     energy = float(ag.metrics.energy_in_mask(shown.maps[:, 0], some.masks).mean())
-    return {
-        "method": what.method,
-        "weight": what.weight,
-        "seed": what.seed,
-        "choosing": what.choosing,
-        "energy": energy,
-        "curve": curve,
-        "seconds": round(seconds, 1),
-    }
+    return {**what.key, "energy": energy, "curve": curve, "seconds": round(seconds, 1)}
 
 
 # -------------------------------------------------------------------------- results
@@ -214,9 +214,9 @@ def chosen(task: str, method: str) -> float | None:
     tried = {r["weight"]: r for r in records(task) if r["method"] == method and r["choosing"]}
     if not set(weights) <= set(tried):
         return None
-    best = max(tried[weight]["curve"]["valid"][-1] for weight in weights)
-    good = [weight for weight in weights if tried[weight]["curve"]["valid"][-1] >= best - WITHIN]
-    return max(good, key=lambda weight: tried[weight]["energy"])
+    most = max(tried[weight]["energy"] for weight in weights)
+    good = [weight for weight in weights if tried[weight]["energy"] >= most - WITHIN]
+    return max(good, key=lambda weight: tried[weight]["curve"]["valid"][-1])
 
 
 def work_through(runs: Iterable[Run], processes: int) -> None:
@@ -224,11 +224,7 @@ def work_through(runs: Iterable[Run], processes: int) -> None:
     waiting = [
         what
         for what in runs
-        if what.quick
-        or not any(
-            (r["method"], r["weight"], r["seed"]) == what.key and r["choosing"] == what.choosing
-            for r in records(what.task)
-        )
+        if what.quick or not any(r.items() >= what.key.items() for r in records(what.task))
     ]
     # Fresh processes: threads that are already running do not survive a fork.
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
@@ -247,28 +243,29 @@ def work_through(runs: Iterable[Run], processes: int) -> None:
 
 
 def spread(values: Sequence[float], scale: float = 100) -> str:
-    if not values or any(math.isnan(value) for value in values):
-        return "–"
     return f"{scale * mean(values):.1f}" + (f" ± {scale * stdev(values):.1f}" if len(values) > 1 else "")
 
 
+def finished(task: str, method: str, variant: str = "all") -> list[dict[str, Any]]:
+    """The runs that count, with the λ that was chosen."""
+    key = {"method": method, "weight": chosen(task, method), "variant": variant, "choosing": False}
+    return [r for r in records(task) if r.items() >= key.items()]
+
+
 def summary(task: str) -> str:
-    """A table: a line for each method that was tested."""
+    """A line for each method."""
     lines = [
         "| method | λ | test accuracy, % | validation, % | gradient of the images in the mask, % | seeds |",
         "|---|--:|--:|--:|--:|--:|",
     ]
     for name, method in METHODS.items():
-        weight = chosen(task, name)
-        found = [
-            r for r in records(task) if r["method"] == name and r["weight"] == weight and not r["choosing"]
-        ]
-        if not found:
-            continue
-        told_weight = "" if method.guide is None else f"{weight:g}"
-        columns = [spread([r["curve"][part][-1] for r in found]) for part in ("test", "valid")]
-        columns.append(spread([r["energy"] for r in found]))
-        lines.append(f"| {method.title} | {told_weight} | {' | '.join(columns)} | {len(found)} |")
+        found = finished(task, name)
+        if found:
+            weight = "" if method.guide is None else f"{found[0]['weight']:g}"
+            columns = [spread([r["curve"][part][-1] for r in found]) for part in ("test", "valid")]
+            columns.append(spread([r["energy"] for r in found]))
+            lines.append(f"| {method.title} | {weight} | {' | '.join(columns)} | {len(found)} |")
+    lines += [f"| {name}, published | | {value} | | | |" for name, value in TASKS[task].published.items()]
     return "\n".join(lines)
 
 
@@ -277,16 +274,45 @@ def curves(task: str) -> str:
     epochs = TASKS[task].epochs
     lines = [f"| method | {' | '.join(map(str, range(1, epochs + 1)))} |", f"|---|{'--:|' * epochs}"]
     for name, method in METHODS.items():
-        weight = chosen(task, name)
-        found = [
-            r["curve"]["test"]
-            for r in records(task)
-            if r["method"] == name and r["weight"] == weight and not r["choosing"]
-        ]
+        found = [r["curve"]["test"] for r in finished(task, name)]
         if found:
             means = [f"{100 * mean(one[epoch] for one in found):.1f}" for epoch in range(epochs)]
             lines.append(f"| {method.title} | {' | '.join(means)} |")
     return "\n".join(lines)
+
+
+def choice(task: str) -> str:
+    """How λ was chosen."""
+    lines = [
+        "| method | λ | validation, % | gradient of the images in the mask, % | chosen |",
+        "|---|--:|--:|--:|:-:|",
+    ]
+    for name, method in METHODS.items():
+        for r in sorted(records(task), key=lambda r: r["weight"]):
+            if r["choosing"] and r["method"] == name:
+                mark = "●" if chosen(task, name) == r["weight"] else ""
+                numbers = f"{100 * r['curve']['valid'][-1]:.1f} | {100 * r['energy']:.1f}"
+                lines.append(f"| {method.title} | {r['weight']:g} | {numbers} | {mark} |")
+    return "\n".join(lines)
+
+
+def variants(task: str) -> str:
+    """Test accuracy with fewer masks, and with wrong ones; the share of the gain that is left."""
+    names = [name for name in METHODS if any(finished(task, name, variant) for variant in list(VARIANTS)[1:])]
+    unguided = mean(r["curve"]["test"][-1] for r in finished(task, "unguided"))
+    lines = [
+        f"| masks | {' | '.join(METHODS[name].title for name in names)} |",
+        f"|---|{'--:|' * len(names)}",
+    ]
+    for variant in VARIANTS:
+        cells = []
+        for name in names:
+            values = [r["curve"]["test"][-1] for r in finished(task, name, variant)]
+            whole = mean(r["curve"]["test"][-1] for r in finished(task, name))
+            share = (mean(values) - unguided) / (whole - unguided) if values else 0.0
+            cells.append(f"{spread(values)} ({share:.0%} of the gain)" if values else "")
+        lines.append(f"| {variant} | {' | '.join(cells)} |")
+    return "\n".join([*lines, f"| unguided | {' | '.join([f'{100 * unguided:.1f}'] * len(names))} |"])
 
 
 # ----------------------------------------------------------------------------- cost
@@ -327,7 +353,8 @@ def cost_table() -> str:
 def main() -> None:
     summaries: dict[str, Callable[[], str]] = {"cost": cost_table}
     for task in TASKS:
-        summaries |= {task: partial(summary, task), f"{task}-curves": partial(curves, task)}
+        for name, table in {"": summary, "-curves": curves, "-choice": choice, "-variants": variants}.items():
+            summaries[f"{task}{name}"] = partial(table, task)
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -335,6 +362,7 @@ def main() -> None:
     add("--data", type=Path, help="mnist.npz, or the folder of torchvision's MNIST")
     add("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
     add("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    add("--variants", nargs="+", choices=list(VARIANTS), default=["all"], help="what is done to the masks")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     add("--processes", type=int, default=os.cpu_count() or 1)
     add("--cost", action="store_true", help="measure the time of a step instead")
@@ -354,7 +382,7 @@ def main() -> None:
     data, quick = str(options.data), options.quick
     if quick:
         kinds = [(task, name) for task in options.tasks for name in options.methods]
-        runs = [Run(task, name, METHODS[name].weights[0], 0, False, data, True) for task, name in kinds]
+        runs = [Run(t, name, METHODS[name].weights[0], 0, False, data, quick=True) for t, name in kinds]
         work_through(runs, options.processes)
         return
     work_through(
@@ -369,11 +397,13 @@ def main() -> None:
     )
     work_through(
         [
-            Run(task, method, weight, seed, False, data)
+            Run(task, method, weight, seed, False, data, variant)
+            for variant in options.variants
             for seed in options.seeds
             for task in options.tasks
             for method in options.methods
             if (weight := chosen(task, method)) is not None
+            and (variant == "all" or METHODS[method].guide is not None)
         ],
         options.processes,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,19 +23,21 @@ class Part:
         labels: `(N,)`.
         masks: Where to look, `(N, H, W)`.
         groups: `(N,)`, from 0.
+        annotated: 1 for images that have a mask, `(N,)`; None if all have.
     """
 
     images: Tensor
     labels: Tensor
     masks: Tensor
     groups: Tensor | None = None
+    annotated: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)
 
     def select(self, index: Tensor) -> Part:
-        groups = None if self.groups is None else self.groups[index]
-        return Part(self.images[index], self.labels[index], self.masks[index], groups)
+        groups, annotated = (None if each is None else each[index] for each in (self.groups, self.annotated))
+        return Part(self.images[index], self.labels[index], self.masks[index], groups, annotated)
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,38 @@ def digits(protocol: Protocol, data: Path, seed: int, quick: bool) -> tuple[Part
         Part(test.images, test.labels, test.masks).select(tested),
     )
 
+
+def _annotated(share: float, part: Part, generator: torch.Generator) -> Part:
+    chosen = torch.randperm(len(part), generator=generator)[: round(share * len(part))]
+    return replace(part, annotated=torch.zeros(len(part)).index_fill(0, chosen, 1.0))
+
+
+def _shifted(part: Part, generator: torch.Generator) -> Part:
+    """Masks that are beside by a quarter of the image, to another side each."""
+    side = part.masks.shape[-1] // 4
+    masks = part.masks.clone()
+    for shift, some in zip(((side, 0), (-side, 0), (0, side), (0, -side)), masks.chunk(4), strict=True):
+        some.copy_(some.roll(shift, dims=(1, 2)))
+    return replace(part, masks=masks)
+
+
+def _exchanged(part: Part, generator: torch.Generator) -> Part:
+    return replace(part, masks=part.masks[torch.randperm(len(part), generator=generator)])
+
+
+def _inverted(part: Part, generator: torch.Generator) -> Part:
+    return replace(part, masks=1 - part.masks)
+
+
+#: What is done to the masks of the training data.
+VARIANTS: dict[str, Callable[[Part, torch.Generator], Part]] = {
+    "all": lambda part, generator: part,
+    "10 %": partial(_annotated, 0.1),
+    "1 %": partial(_annotated, 0.01),
+    "shifted": _shifted,
+    "of other images": _exchanged,
+    "inverted": _inverted,
+}
 
 TASKS: dict[str, Task] = {
     "decoy-cdep": Task(

@@ -58,7 +58,8 @@ class Guide:
         evidence: `"logit"` or `"decision"`.
         fuse: How the maps of several layers are joined; None compares each with the prior.
         draw: How many classes of each sample are compared in a step.
-        terms: Several terms at once, instead of the arguments from `source` to `draw`.
+        warmup: Number of steps in which λ grows to `weight`.
+        terms: Several terms at once, instead of the arguments from `source` to `warmup`.
         adapters: Parts that train something of their own beside the model; see `guide.parameters()`.
         second_order: Differentiate the channel weights of the maps too. With False they are constants: a step
             is a little cheaper, and the guidance another one. Only the features are moved, not what the
@@ -86,12 +87,13 @@ class Guide:
         evidence: Evidence = "logit",
         fuse: str | None = None,
         draw: int | Literal["auto"] | None = "auto",
+        warmup: int = 0,
         terms: Sequence[Term] | None = None,
         adapters: Sequence[Adapter] = (),
         second_order: bool = True,
         verify: bool = True,
     ) -> None:
-        single = Term(source, prior, loss, weight, layer, targets, evidence, fuse, draw)
+        single = Term(source, prior, loss, weight, layer, targets, evidence, fuse, draw, warmup)
         if terms is not None and vars(single) != vars(Term()):
             raise InputError(f"give either terms=[…] or {'=, '.join(vars(single))}=.")
         check_uncompiled(unwrap(model))
@@ -156,8 +158,8 @@ class Guide:
             **annotations: What the priors read, for example `mask=`, `boxes=`.
 
         Returns:
-            A scalar: Σ λ · mean over the annotated pairs. Where no pair is annotated it is an exact zero that
-            can be differentiated.
+            A scalar: Σ λ · mean over the annotated pairs, with the λ of this step. Where no pair is
+            annotated it is an exact zero that can be differentiated.
 
         Raises:
             GuidanceError: If there was no forward, it ran without gradients, or the guide was removed.
@@ -184,7 +186,7 @@ class Guide:
                 seen, mean = bound(trace, labels, weight, annotations)
                 records += seen
                 if mean is not None:
-                    total = total + bound.term.weight * mean
+                    total = total + bound.term.weight_at(self._steps) * mean
             for adapter, layer in self._readers():
                 own = adapter.loss(
                     trace.at(layer.name), labels, **self._annotations_for(adapter, annotations)

@@ -16,7 +16,7 @@ from attnguide.registry import registry
 __all__ = ["Recipe", "load_recipe"]
 
 _PARTS: dict[str, type] = {"source": AttributionSource, "prior": TargetPrior, "loss": AlignmentLoss}
-_SETTINGS = (*_PARTS, "weight", "layer", "targets", "evidence", "fuse", "draw", "second_order")
+_SETTINGS = (*_PARTS, "weight", "layer", "targets", "evidence", "fuse", "draw", "warmup", "second_order")
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     """Load a recipe by its registered name, or from a TOML file.
 
     A file has a table `[guide]` with any of `source`, `prior`, `loss`, `weight`, `layer`, `targets`,
-    `evidence`, `fuse`, `draw`, `second_order`, and may have a table `[train]` and a string `about`. A part is
-    a name, or a table with a name and options:
+    `evidence`, `fuse`, `draw`, `warmup`, `second_order`, and may have a table `[train]` and a string
+    `about`. A part is a name, or a table with a name and options:
 
     ```toml
     [guide]

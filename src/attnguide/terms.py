@@ -45,6 +45,8 @@ class Term:
         draw: How many pairs of each sample are compared in a step, drawn at random; the expected loss is the
             same. None for all of them. `"auto"`: all, where the layer is followed by pooling or a sample has
             at most 4; else 4, since each costs a pass through the layers that follow.
+        warmup: λ grows from nothing to `weight` in so many steps, so that a network without features yet is
+            not told where to look with them. 0: it is `weight` from the first step.
     """
 
     source: str | AttributionSource = "grad_cam"
@@ -56,6 +58,11 @@ class Term:
     evidence: Evidence = "logit"
     fuse: str | None = None
     draw: int | Literal["auto"] | None = "auto"
+    warmup: int = 0
+
+    def weight_at(self, step: int) -> float:
+        """λ in a step, counted from 0."""
+        return self.weight * min(1.0, (step + 1) / self.warmup) if self.warmup else self.weight
 
 
 @dataclass(frozen=True)
@@ -109,6 +116,8 @@ class BoundTerm:
             raise InputError(f"fuse={term.fuse!r} is unknown: {', '.join(functional.FUSIONS)}, or None.")
         if term.draw not in (None, "auto") and not (type(term.draw) is int and term.draw >= 1):
             raise InputError(f"draw={term.draw!r} must be 'auto', None, or a number of at least 1.")
+        if type(term.warmup) is not int or term.warmup < 0:
+            raise InputError(f"warmup={term.warmup!r} must be a number of steps, at least 0.")
         check_choice(term.targets, term.evidence)
 
     def find(self, model: nn.Module, call: Call, *, verify: bool) -> None:

@@ -133,3 +133,37 @@ def test_the_graph_reaches_the_layers_before_and_after() -> None:
     # Before the layer through the features, after it through their gradient: a second derivative.
     assert float(model[0].weight.grad.abs().sum()) > 0
     assert float(model[8].weight.grad.abs().sum()) > 0
+
+
+DIFFERENTIABLE = [
+    name
+    for name in registry().names("source")
+    if name != "multichannel" and registry().create("source", name, ag.AttributionSource).differentiable
+]
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_every_source_that_guides_reaches_what_it_depends_on(name: str) -> None:
+    source = registry().create("source", name, ag.AttributionSource)
+    images, labels, masks = batch(3)
+    # Scores of a curved head: the gradients depend on all weights.
+    model = tiny_vit() if source.reads_attention else smooth_cnn()
+    layer = "2" if source.layer == "auto" and not source.reads_attention else "auto"
+    guide = ag.Guide(model, source=source, loss="cosine", layer=layer)
+    model(images)
+    guide.loss(labels, mask=masks).backward()
+    reached = {
+        parameter
+        for parameter, value in model.named_parameters()
+        if value.grad is not None and value.grad.any()
+    }
+    if name == "attention_rollout":
+        # Queries and keys of every block; what comes after the last of them is not looked at.
+        assert {f"blocks.{n}.attn.qkv.weight" for n in range(2)} <= reached
+        assert not reached & {"blocks.1.attn.proj.weight", "blocks.1.mlp.fc1.weight", "head.weight"}
+    elif name == "transformer_relevance":
+        assert {"patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "head.weight"} <= reached
+    elif name == "layer_attention":
+        assert reached == {"0.weight", "0.bias", "2.weight", "2.bias"}
+    else:  # before the layer, where there is anything, and after it
+        assert {"0.weight", "2.weight", "4.weight", "8.weight", "10.weight"} <= reached
