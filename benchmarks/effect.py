@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 import attnguide as ag
 from attnguide.losses.pointwise import MSE, Outside
@@ -150,13 +150,9 @@ def step(model: nn.Module, guide: ag.Guide | None, optimizer: torch.optim.Optimi
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, part: Part) -> float:
+def answered(model: nn.Module, part: Part) -> Tensor:
     model.eval()
-    right = [
-        model(images).argmax(dim=1) == labels
-        for images, labels in zip(part.images.split(1000), part.labels.split(1000), strict=True)
-    ]
-    return float(torch.cat(right).float().mean())
+    return torch.cat([model(images).argmax(dim=1) for images in part.images.split(1000)])
 
 
 def run(what: Run) -> dict[str, Any]:
@@ -169,15 +165,19 @@ def run(what: Run) -> dict[str, Any]:
     model = task.network()
     guide = guide_for(method, model, what.weight)
     optimizer = task.optimizer(model.parameters())
-    curve: dict[str, list[float]] = {"valid": [], "test": []}
+    curve: dict[str, list[float]] = {"valid": [], "test": [], "worst": []}
     begun = time.perf_counter()
     for _ in range(1 if what.quick else task.epochs):
         model.train()
         for index in torch.randperm(len(train)).split(task.batch):
             step(model, guide, optimizer, train.select(index))
-        curve["valid"].append(accuracy(model, valid))
+        curve["valid"].append(float((answered(model, valid) == valid.labels).float().mean()))
         if not what.choosing:
-            curve["test"].append(accuracy(model, test))
+            answers = answered(model, test)
+            curve["test"].append(float((answers == test.labels).float().mean()))
+            if test.groups is not None:
+                by_group = ag.metrics.group_accuracy(answers, test.labels, test.groups)
+                curve["worst"].append(float(by_group.amin()))
     seconds = time.perf_counter() - begun
     if guide is not None:
         guide.remove()
@@ -254,18 +254,22 @@ def finished(task: str, method: str, variant: str = "all") -> list[dict[str, Any
 
 def summary(task: str) -> str:
     """A line for each method."""
+    columns = {"test": "test accuracy, %", "worst": "worst group, %", "valid": "validation, %"}
+    rows = {name: found for name in METHODS if (found := finished(task, name))}
+    columns = {
+        part: title for part, title in columns.items() if any(r[0]["curve"].get(part) for r in rows.values())
+    }
     lines = [
-        "| method | λ | test accuracy, % | validation, % | gradient of the images in the mask, % | seeds |",
-        "|---|--:|--:|--:|--:|--:|",
+        f"| method | λ | {' | '.join(columns.values())} | gradient of the images in the mask, % | seeds |",
+        f"|---|--:|{'--:|' * (len(columns) + 2)}",
     ]
-    for name, method in METHODS.items():
-        found = finished(task, name)
-        if found:
-            weight = "" if method.guide is None else f"{found[0]['weight']:g}"
-            columns = [spread([r["curve"][part][-1] for r in found]) for part in ("test", "valid")]
-            columns.append(spread([r["energy"] for r in found]))
-            lines.append(f"| {method.title} | {weight} | {' | '.join(columns)} | {len(found)} |")
-    lines += [f"| {name}, published | | {value} | | | |" for name, value in TASKS[task].published.items()]
+    for name, found in rows.items():
+        weight = "" if METHODS[name].guide is None else f"{found[0]['weight']:g}"
+        cells = [spread([r["curve"][part][-1] for r in found]) for part in columns]
+        cells.append(spread([r["energy"] for r in found]))
+        lines.append(f"| {METHODS[name].title} | {weight} | {' | '.join(cells)} | {len(found)} |")
+    for name, value in TASKS[task].published.items():
+        lines.append(f"| {name}, published | | {value} |{' |' * (len(columns) + 1)}")
     return "\n".join(lines)
 
 

@@ -40,7 +40,7 @@ class Reading(TorchFunctionMode):
         """Handle attention, and leave all else as it is."""
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
-            return _attend(self.note, *args, **kwargs)
+            return _attend(self.note, *args, **kwargs)[0]
         if func is F.multi_head_attention_forward:
             return _multi_head(self.note, *args, **kwargs)
         result = func(*args, **kwargs)
@@ -64,8 +64,8 @@ def _attend(
     is_causal: bool = False,
     scale: float | None = None,
     enable_gqa: bool = False,
-) -> Tensor:
-    """Do what `torch.nn.functional.scaled_dot_product_attention` does."""
+) -> tuple[Tensor, Tensor]:
+    """Do what `torch.nn.functional.scaled_dot_product_attention` does; with the probabilities."""
     if enable_gqa:
         repeats = query.shape[-3] // key.shape[-3]
         key, value = (each.repeat_interleave(repeats, dim=-3) for each in (key, value))
@@ -81,7 +81,7 @@ def _attend(
     probabilities = scores.softmax(dim=-1)
     if _is_square(probabilities):
         probabilities = note(probabilities)
-    return F.dropout(probabilities, dropout_p) @ value
+    return F.dropout(probabilities, dropout_p) @ value, probabilities
 
 
 def _multi_head(
@@ -99,15 +99,15 @@ def _multi_head(
     dropout: float,
     out_weight: Tensor,
     out_bias: Tensor | None,
+    *,
     training: bool = True,
     key_padding_mask: Tensor | None = None,
-    _need_weights: bool = True,
     attn_mask: Tensor | None = None,
-    *_rest: Any,
     is_causal: bool = False,
-    need_weights: bool = False,
-    **others: Any,
-) -> tuple[Tensor, None]:
+    need_weights: bool = True,
+    average_attn_weights: bool = True,
+    **_separate: Any,
+) -> tuple[Tensor, Tensor | None]:
     """Do what `torch.nn.functional.multi_head_attention_forward` does for the attention of image models."""
     masks = (bias_k, bias_v, key_padding_mask, attn_mask)
     if weight is None or add_zero or is_causal or any(mask is not None for mask in masks):
@@ -121,8 +121,11 @@ def _multi_head(
         F.linear(each, part, shift).view(*each.shape[:2], heads, -1).permute(1, 2, 0, 3)
         for each, part, shift in zip((query, key, value), weight.chunk(3), biases, strict=True)
     ]
-    found = _attend(note, split[0], split[1], split[2], dropout_p=dropout if training else 0.0)
-    return F.linear(found.permute(2, 0, 1, 3).flatten(2), out_weight, out_bias), None
+    found, weights = _attend(note, split[0], split[1], split[2], dropout_p=dropout if training else 0.0)
+    answer = F.linear(found.permute(2, 0, 1, 3).flatten(2), out_weight, out_bias)
+    if not need_weights:
+        return answer, None
+    return answer, weights.mean(dim=1) if average_attn_weights else weights
 
 
 def read(

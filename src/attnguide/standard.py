@@ -95,11 +95,11 @@ def attnguide_parts() -> list[Part]:
             "channel mean; the same for all classes",
         ),
         *(
-            Part("source", f"captum:{name}", f"{sources}.captum:{name}", "captum's, of the images")
+            Part("source", f"captum:{name}", f"{sources}.captum:{name}", f"captum.attr.{name}, of the images")
             for name in CAPTUM_OF_IMAGES
         ),
         *(
-            Part("source", f"captum:{name}", f"{sources}.captum:{name}", "captum's, of a layer")
+            Part("source", f"captum:{name}", f"{sources}.captum:{name}", f"captum.attr.{name}, of a layer")
             for name in CAPTUM_OF_LAYERS
         ),
         Part(
@@ -125,4 +125,11 @@ def attnguide_parts() -> list[Part]:
         Part("loss", "l1", f"{losses}.pointwise:L1", "mean absolute difference"),
         Part("loss", "ppce", f"{losses}.pointwise:PPCE", "cross entropy that asks for evidence inside"),
         Part("loss", "outside", f"{losses}.pointwise:Outside", "squared attribution where it is forbidden"),
+        Part("recipe", "rrr", "attnguide:recipes/rrr.toml", "right for the right reasons: image gradients"),
+        Part(
+            "recipe",
+            "signed-evidence",
+            "attnguide:recipes/signed-evidence.toml",
+            "the same at a layer, for little: no evidence outside, for any class",
+        ),
     ]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
@@ -69,6 +70,24 @@ def test_multichannel_attention() -> None:
     grids = json.loads(run("multichannel.py", "--quick"))["grids"]
     assert grids["7"]["memory"]["plain"] == 1
     assert grids["4"]["times"]["multi-channel attention"]["ratio"] > 0
+
+
+@pytest.mark.slow
+def test_effect(tmp_path: Path) -> None:
+    digits = tmp_path / "mnist.npz"
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(0, 80, (1000, 28, 28), dtype=np.uint8)
+    labels = np.arange(1000) % 10
+    np.savez(digits, x_train=pixels, y_train=labels, x_test=pixels[:400], y_test=labels[:400])
+    options = ("--quick", "--processes", "1", "--data", str(digits), "--methods", "unguided", "hires_cam")
+    records = [json.loads(line) for line in run("effect.py", *options).splitlines()]
+    assert {(r["task"], r["method"]) for r in records} == {
+        (task, method)
+        for task in ("decoy-cdep", "decoy-xil", "faces-lipstick")
+        for method in ("unguided", "hires_cam")
+    }
+    assert all(0 <= r["curve"]["test"][0] <= 1 for r in records)
+    assert all(len(r["curve"]["worst"]) == (r["task"] == "faces-lipstick") for r in records)
 
 
 def test_the_documentation_shows_the_results() -> None:

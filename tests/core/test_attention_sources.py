@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 import torchvision
 from tests.helpers.models import batch, cnn, tiny_vit
 from tests.helpers.state import snapshot
 from torch import Tensor, nn
 
 import attnguide as ag
+from attnguide.attention import Reading
 from attnguide.errors import LayerError
 from attnguide.layers import find_attention
 
@@ -99,6 +102,36 @@ def test_what_is_read_is_what_the_model_does(build: object, size: int, blocks: i
         assert float(found.maps.amax()) > 0
     tokens = found.raw[found.layer][0].numel()
     assert len(find_attention(model, images, tokens).modules) == blocks
+
+
+@pytest.mark.parametrize("settings", [{}, {"need_weights": True}, {"average_attn_weights": False}])
+def test_multi_head_attention_is_what_pytorch_computes(settings: dict[str, bool]) -> None:
+    attention = nn.MultiheadAttention(12, 3, batch_first=True).eval()
+    values, seen = torch.rand(2, 5, 12), []
+    expected = attention(values, values, values, **settings)
+    with Reading(lambda probabilities: seen.append(probabilities) or probabilities):
+        found = attention(values, values, values, **settings)
+    torch.testing.assert_close(found, expected)
+    assert seen[0].shape == (2, 3, 5, 5)
+    masked = torch.ones(5, 5, dtype=torch.bool).triu(1)
+    with Reading(lambda probabilities: probabilities), pytest.raises(LayerError, match="has masks"):
+        attention(values, values, values, attn_mask=masked)
+
+
+@pytest.mark.parametrize("masked", [None, "bool", "float", "causal"])
+def test_attention_step_by_step_is_the_fused_one(masked: str | None) -> None:
+    query, key, value = torch.rand(3, 2, 4, 6, 8)
+    allowed = torch.ones(6, 6, dtype=torch.bool).tril()
+    options: dict[str, Any] = {
+        None: {},
+        "bool": {"attn_mask": allowed},
+        "float": {"attn_mask": torch.randn(6, 6), "scale": 0.3},
+        "causal": {"is_causal": True},
+    }[masked]
+    expected = F.scaled_dot_product_attention(query, key, value, **options)
+    with Reading(lambda probabilities: probabilities):
+        found = F.scaled_dot_product_attention(query, key, value, **options)
+    torch.testing.assert_close(found, expected)
 
 
 def test_relevance_guides_and_leaves_nothing() -> None:
