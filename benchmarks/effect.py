@@ -8,7 +8,7 @@
 λ is chosen first, for each method and task, in one run each with a seed of its own, on a validation split of
 the *training* distribution: of the λ for which the gradient of the images lies in the masks within one point
 of the most, the one of the highest accuracy. No test image is looked at before that is done. Then
-each seed is trained anew and tested. Every run is a line in `results/effect/TASK.jsonl`; a run that is there
+each seed is trained anew, on all training images, and tested. Every run is a line in `results/effect/TASK.jsonl`; a run that is there
 is not repeated.
 """
 
@@ -159,7 +159,7 @@ def run(what: Run) -> dict[str, Any]:
     """Train a network, and measure it after each epoch."""
     torch.set_num_threads(1)
     task, method = TASKS[what.task], METHODS[what.method]
-    train, valid, test = task.parts(Path(what.data), what.seed, what.quick)
+    train, valid, test = task.parts(Path(what.data), what.seed, what.choosing, what.quick)
     train = VARIANTS[what.variant](train, torch.Generator().manual_seed(what.seed))
     torch.manual_seed(what.seed)
     model = task.network()
@@ -171,8 +171,9 @@ def run(what: Run) -> dict[str, Any]:
         model.train()
         for index in torch.randperm(len(train)).split(task.batch):
             step(model, guide, optimizer, train.select(index))
-        curve["valid"].append(float((answered(model, valid) == valid.labels).float().mean()))
-        if not what.choosing:
+        if what.choosing:
+            curve["valid"].append(float((answered(model, valid) == valid.labels).float().mean()))
+        else:
             answers = answered(model, test)
             curve["test"].append(float((answers == test.labels).float().mean()))
             if test.groups is not None:
@@ -254,7 +255,7 @@ def finished(task: str, method: str, variant: str = "all") -> list[dict[str, Any
 
 def summary(task: str) -> str:
     """A line for each method."""
-    columns = {"test": "test accuracy, %", "worst": "worst group, %", "valid": "validation, %"}
+    columns = {"test": "test accuracy, %", "worst": "worst group, %"}
     rows = {name: found for name in METHODS if (found := finished(task, name))}
     columns = {
         part: title for part, title in columns.items() if any(r[0]["curve"].get(part) for r in rows.values())
@@ -326,7 +327,7 @@ def cost(task: Task, data: Path, rounds: int, seconds: float, *, quick: bool) ->
     """Seconds of a training step, by turns."""
     torch.set_num_threads(1)
     device = torch.device("cpu")
-    part = task.parts(data, 0, quick)[0].select(torch.arange(task.batch))
+    part = task.parts(data, 0, False, quick)[0].select(torch.arange(task.batch))
 
     def stepping(name: str) -> Callable[[], object]:
         torch.manual_seed(0)

@@ -50,7 +50,8 @@ class Task:
 
     Attributes:
         about: What it is, for the tables.
-        parts: Gives training, validation (of the training's distribution) and test data for a seed.
+        parts: Gives training, validation (of the training's distribution) and test data for a seed; whether λ
+            is being chosen, and whether little will do. Validation data is new only while λ is chosen.
         network: Makes the network.
         epochs: Passes over the training data.
         batch: Images in a step.
@@ -59,7 +60,7 @@ class Task:
     """
 
     about: str
-    parts: Callable[[Path, int, bool], tuple[Part, Part, Part]]
+    parts: Callable[[Path, int, bool, bool], tuple[Part, Part, Part]]
     network: Callable[[], nn.Module]
     epochs: int
     batch: int
@@ -74,22 +75,23 @@ def digits_network() -> nn.Module:
     return nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(800, 256), nn.ReLU(), nn.Linear(256, 10))
 
 
-def digits(protocol: Protocol, data: Path, seed: int, quick: bool) -> tuple[Part, Part, Part]:
-    """5,000 of the training images are for validation, others for each seed."""
+def digits(protocol: Protocol, data: Path, seed: int, choosing: bool, quick: bool) -> tuple[Part, Part, Part]:
+    """While λ is chosen, 5,000 of the training images are for validation; then all are for training."""
     train = DecoyMNIST(data, "train", protocol=protocol, seed=seed)
     test = DecoyMNIST(data, "test", protocol=protocol, seed=seed + 1000)
     whole = Part(train.images, train.labels, train.masks)
     order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(seed))
     valid, rest = (300, 600) if quick else (5000, len(whole))
     tested = torch.arange(min(len(test), 300 if quick else len(test)))
+    first = valid if choosing or quick else 0
     return (
-        whole.select(order[valid : valid + rest]),
+        whole.select(order[first : first + rest]),
         whole.select(order[:valid]),
         Part(test.images, test.labels, test.masks).select(tested),
     )
 
 
-def faces(data: Path, seed: int, quick: bool) -> tuple[Part, Part, Part]:
+def faces(data: Path, seed: int, choosing: bool, quick: bool) -> tuple[Part, Part, Part]:
     """Lipstick, with make-up of the eyes on 98 % of the faces; in the test they are independent."""
 
     def drawn(count: int, number: int, together: float) -> Part:
