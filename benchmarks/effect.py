@@ -7,8 +7,8 @@
 
 λ is chosen first, for each method and task, in one run each with a seed of its own, on a validation split of
 the *training* distribution: of the λ for which the gradient of the images lies in the masks within one point
-of the most, the one of the highest accuracy. No test image is looked at before that is done. Then each seed is
-trained anew, on all training images, and tested. Every run is a line in `results/effect/TASK.jsonl`; a run
+of the most, the one of the highest accuracy. No test image is looked at before that is done. Then each seed
+is trained anew, on all training images, and tested. Every run is a line in `results/effect/TASK.jsonl`; a run
 that is there is not repeated.
 """
 
