@@ -12,8 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from attnguide import metrics
-from attnguide.data.files import natural_key
-from attnguide.data.images import IMAGE_SUFFIXES, find_images
+from attnguide.data.images import IMAGE_SUFFIXES, find_images, read_image
 from attnguide.errors import DataError, InputError
 from attnguide.explanation import explain
 from attnguide.models import LoadedModel
@@ -120,16 +119,19 @@ def labelled_images(root: Path, classes: Sequence[str], *, named: bool) -> list[
         root: The folder.
         classes: Names of the model's classes.
         named: Whether these are names at all: if so, subfolders are found by name, whatever its case and
-            whether by `_` or by space; else they are the classes in natural order.
+            whether by `_` or by space; else they are the classes in the order of torchvision's
+            `ImageFolder`.
 
     Raises:
-        InputError: If there is no such folder, or its subfolders are not the classes.
+        InputError: If there is no such folder, its subfolders are not the classes, or two classes have one
+            name.
         DataError: If there is no image.
     """
     if not root.is_dir():
         raise InputError(f"{root} is not a folder. Give the one that holds a subfolder for each class.")
     folders = sorted(
-        (each for each in root.iterdir() if each.is_dir() and not each.name.startswith(".")), key=natural_key
+        (each for each in root.iterdir() if each.is_dir() and not each.name.startswith(".")),
+        key=lambda each: each.name,  # as torchvision's ImageFolder, which numbered them for the training
     )
     if not folders:
         raise InputError(
@@ -137,7 +139,13 @@ def labelled_images(root: Path, classes: Sequence[str], *, named: bool) -> list[
         )
     if named:
         names = ClassNames(classes)
-        index = [classes.index(names.get(each.name, each)) for each in folders]
+        chosen = [names.get(each.name, each) for each in folders]
+        for name in chosen:
+            if classes.count(name) > 1:
+                raise InputError(
+                    f"two classes of the model are called {name!r}. Give them names: --class-names."
+                )
+        index = [classes.index(name) for name in chosen]
     elif len(folders) == len(classes):
         index = list(range(len(classes)))
     else:
@@ -253,7 +261,8 @@ def _batches(
     for labelled in images:
         try:
             image, mask = loaded.read(labelled.path), mask_for(labelled.path, labelled.cls)
-            waiting.append(_Read(labelled.cls, image, None if mask is None else _as_seen(loaded, mask)))
+            seen = None if mask is None else _as_seen(loaded, mask, labelled.path)
+            waiting.append(_Read(labelled.cls, image, seen))
         except DataError as error:
             failures[labelled.path] = str(error)
         if len(waiting) == batch_size:
@@ -264,9 +273,10 @@ def _batches(
         yield waiting
 
 
-def _as_seen(loaded: LoadedModel, mask: Tensor) -> Tensor:
-    """Crop and resize a mask as the model's preprocessing does with an image."""
-    picture = Image.fromarray((mask.clamp(0, 1) * 255).round().byte().numpy()).convert("RGB")
+def _as_seen(loaded: LoadedModel, mask: Tensor, path: Path) -> Tensor:
+    """Stretch a mask over its image, and crop and resize it as the model's preprocessing does with that."""
+    picture = Image.fromarray((mask.clamp(0, 1) * 255).round().byte().numpy())
+    picture = picture.resize(read_image(path).size, Image.Resampling.BILINEAR).convert("RGB")
     return loaded.displayed(loaded.transform(picture)[None])[0, 0]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -69,7 +70,8 @@ def _attend(
     if enable_gqa:
         repeats = query.shape[-3] // key.shape[-3]
         key, value = (each.repeat_interleave(repeats, dim=-3) for each in (key, value))
-    scores = query @ key.transpose(-2, -1) * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
+    factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    scores = (query * factor) @ key.transpose(-2, -1)  # scaled before, or half precision overflows
     if is_causal:
         attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     if attn_mask is not None:
@@ -137,6 +139,8 @@ def read(
 ) -> Any:
     """Hook after the forward of an attention module: run it again, and look at what it attends to.
 
+    Of several such hooks on a module the first runs it, for all of them.
+
     Args:
         note: Gives what looks, or None if nobody does now.
         module: The module.
@@ -147,8 +151,19 @@ def read(
     Returns:
         What it gives when it is read.
     """
-    look = note()
-    if look is None:
+    notes = [
+        hook.args[0]
+        for hook in module._forward_hooks.values()
+        if isinstance(hook, partial) and hook.func is read
+    ]
+    looks = [look for each in notes if (look := each()) is not None]
+    if notes[0] is not note or not looks:
         return None
-    with Reading(look):
+
+    def look_all(probabilities: Tensor) -> Tensor:
+        for look in looks:
+            probabilities = look(probabilities)
+        return probabilities
+
+    with Reading(look_all):
         return module.forward(*args, **kwargs)

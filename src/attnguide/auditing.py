@@ -19,7 +19,7 @@ from attnguide.metrics.faithfulness import occlusion
 from attnguide.metrics.localisation import energy_in_mask
 from attnguide.modes import evaluating
 from attnguide.outputs import find_logits
-from attnguide.pairs import Evidence, Pairs, Targets, resolve
+from attnguide.pairs import Evidence, Pairs, Targets, positives, resolve
 
 __all__ = ["AuditReport", "AuditWarning", "MasksOf", "audit"]
 
@@ -46,7 +46,7 @@ class AuditReport:
         attention: The same when what is inside the mask is exchanged: high in a model that looks there.
         uniform: Energy in the mask of a map that is the same everywhere: the mask's area.
         pairs: Number of (sample, class) pairs.
-        swaps: Number of images that had a partner of another class.
+        swaps: Number of pairs for which there was an image of another class.
         tolerance: Highest `reliance` that passes.
         before: The report of the same model without guidance, if it was given.
     """
@@ -174,9 +174,10 @@ def audit(
         if not len(kept):
             raise InputError("there is nothing to audit: no sample has both a class to look at and a mask.")
         pairs, inside = pairs.select(kept), inside[kept]
-        partner = _partners(labels)
+        partner = _partners(labels, logits, pairs)
+        multi_label = positives(labels, logits).ndim == 2
         outcome = [
-            _exchanged(model, images, logits, pairs, stays, partner, labels.ndim == 2, batch_size)
+            _exchanged(model, images, logits, pairs, stays, partner, multi_label, batch_size)
             for stays in (inside, 1 - inside)
         ]
         side = window or max(2, size[0] // 8)
@@ -188,13 +189,9 @@ def audit(
             stride=max(1, side // 2),
             batch_size=batch_size,
         )
-    index = torch.stack([pairs.sample, pairs.cls], dim=1)
     by_name = {"optimised": (source, layer), "input_gradient": ("input_gradient", "auto")}
     energy = {
-        name: energy_in_mask(
-            explain(model, images, which, index, where, evidence=evidence).maps[pairs.sample, pairs.slot],
-            inside,
-        )
+        name: energy_in_mask(_explained(model, images, pairs, which, where, evidence, batch_size), inside)
         for name, (which, where) in by_name.items()
     }
     energy["occlusion"] = energy_in_mask(falls * pairs.sign[:, None, None], inside)
@@ -207,7 +204,7 @@ def audit(
         attention=outcome[1],
         uniform=float(inside.mean()),
         pairs=len(pairs),
-        swaps=int((partner[pairs.sample] >= 0).sum()),
+        swaps=int((partner >= 0).sum()),
         tolerance=tolerance,
         before=before,
     )
@@ -216,6 +213,29 @@ def audit(
             f"the map looks right, but {'; and '.join(report.reasons)}.", AuditWarning, stacklevel=2
         )
     return report
+
+
+def _explained(
+    model: nn.Module,
+    images: Tensor,
+    pairs: Pairs,
+    source: str | AttributionSource,
+    layer: LayerSpec,
+    evidence: Evidence,
+    batch_size: int,
+) -> Tensor:
+    """Maps of the pairs, `(N, H, W)`, from so many images at once."""
+    maps = []
+    for first in range(0, len(images), batch_size):
+        some = (pairs.sample >= first) & (pairs.sample < first + batch_size)
+        if bool(some.any()):
+            part = pairs.select(some.nonzero()[:, 0])
+            index = torch.stack([part.sample - first, part.cls], dim=1)
+            shown = explain(
+                model, images[first : first + batch_size], source, index, layer, evidence=evidence
+            )
+            maps.append(shown.maps[part.sample - first, part.slot])
+    return torch.cat(maps)
 
 
 def _masks_of(masks: Tensor, pairs: Pairs, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -240,26 +260,24 @@ def _masks_of(masks: Tensor, pairs: Pairs, images: Tensor) -> tuple[Tensor, Tens
     return functional.resize(chosen, (images.shape[-2], images.shape[-1])), (~missing).float()
 
 
-def _partners(labels: Tensor) -> Tensor:
-    """An image of another class for each, `(B,)`; −1 where there is none.
+def _partners(labels: Tensor, logits: Tensor, pairs: Pairs) -> Tensor:
+    """For each pair an image whose label of that class is another, drawn at random, `(N,)`; −1: none is.
 
     Raises:
         InputError: If there is none for any.
     """
-    if labels.ndim == 2:  # attributes: any other image differs in some
-        order = torch.arange(len(labels), device=labels.device)
-        partner = order.roll(1)
-        partner = torch.where((labels[partner] != labels).any(dim=1), partner, -1)
+    truth = positives(labels, logits)
+    if truth.ndim == 2:
+        own, others = truth[pairs.sample, pairs.cls][:, None], truth.T[pairs.cls]
     else:
-        # In the order of the classes an image as far away as the largest class is wide is of another one.
-        order = labels.argsort(stable=True)
-        widest = int(torch.bincount(labels.clamp_min(0)).max())
-        partner = torch.empty_like(order)
-        partner[order] = order.roll(-widest)
-        partner = torch.where(labels[partner] != labels, partner, -1)
-    if not bool((partner >= 0).any()):
+        own, others = truth[pairs.sample][:, None], truth[None]
+    other = (own != others).float()
+    some = other.any(dim=1)
+    if not bool(some.any()):
         raise InputError("no two images are of different classes: give a batch with at least two classes.")
-    return partner
+    generator = torch.Generator(logits.device).manual_seed(0)
+    drawn = torch.multinomial(torch.where(some[:, None], other, 1.0), 1, generator=generator)[:, 0]
+    return torch.where(some, drawn, -1)
 
 
 def _exchanged(
@@ -273,11 +291,11 @@ def _exchanged(
     batch_size: int,
 ) -> float:
     """Share of the answers that change where all but what stays is taken from an image of another class."""
-    kept = (partner[pairs.sample] >= 0).nonzero()[:, 0]
+    kept = (partner >= 0).nonzero()[:, 0]
     changed: list[Tensor] = []
     for some in torch.split(kept, batch_size):
         sample, share = pairs.sample[some], stays[some][:, None].to(images)
-        mixed = find_logits(model(images[sample] * share + images[partner[sample]] * (1 - share)))
+        mixed = find_logits(model(images[sample] * share + images[partner[some]] * (1 - share)))
         if multi_label or logits.shape[1] == 1:
             cls = pairs.cls[some]
             changed.append((logits[sample, cls] > 0) != (mixed.gather(1, cls[:, None])[:, 0] > 0))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from attnguide.errors import GuidanceError
 from attnguide.layers import Layer
 from attnguide.modes import evaluating, muted
-from attnguide.outputs import INPUT, Tap
+from attnguide.outputs import Tap, images_name
 
 __all__ = ["check_uncompiled", "compile_before"]
 
@@ -24,7 +24,8 @@ def check_uncompiled(model: nn.Module, layers: Sequence[Layer] = ()) -> None:
     Raises:
         GuidanceError: If the model, or a module that holds one of the layers, was compiled.
     """
-    steps = [Tap.parse(layer.name).module.split(".") for layer in layers if layer.name != INPUT]
+    inside = [layer.name for layer in layers if layer.name != images_name(model)]
+    steps = [Tap.parse(name).module.split(".") for name in inside]
     names = ["", *(".".join(path[: end + 1]) for path in steps for end in range(len(path)))]
     for name in names:
         if model.get_submodule(name)._compiled_call_impl is not None:
@@ -52,16 +53,18 @@ def compile_before(
     Raises:
         GuidanceError: If there are none.
     """
-    targets = {Tap.parse(layer.name).module for layer in layers}
-    done = {} if INPUT in targets else _done_before(model, targets, images)
+    at_images = any(layer.name == images_name(model) for layer in layers)
+    targets = set() if at_images else {Tap.parse(layer.name).module for layer in layers}
+    done = {} if at_images else _done_before(model, targets, images)
     # The largest that are done; a module that holds a target is never among them.
     names = [name for name in done if not any(name.startswith(f"{other}.") for other in done)]
     modules = {name: model.get_submodule(name) for name in names}
     names = [name for name, module in modules.items() if any(True for _ in module.parameters())]
     if not names:
         raise GuidanceError(
-            f"no module of {type(model).__name__} runs before {', '.join(sorted(targets))}, so that there is "
-            "nothing to compile. Guide a later layer, or train without compiling."
+            f"no module of {type(model).__name__} runs before "
+            f"{' and '.join(layer.name for layer in layers)}, so that there is nothing to compile. Guide a later "
+            "layer, or train without compiling."
         )
     for name in names:
         modules[name].compile(**options)

@@ -341,7 +341,11 @@ def cosine(attribution: Tensor, prior: Tensor) -> Tensor:
     # Dividing by the peak first keeps tiny maps clear of the constant inside the cosine.
     peak = flat.detach().abs().amax(dim=1, keepdim=True)
     flat = flat / torch.where(peak > 0, peak, torch.ones_like(peak))
-    return 1 - F.cosine_similarity(flat, prior.flatten(1), dim=1)
+    wanted = prior.flatten(1)
+    # With a peak of 1 any map has a norm of at least 1: the limit is for zeros, where it bounds the gradient.
+    size = flat.norm(dim=1).clamp(min=1) * wanted.norm(dim=1).clamp(min=EPSILON)
+    found: Tensor = (flat * wanted).sum(dim=1) / size
+    return 1 - found
 
 
 def energy(attribution: Tensor, prior: Tensor) -> Tensor:

@@ -103,6 +103,12 @@ class Guide:
             raise InputError("terms is empty; a guide needs at least one term or adapter.")
         self.second_order, self.verify = second_order, verify
         self._bound = [BoundTerm(term, model) for term in self.terms]
+        alone = [bound.source for bound in self._bound if bound.source.only_gradients]
+        if alone and not second_order:
+            raise InputError(
+                f"second_order=False takes gradients for constants, and the maps of {alone[0]!r} are "
+                "gradients alone: nothing would be guided. Leave it out."
+            )
         self.adapters = nn.ModuleList(adapters)
         self._adapter_asked = [
             check_layer(model, adapter.layer) for adapter in adapters if adapter.layer is not None
@@ -115,7 +121,8 @@ class Guide:
         self._compiled: list[nn.Module] = []
         self._recorder = Recorder(
             model,
-            second_order=second_order and any(bound.source.needs_gradient for bound in self._bound),
+            second_order=second_order
+            and any(bound.source.needs_gradient or bound.source.only_gradients for bound in self._bound),
             before=self._find_layers,
             after=self._adapt if adapters else None,
             adapters=adapters,
@@ -218,13 +225,13 @@ class Guide:
         Raises:
             GuidanceError: If the gradient arrives nowhere.
         """
-        records = self._records
+        records, steps = self._records, self._steps
         try:
             return checking.check(
                 self.model, images, lambda: self.loss(labels, **annotations), lambda: self.layers
             )
         finally:
-            self._records = records
+            self._records, self._steps = records, steps
 
     def audit(
         self,
@@ -361,7 +368,7 @@ class Guide:
         readers = [bound for bound in self._bound if bound.source.reads_attention]
         if readers:
             tokens = max(layer.tokens for bound in readers for layer in bound.layers)
-            self._attending = find_attention(model, call.images, tokens)
+            self._attending = find_attention(model, call.images, tokens, call=call)
             self._recorder.attach_attention(self._attending.modules)
         watched = [name for layer in layers for name in layer.watched]
         self._recorder.attach([layer.name for layer in layers], watched)

@@ -17,7 +17,7 @@ from attnguide.attention import Note, read
 from attnguide.errors import InputError, LayerError
 from attnguide.modes import empty_caches, is_muted, modules_of
 from attnguide.ours import Handles, is_observed
-from attnguide.outputs import INPUT, Call, Tap, find_logits, replace, select
+from attnguide.outputs import Call, Tap, find_logits, images_name, replace, select
 from attnguide.rows import FewRows
 from attnguide.twice import Attention, smooth
 
@@ -123,6 +123,7 @@ class Recorder:
         adapters: Sequence[nn.Module] = (),
     ) -> None:
         self.model = unwrap(model)
+        self._images = images_name(self.model)
         self.adapters = tuple(adapters)
         self.cut, self.second_order = cut, second_order
         self.answers = after is not None
@@ -161,14 +162,14 @@ class Recorder:
         Raises:
             LayerError: If the model has no module of that name.
         """
-        if INPUT in layers:
-            self._attached.add(INPUT)
+        if self._images in layers:
+            self._attached.add(self._images)
         if self._attached.issuperset((*layers, *watched)):
             return
         modules: dict[str, nn.Module] = {}
         wanted: dict[str, dict[str, Tap]] = {}
         for name in (*layers, *watched):
-            if name == INPUT:
+            if name == self._images:
                 continue
             tap = Tap.parse(name)
             try:
@@ -177,7 +178,7 @@ class Recorder:
                 raise LayerError(f"the model has no module {tap.module!r}.") from None
             if name not in self._attached:
                 wanted.setdefault(tap.module, {})[name] = tap
-        targets = {Tap.parse(name).module for name in layers if name != INPUT}
+        targets = {Tap.parse(name).module for name in layers if name != self._images}
         # An answer from what another recorder sees has to depend on what this one sees.
         first = not self.answers and is_answered_beside(self.model)
         for module, taps in wanted.items():
@@ -316,9 +317,9 @@ class Recorder:
         shard = self._shards[images.device] = self._open.shard = Shard(images)
         if self._idle and not self._is_watched(module):
             shard.idle = self._idle
-        if INPUT not in self._attached:
+        if self._images not in self._attached:
             return None
-        feature = shard.features[INPUT] = self._beginning(shard, images)
+        feature = shard.features[self._images] = self._beginning(shard, images)
         return call.arguments(feature.clone())
 
     def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
@@ -383,7 +384,7 @@ class Recorder:
         return changed
 
     def _noting(self, name: str) -> Note | None:
-        """What looks at the probabilities of an attention module, while a forward is recorded."""
+        """What looks at the probabilities of an attention module."""
         shard = self._shard()
         if shard is None:
             return None

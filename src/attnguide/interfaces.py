@@ -30,6 +30,8 @@ class AttributionSource(ABC):
             all.
         reads_attention: Whether it reads what the attention of a transformer attends to; the layer then
             tells only where the patches are.
+        only_gradients: Whether the maps are made of gradients alone: then nothing is left of the guidance if
+            gradients are taken for constants.
         layer: What the layer `"auto"` means to this source.
         differentiable: Whether the maps stay attached to the graph, so that they can guide.
     """
@@ -37,6 +39,7 @@ class AttributionSource(ABC):
     needs_gradient: ClassVar[bool] = True
     differentiable: bool = True
     reads_attention: ClassVar[bool] = False
+    only_gradients: bool = False
     layer: str = "auto"
 
     @abstractmethod

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from attnguide.errors import GuidanceError, InputError, LayerError
 
@@ -18,14 +18,15 @@ __all__ = [
     "Tap",
     "find_images",
     "find_logits",
+    "images_name",
     "replace",
     "replace_logits",
     "select",
     "tensors_in",
 ]
 
-#: Name of the images themselves, where a layer is asked for.
-INPUT = "input"
+#: Name of the images themselves, where a layer is asked for; a module may be called "input", but not so.
+INPUT = ":input"
 
 #: Where a tensor is inside an output: keys and indices, from the outside inwards.
 Path = tuple[str | int, ...]
@@ -73,6 +74,11 @@ class Tap:
     def __str__(self) -> str:
         call = "" if self.call is None else f"#{self.call}"
         return self.module + ":input" * self.given + call + "".join(f"[{key}]" for key in self.path)
+
+
+def images_name(model: nn.Module) -> str:
+    """What the images are called among the layers of a model: `"input"`, if no module is called so."""
+    return INPUT if "input" in model._modules else "input"
 
 
 def tensors_in(output: Any) -> Iterator[tuple[Path, Tensor]]:

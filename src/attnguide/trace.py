@@ -177,6 +177,11 @@ class Trace:
         """
         feature = feature or self.feature
         self._check_graph(feature)
+        if self.logits.shape[1] < 2:
+            raise GuidanceError(
+                "log-probabilities are those of a softmax over at least two classes, and the model has one "
+                "logit. Use score='logit'."
+            )
         with torch.set_grad_enabled(self.differentiable and self.second_order):
             # Of Σ ln p = Σ z − K·ln Σ exp z with respect to the logits z.
             slopes = 1 - self.logits.shape[1] * self.logits.softmax(dim=1)
@@ -287,6 +292,11 @@ class Trace:
             raise GuidanceError(
                 "the logits have no graph: the model ran under torch.no_grad() or inference_mode(), or no "
                 "parameter requires a gradient. Run the forward with gradients enabled."
+            )
+        if not all(part.is_floating_point() for part in feature.parts):
+            raise GuidanceError(
+                f"layer {feature.layer!r} holds integers, which have no gradient. Give the model images as "
+                "floats, or look at a layer behind the one that makes them floats."
             )
         if not all(part.requires_grad for part in feature.parts):
             raise GuidanceError(

@@ -100,8 +100,8 @@ def test_what_is_read_is_what_the_model_does(build: object, size: int, blocks: i
         torch.testing.assert_close(found.logits, expected, rtol=1e-4, atol=1e-5)
         assert bool(found.maps.isfinite().all())
         assert float(found.maps.amax()) > 0
-    tokens = found.raw[found.layer][0].numel()
-    assert len(find_attention(model, images, tokens).modules) == blocks
+    (layer,) = ag.layers.find_layers(model, images)
+    assert len(find_attention(model, images, layer.tokens).modules) == blocks
 
 
 @pytest.mark.parametrize("settings", [{}, {"need_weights": True}, {"average_attn_weights": False}])
@@ -187,3 +187,58 @@ def test_a_network_without_attention_is_refused(source: str) -> None:
     with ag.Guide(model, source=source), pytest.raises(LayerError, match="need a transformer"):
         model(images)
     assert snapshot(model) == before
+
+
+def test_several_read_one_model() -> None:
+    model, (images, labels, masks) = tiny_vit(), batch()
+    model.eval()
+    alone = ag.explain(model, images, "transformer_relevance")
+    with ag.Guide(model, source="transformer_relevance", loss="cosine") as first:
+        model(images)
+        expected = first.loss(labels, mask=masks)
+        gradient = torch.autograd.grad(expected, model.blocks[0].attn.qkv.weight)[0]
+        with ag.Guide(model, source="attention_rollout", loss="cosine") as second:
+            model(images)
+            loss = first.loss(labels, mask=masks)
+            again = torch.autograd.grad(loss, model.blocks[0].attn.qkv.weight, retain_graph=True)[0]
+            torch.testing.assert_close(again, gradient)
+            assert second.loss(labels, mask=masks).requires_grad
+            torch.testing.assert_close(ag.explain(model, images, "transformer_relevance").maps, alone.maps)
+        report = first.audit(images, labels, mask=masks, tolerance=1.0)
+        assert report.optimised > 0
+
+
+@pytest.mark.parametrize("source", ["attention_rollout", "transformer_relevance"])
+def test_activation_checkpointing_is_refused(source: str) -> None:
+    model, images = tiny_vit(), batch()[0]
+    model.set_grad_checkpointing(True)
+    with pytest.raises(LayerError, match=r"set_grad_checkpointing\(False\)"):
+        ag.explain(model, images, source)
+    with ag.Guide(model, source=source), pytest.raises(LayerError, match="checkpoints activations"):
+        model(images)
+
+
+def test_half_precision_does_not_overflow() -> None:
+    query = torch.full((1, 1, 4, 64), 40.0).half()
+    key = query.clone()
+    key[:, :, 1] = 0
+    with Reading(lambda probabilities: probabilities):
+        found = F.scaled_dot_product_attention(query, key, torch.rand(1, 1, 4, 64).half())
+    assert bool(found.isfinite().all())
+
+
+def test_what_was_found_follows_the_model_and_the_size() -> None:
+    model, images = tiny_vit(dynamic_img_size=True).eval(), torch.rand(2, 3, 32, 32)
+    assert find_attention(model, images, 17).readers == (0,)
+    assert len(find_attention(model, torch.rand(1, 3, 48, 48), 37).modules) == 2
+    model.global_pool = "avg"
+    assert find_attention(model, images, 17).readers == tuple(range(1, 17))
+    with pytest.raises(LayerError, match="among all of its 12 tokens"):
+        find_attention(model, images, 12)
+
+
+def test_a_module_that_attends_twice_is_refused() -> None:
+    model = tiny_vit().eval()
+    model.blocks[1] = model.blocks[0]
+    with pytest.raises(LayerError, match="attends several times"):
+        ag.explain(model, torch.rand(2, 3, 32, 32), "attention_rollout", layer="norm")

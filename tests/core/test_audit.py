@@ -155,6 +155,44 @@ def test_attributes_and_missing_masks() -> None:
     assert own.reliance == report.reliance
 
 
+def test_a_partner_has_another_answer_to_what_is_asked() -> None:
+    """An attribute that nearly all have, told by one pixel outside the mask: every exchange turns it."""
+
+    class Pixel(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = cnn(classes=8)
+
+        def forward(self, images: Tensor) -> Tensor:
+            logits = self.body(images) * 1e-3
+            return torch.cat([images[:, :1, 0, 0] - 0.5, logits[:, 1:]], dim=1)
+
+    generator = torch.Generator().manual_seed(1)
+    labels = (torch.rand(100, 8, generator=generator) < 0.5).float()
+    labels[:, 0] = 1.0
+    labels[::20, 0] = 0.0
+    images = torch.rand(100, 3, 32, 32, generator=generator)
+    images[:, 0, 0, 0] = labels[:, 0]
+    mask = torch.ones(32, 32)
+    mask[0, 0] = 0
+    report = ag.audit(Pixel(), images, labels, mask, targets=[0], layer="body.block4", tolerance=1.0)
+    assert report.reliance == 1.0
+    assert report.swaps == 100
+
+
+def test_no_more_images_at_once_than_allowed() -> None:
+    model, images = cnn(), torch.rand(20, 3, 32, 32)
+    sizes: list[int] = []
+    model.register_forward_pre_hook(lambda _module, args: sizes.append(len(args[0])))
+    whole = ag.audit(model, images, torch.arange(20) % 4, torch.ones(32, 32), tolerance=1.0, window=16)
+    sizes.clear()
+    parts = ag.audit(
+        model, images, torch.arange(20) % 4, torch.ones(32, 32), tolerance=1.0, window=16, batch_size=6
+    )
+    assert max(sizes) <= 6
+    assert parts.witnesses == pytest.approx(whole.witnesses, abs=1e-5)
+
+
 def test_bad_input() -> None:
     model, (images, labels, masks) = cnn(), batch(4)
     with pytest.raises(InputError, match="no two images are of different classes"):

@@ -148,3 +148,37 @@ def test_bad_input() -> None:
         ag.explain(tiny_vit(), images, "captum:LayerGradCam")
     with pytest.raises(GuidanceError, match="n_step"):
         ag.explain(cnn(), images, Captum("IntegratedGradients", n_step=3))
+
+
+def test_integrated_gradients_guide_by_all_their_steps() -> None:
+    model, (images, labels, masks) = smooth_cnn().double().eval(), batch(8)
+    weight = model[0].weight
+    with ag.Guide(model, source="captum:IntegratedGradients", loss="cosine") as guide:
+
+        def compute() -> Tensor:
+            model(images.double())
+            return guide.loss(labels, mask=masks.double())
+
+        (gradient,) = torch.autograd.grad(compute(), [weight])
+        direction = torch.randn(weight.shape, dtype=torch.float64)
+        values = []
+        for step in (1e-5, -2e-5, 1e-5):
+            with torch.no_grad():
+                weight += step * direction
+            values.append(float(compute().detach()))
+    assert float((gradient * direction).sum()) == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-4)
+
+
+def test_a_magnitude_stays_one_for_a_decision_against_a_class() -> None:
+    model, (images, _, _) = cnn().eval(), batch()
+    found = ag.explain(model, images, "captum:Saliency", "all", evidence="decision")
+    assert bool((found.logits < 0).any())
+    assert float(found.maps.min()) >= 0
+
+
+def test_what_guides_have_put_on_a_model_is_not_ignored() -> None:
+    from attnguide_multichannel.adapted import attach
+
+    model, (images, _, _) = cnn(), batch()
+    with attach(model, images), pytest.raises(GuidanceError, match="without what guides have put on it"):
+        ag.explain(model, images, "captum:Saliency")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 
 import pytest
@@ -91,3 +92,31 @@ def test_the_guidance_reaches_every_weight(score: str) -> None:
 def test_an_unknown_score_is_refused() -> None:
     with pytest.raises(InputError, match=r"score='logits' is unknown.*logit"):
         Gradient(score="logits")  # type: ignore[arg-type]
+
+
+def test_constant_gradients_leave_nothing_to_guide() -> None:
+    for source in ("input_gradient", "input_x_gradient", "captum:Saliency"):
+        with pytest.raises(InputError, match="second_order=False"):
+            ag.Guide(cnn(), source=source, second_order=False)
+
+
+def test_one_logit_has_no_softmax() -> None:
+    model, (images, _, masks) = cnn(classes=1), batch()
+    with ag.Guide.from_recipe(model, "rrr") as guide:
+        model(images)
+        with pytest.raises(ag.AttnGuideError, match="score='logit'"):
+            guide.loss(torch.ones(4), mask=masks)
+
+
+def test_a_module_called_input_is_not_the_images() -> None:
+    layers = OrderedDict(
+        input=nn.Conv2d(3, 8, 3, 2, 1), pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten(), head=nn.Linear(8, 4)
+    )
+    model, (images, labels, masks) = nn.Sequential(layers).eval(), batch()
+    assert ag.explain(model, images, "grad_cam", size=None).maps.shape[-2:] == (16, 16)
+    assert ag.explain(model, images, "hires_cam", layer="input", size=None).layer == "input"
+    found = ag.explain(model, images, "input_gradient", [1], size=None)
+    expected = gradient(model, images, lambda logits: logits[:, 1].sum()).norm(dim=1)
+    torch.testing.assert_close(found.maps[:, 0], expected)
+    with ag.Guide(model, source="input_gradient", loss="outside") as guide:
+        assert guide.check(images, labels, mask=masks).reached

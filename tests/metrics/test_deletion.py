@@ -8,6 +8,7 @@ from tests.helpers.models import cnn
 from tests.helpers.state import snapshot
 from torch import Tensor, nn
 
+import attnguide as ag
 from attnguide import metrics
 from attnguide.errors import InputError
 from attnguide.metrics.faithfulness import area
@@ -71,3 +72,25 @@ def test_bad_input() -> None:
         metrics.insertion(Corner(), IMAGES, maps(), CLASSES, steps=65)
     with pytest.raises(InputError, match=r"baseline='blurred' is unknown.*blur"):
         metrics.insertion(Corner(), IMAGES, maps(), CLASSES, baseline="blurred")  # type: ignore[arg-type]
+
+
+def test_a_guide_still_finds_the_pass_before() -> None:
+    model, images, labels = cnn(3), torch.rand(2, 3, 32, 32), torch.tensor([0, 2])
+    with ag.Guide(model) as guide:
+        model(images)
+        expected = guide.loss(labels, mask=torch.ones(32, 32).tril())
+        metrics.deletion(model, images, torch.rand(2, 32, 32), labels)
+        metrics.occlusion(model, images, labels)
+        torch.testing.assert_close(guide.loss(labels, mask=torch.ones(32, 32).tril()), expected)
+
+
+def test_a_clone_looks_at_the_same_model() -> None:
+    model, images, maps_ = cnn(3), torch.rand(2, 3, 32, 32), torch.rand(2, 32, 32)
+    metric = metrics.Deletion(model, steps=3)
+    clone = metric.clone()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    for each in (metric, clone):
+        each.update(images, maps_, torch.tensor([0, 1]))
+        assert float(each.compute()) == pytest.approx(1 / 3)

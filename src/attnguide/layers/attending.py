@@ -9,13 +9,14 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from attnguide.attention import Reading
 from attnguide.errors import LayerError
-from attnguide.layers.probe import stand_ins
+from attnguide.hooks import is_answered_beside
+from attnguide.layers.memory import snapshot
+from attnguide.layers.probe import Subject
 from attnguide.modes import evaluating, modules_of, muted
-from attnguide.outputs import find_logits
+from attnguide.outputs import Call, find_logits
 
 __all__ = ["Attending", "find_attention"]
 
@@ -33,34 +34,50 @@ class Attending:
     readers: tuple[int, ...]
 
 
-#: What was found for a model, with what the model was.
-_known: WeakKeyDictionary[nn.Module, tuple[tuple[int, ...], Attending]] = WeakKeyDictionary()
+#: What was found for a model, by the number of tokens and how it was called; with what the model was like.
+_known: WeakKeyDictionary[nn.Module, dict[tuple[int, tuple[str, ...]], tuple[int, Attending]]]
+_known = WeakKeyDictionary()
 
 
-def find_attention(model: nn.Module, images: Tensor, tokens: int) -> Attending:
-    """Find the attention among all tokens; found once for a model and a number of tokens.
+def find_attention(model: nn.Module, images: Tensor, tokens: int, *, call: Call | None = None) -> Attending:
+    """Find the attention among all tokens; once for a model, a number of tokens, and how it is called.
 
     Args:
         model: Any classifier, unwrapped.
         images: Images that it accepts, `(B, C, H, W)`; one is run.
-        tokens: How many tokens there are at least: one for each position of the layer that is looked at.
+        tokens: Number of tokens of the layer that is looked at.
+        call: How the model is called with the images, if not `model(images)`.
 
     Returns:
         The modules, and the tokens that the answer is read from.
 
     Raises:
-        LayerError: If there are none, as in networks of convolutions, or of windows.
+        LayerError: If there are none, as in networks of convolutions, or of windows; if a module attends
+            several times; if activations are checkpointed; or if an adapter answers in place of the model.
     """
-    state = (tokens, *map(id, modules_of(model)))
-    known = _known.get(model)
+    if is_answered_beside(model):
+        raise LayerError(
+            "an adapter answers in place of the model, from its features: which tokens the answer is read "
+            "from is not known. Choose a source of another kind, such as grad_cam."
+        )
+    if any(getattr(module, "grad_checkpointing", False) for module in modules_of(model)):
+        raise LayerError(
+            f"{type(model).__name__} checkpoints activations: it computes attention anew in the backward "
+            "pass, where it cannot be read. Switch that off, model.set_grad_checkpointing(False), or choose a "
+            "source of another kind."
+        )
+    key, state = (tokens, () if call is None else call.signature), snapshot(model)
+    known = _known.setdefault(model, {}).get(key)
     if known is not None and known[0] == state:
         return known[1]
     running: list[str] = []
     found: dict[str, Tensor] = {}
+    again: set[str] = set()
 
     def note(probabilities: Tensor) -> Tensor:
-        if len(probabilities) != 1 or probabilities.shape[-1] < tokens:
+        if len(probabilities) != 1 or probabilities.shape[-1] != tokens:
             return probabilities
+        again.update({running[-1]} & found.keys())
         found[running[-1]] = probabilities = probabilities.detach().requires_grad_()
         return probabilities
 
@@ -73,12 +90,17 @@ def find_attention(model: nn.Module, images: Tensor, tokens: int) -> Attending:
             stack.callback(module.register_forward_pre_hook(partial(_enter, running, name)).remove)
             stack.callback(module.register_forward_hook(partial(_leave, running)).remove)
         with Reading(note):
-            output = functional_call(model, stand_ins(model), (images[:1].detach(),))
+            output = Subject(model, images, call).run(images[:1].detach())
         if not found:
             raise LayerError(
-                f"{type(model).__name__} has no attention among all of its {tokens} patches, which attention "
-                "sources read: it is a network of convolutions, or attends within windows. Choose a source "
-                "of another kind, such as grad_cam."
+                f"{type(model).__name__} has no attention among all of its {tokens} tokens, which attention "
+                "sources read: it is a network of convolutions, or attends within windows or among channels. "
+                "Choose a source of another kind, such as grad_cam."
+            )
+        if again:
+            raise LayerError(
+                f"{', '.join(sorted(again))} attends several times in one pass, which attention sources "
+                "cannot follow. Choose a source of another kind, such as grad_cam."
             )
         last = list(found.values())[-1]
         logits = find_logits(output)
@@ -86,7 +108,7 @@ def find_attention(model: nn.Module, images: Tensor, tokens: int) -> Attending:
         (gradient,) = torch.autograd.grad(logits, last, slopes)
     reading = gradient.abs().amax(dim=(0, 1, 3)) > 0
     attending = Attending(tuple(found), tuple(reading.nonzero()[:, 0].tolist()))
-    _known[model] = state, attending
+    _known[model][key] = state, attending
     return attending
 
 

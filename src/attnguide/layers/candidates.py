@@ -26,7 +26,7 @@ from attnguide.layers.probe import (
     measure,
     respond,
 )
-from attnguide.outputs import INPUT, Call, Tap
+from attnguide.outputs import Call, Tap, images_name
 
 __all__ = ["Candidate", "Layer", "choose", "list_candidates", "stages"]
 
@@ -156,10 +156,10 @@ class Layer:
         return [name for name in (self.pooled, self.head and f"{self.head}:input") if name]
 
     @classmethod
-    def of_images(cls, images: Tensor) -> Layer:
+    def of_images(cls, model: nn.Module, images: Tensor) -> Layer:
         """The images themselves, `(B, C, H, W)`, as a layer."""
         size = images.shape[-2], images.shape[-1]
-        return cls(INPUT, Layout("nchw", size), how="measured", agreement=1.0, spread=1.0)
+        return cls(images_name(model), Layout("nchw", size), how="measured", agreement=1.0, spread=1.0)
 
     @classmethod
     def of(cls, candidate: Candidate) -> Layer:

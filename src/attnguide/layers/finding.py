@@ -16,7 +16,7 @@ from attnguide.layers import memory
 from attnguide.layers.candidates import Candidate, Layer, choose, list_candidates, stages
 from attnguide.layers.probe import Output, Subject, is_active
 from attnguide.modes import evaluating, muted
-from attnguide.outputs import INPUT, Call, Tap, select, tensors_in
+from attnguide.outputs import INPUT, Call, Tap, images_name, select, tensors_in
 
 __all__ = ["LayerSpec", "check_layer", "find_layers"]
 
@@ -40,13 +40,15 @@ def check_layer(model: nn.Module, layer: LayerSpec) -> tuple[str, ...]:
     if not asked:
         raise LayerError("layer=[] names no layer; leave it out for 'auto', or name at least one.")
     names = [name for name, _ in unwrap(model).named_modules() if name]
-    return tuple(_checked(text, names) for text in asked)
+    return tuple(
+        text if text in (INPUT, images_name(unwrap(model))) else _checked(text, names) for text in asked
+    )
 
 
 def _checked(text: str, names: Sequence[str]) -> str:
     if not isinstance(text, str):
         raise LayerError(f"layer={text!r} must be a name, 'auto', 'stage:N', a pattern, or a list of them.")
-    if text in ("auto", INPUT) or _stage(text) is not None:
+    if text == "auto" or _stage(text) is not None:
         return text
     # A wrapper for parallel training, which was taken off, puts "module." before the names.
     for form in (text, text.removeprefix("module.")):
@@ -114,10 +116,11 @@ def find_layers(
     model = unwrap(model)
     # What was found was checked: asking again must cost nothing.
     asked = (layer,) if isinstance(layer, str) else tuple(layer)
-    if INPUT in asked:
+    of_images = (INPUT, images_name(model))
+    if any(name in of_images for name in asked):
         each = [
-            [Layer.of_images(images)]
-            if name == INPUT
+            [Layer.of_images(model, images)]
+            if name in of_images
             else find_layers(model, images, name, verify=verify, call=call)
             for name in asked
         ]

@@ -33,7 +33,17 @@ from attnguide.layers.layout import Layout
 from attnguide.modes import modules_of
 from attnguide.outputs import Tap
 
-__all__ = ["Known", "Question", "fingerprint", "folder", "forget", "other_sizes", "recall", "remember"]
+__all__ = [
+    "Known",
+    "Question",
+    "fingerprint",
+    "folder",
+    "forget",
+    "other_sizes",
+    "recall",
+    "remember",
+    "snapshot",
+]
 
 
 class Question(NamedTuple):
@@ -93,13 +103,13 @@ def recall(model: nn.Module, images: Tensor, question: Question) -> tuple[Layer,
 
 
 def _is_as_it_was(model: nn.Module, known: Known, state: _State) -> bool:
-    references, snapshot = state
-    return snapshot == _snapshot(model) and all(
+    references, then = state
+    return then == snapshot(model) and all(
         reference() is module for reference, module in zip(references, _modules(model, known), strict=True)
     )
 
 
-def _snapshot(model: nn.Module) -> int:
+def snapshot(model: nn.Module) -> int:
     """What tells cheaply that a model was changed: its modules, and plain settings of the outer ones.
 
     Numbers are left out: a model may count its passes.
@@ -144,7 +154,7 @@ def forget() -> None:
 
 def _keep(model: nn.Module, print_: str | None, key: _Key, known: Known) -> None:
     references = tuple(ref(module) for module in _modules(model, known) if module is not None)
-    state = references, _snapshot(model)
+    state = references, snapshot(model)
     shape, question = key
     # The names are what a guide asks for from then on.
     named = shape, question._replace(asked=tuple(layer.name for layer in known.layers))

@@ -9,6 +9,7 @@ import torchvision.transforms.v2.functional as T
 from torch import Tensor, nn
 
 from attnguide.errors import InputError, nearest
+from attnguide.hooks import aside, unwrap
 from attnguide.metrics.mean import MeanMetric
 from attnguide.modes import evaluating
 from attnguide.outputs import find_logits
@@ -57,7 +58,7 @@ def occlusion(
     mean = images.mean(dim=(2, 3), keepdim=True)
     falls = images.new_empty(batch, len(covers))
     sample = torch.arange(batch * len(covers), device=images.device)
-    with evaluating(model):
+    with aside(unwrap(model)), evaluating(model):
         plain = torch.cat([find_logits(model(part)) for part in torch.split(images, batch_size)])
         plain = plain.gather(1, classes[:, None])[:, 0]
         for chunk in torch.split(sample, batch_size):
@@ -95,7 +96,7 @@ def deletion(
     evaluation mode and comes back as it was.
 
     Args:
-        model: Any classifier; with a single logit, or `classes` of several, the probability is a sigmoid's.
+        model: Any classifier; with a single logit the probability is a sigmoid's, else a softmax's.
         images: `(B, C, H, W)`.
         maps: Attributions `(B, H, W)`, any scale; where they tie, the upper left goes first.
         classes: The class of each map, `(B,)`, int64.
@@ -152,6 +153,16 @@ def area(curves: Tensor) -> Tensor:
     return (curves[:, :-1] + curves[:, 1:]).mean(dim=1) / 2
 
 
+class _Held:
+    """A model that is no part of what holds it: copies look at the same one."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def __deepcopy__(self, memo: Any) -> _Held:
+        return self
+
+
 class Deletion(MeanMetric):
     """Mean area under the [deletion][attnguide.metrics.faithfulness.deletion] curve; low is faithful.
 
@@ -165,12 +176,12 @@ class Deletion(MeanMetric):
 
     def __init__(self, model: nn.Module, **options: Any) -> None:
         super().__init__()
-        self._model = (model,)  # in a tuple, so that it is no part of the metric
+        self._model = _Held(model)
         self._options = options
 
     def score(self, images: Tensor, maps: Tensor, classes: Tensor) -> Tensor:
         """Areas of a batch, `(B,)`."""
-        return area(type(self).curve(self._model[0], images, maps, classes, **self._options))
+        return area(type(self).curve(self._model.model, images, maps, classes, **self._options))
 
 
 class Insertion(Deletion):
@@ -213,7 +224,7 @@ def _curve(
     rank = order.argsort(dim=1).view(batch, height, width)
     gone = [round(height * width * step / steps) for step in range(steps + 1)]
     found = images.new_empty(batch, steps + 1, dtype=torch.float32)
-    with evaluating(model):
+    with aside(unwrap(model)), evaluating(model):
         for index in torch.split(torch.arange(batch * (steps + 1), device=images.device), batch_size):
             sample, step = index // (steps + 1), index % (steps + 1)
             limit = torch.tensor(gone, device=images.device)[step]

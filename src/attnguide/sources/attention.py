@@ -20,7 +20,7 @@ class AttentionRollout(AttributionSource):
 
     Each block's attention, averaged over its heads, and the identity for the residual connection, half each
     (Abnar and Zuidema, ACL 2020, eq. 1). Needs no gradient, and is the same for every class of a sample.
-    Where all patches are averaged for the answer, so are their maps.
+    Where the answer is read from all patches, the mean of their maps.
     """
 
     needs_gradient = False
@@ -39,7 +39,7 @@ class TransformerRelevance(AttributionSource):
 
     The self-attention rules of Chefer et al. (ICCV 2021, eqs. 5 and 6): R ← R + E[(∇A ⊙ A)⁺]·R, the mean over
     the heads, from the first block to the last; the map is the row of the token that the answer is read from.
-    Where all patches are averaged for the answer, so are their rows.
+    Where the answer is read from all patches, the mean of their rows.
     """
 
     reads_attention = True

@@ -25,7 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from attnguide.errors import GuidanceError, InputError, nearest
 from attnguide.interfaces import AttributionSource
 from attnguide.modes import evaluating, modules_of, muted
-from attnguide.outputs import INPUT, Tap, find_logits
+from attnguide.outputs import INPUT, Tap, find_logits, images_name
 from attnguide.pairs import Pairs
 from attnguide.standard import CAPTUM_OF_IMAGES, CAPTUM_OF_LAYERS
 from attnguide.trace import Feature, Trace
@@ -83,7 +83,7 @@ class Captum(AttributionSource):
         self.method, self.options = method, options
         self.of_layer = method in CAPTUM_OF_LAYERS
         self.layer = "auto" if self.of_layer or method == "GuidedGradCam" else INPUT
-        self.differentiable = method in _DIFFERENTIABLE
+        self.differentiable = self.only_gradients = method in _DIFFERENTIABLE
 
     def __call__(self, trace: Trace, pairs: Pairs) -> Tensor:
         """Compute the maps `(N, h, w)`, signed.
@@ -92,9 +92,14 @@ class Captum(AttributionSource):
             InputError: If a layer was named for an attribution of the images.
             GuidanceError: If captum cannot explain this model so.
         """
+        if trace.adapters:
+            raise GuidanceError(
+                f"{self!r} runs the model again, without what guides have put on it, such as "
+                f"{type(trace.adapters[0]).__name__}. Choose another source, or fold the adapters in."
+            )
         if trace.model is None:
             raise InputError(f"{self!r} needs the model, which this trace does not know.")
-        if self.layer == INPUT and trace.feature.layer != INPUT:
+        if self.layer == INPUT and trace.feature.layer != images_name(trace.model):
             raise InputError(
                 f"{self!r} looks at the images, not at layer {trace.feature.layer!r}: leave it out."
             )
@@ -114,7 +119,7 @@ class Captum(AttributionSource):
                 some = pairs.select((pairs.slot == slot).nonzero()[:, 0])
                 found = self._attributed(trace, trace.model, some)
                 maps = maps.index_put((torch.full_like(some.sample, slot), some.sample), found.to(maps))
-        return maps[pairs.slot, pairs.sample] * pairs.sign[:, None, None]
+        return maps[pairs.slot, pairs.sample]
 
     def size(self, trace: Trace) -> tuple[int, int]:
         """Size of the images, or of the layer."""
@@ -127,12 +132,15 @@ class Captum(AttributionSource):
             raise InputError(f"{self!r} exchanges regions between images: it needs two at least, got one.")
         # This one selects the class twice if it is told of it.
         alone = self.method == "LayerFeaturePermutation"
-        given: tuple[Any, ...] = (_Logits(model, pairs.cls if alone else None),)
+        classes = pairs.cls + trace.logits.shape[1] * (pairs.sign < 0)
+        given: tuple[Any, ...] = (_Scores(model, classes if alone else None),)
         if self.of_layer or self.method == "GuidedGradCam":
             given += (self._module(trace, model),)
         options = {**self._usual(trace, images), **_DEFAULTS.get(self.method, {}), **self.options}
         if self.method != "LayerActivation" and not alone:
-            options["target"] = pairs.cls
+            options["target"] = classes
+        if trace.differentiable and self.method == "IntegratedGradients":
+            options["internal_batch_size"] = None  # captum detaches every batch but the first
         if self.method.endswith("LRP"):  # which takes its rules off again after each pass
             for module in model.modules():
                 if isinstance(module, _ARRANGE) and not hasattr(module, "rule"):
@@ -197,8 +205,13 @@ def __getattr__(name: str) -> Callable[..., Captum]:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-class _Logits(nn.Module):
-    """A model that gives logits alone; with classes, the logit of each image's class."""
+class _Scores(nn.Module):
+    """A model that gives logits, and the same negated: evidence against a class is that for the other half.
+
+    Args:
+        model: Any classifier.
+        classes: Of each image, to give the score of that one alone; None for all.
+    """
 
     def __init__(self, model: nn.Module, classes: Tensor | None = None) -> None:
         super().__init__()
@@ -207,7 +220,8 @@ class _Logits(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         logits = find_logits(self.model(images))
-        return logits if self.classes is None else logits.gather(1, self.classes[:, None])[:, 0]
+        scores = torch.cat([logits, -logits], dim=1)
+        return scores if self.classes is None else scores.gather(1, self.classes[:, None])[:, 0]
 
 
 def _gradients(

@@ -9,6 +9,7 @@ from torch import Tensor
 from attnguide import functional
 from attnguide.errors import InputError, nearest
 from attnguide.interfaces import AttributionSource
+from attnguide.outputs import INPUT
 from attnguide.pairs import Pairs
 from attnguide.trace import Trace
 
@@ -30,7 +31,8 @@ class _Gradients(AttributionSource):
         InputError: If the score is unknown.
     """
 
-    layer = "input"
+    layer = INPUT
+    only_gradients = True
 
     def __init__(self, *, score: Score = "logit") -> None:
         if score not in get_args(Score):

@@ -137,7 +137,7 @@ def test_classes_without_names_are_the_folders_in_order(data: Path, tmp_path: Pa
     weights = tmp_path / "weights.safetensors"
     save_file(timm.create_model("test_resnet", num_classes=3).state_dict(), weights)
     result = found(data, "--model", "test_resnet", "--checkpoint", weights)
-    assert list(result["classes"]) == ["big_dog", "cat", "Fish"]
+    assert list(result["classes"]) == ["Fish", "big_dog", "cat"]
     assert result["all"]["images"] == 9
 
 
