@@ -61,10 +61,10 @@ def compile_before(
     modules = {name: model.get_submodule(name) for name in names}
     names = [name for name, module in modules.items() if any(True for _ in module.parameters())]
     if not names:
+        named = " and ".join(layer.name for layer in layers)
         raise GuidanceError(
-            f"no module of {type(model).__name__} runs before "
-            f"{' and '.join(layer.name for layer in layers)}, so that there is nothing to compile. Guide a later "
-            "layer, or train without compiling."
+            f"no module of {type(model).__name__} runs before {named}, so that there is nothing to compile. "
+            "Guide a later layer, or train without compiling."
         )
     for name in names:
         modules[name].compile(**options)

@@ -63,8 +63,8 @@ def find_attention(model: nn.Module, images: Tensor, tokens: int, *, call: Call 
     if any(getattr(module, "grad_checkpointing", False) for module in modules_of(model)):
         raise LayerError(
             f"{type(model).__name__} checkpoints activations: it computes attention anew in the backward "
-            "pass, where it cannot be read. Switch that off, model.set_grad_checkpointing(False), or choose a "
-            "source of another kind."
+            "pass, where it cannot be read. Switch that off, model.set_grad_checkpointing(False), or choose "
+            "a source of another kind."
         )
     key, state = (tokens, () if call is None else call.signature), snapshot(model)
     known = _known.setdefault(model, {}).get(key)
