@@ -220,7 +220,7 @@ def test_parts_that_cannot_be_used(path: str, parts: str) -> None:
 
 def test_the_standard_parts_come_through_the_same_door() -> None:
     declared = attnguide_parts()
-    assert {part.kind for part in declared} == {"source", "prior", "loss"}
+    assert {part.kind for part in declared} == {"source", "prior", "loss", "recipe"}
     for part in declared:
         owned = registry().find(part.kind, part.name)
         assert owned.part == part
