@@ -260,8 +260,9 @@ def _batches(
     waiting: list[_Read] = []
     for labelled in images:
         try:
-            image, mask = loaded.read(labelled.path), mask_for(labelled.path, labelled.cls)
-            seen = None if mask is None else _as_seen(loaded, mask, labelled.path)
+            picture, mask = read_image(labelled.path), mask_for(labelled.path, labelled.cls)
+            image = loaded.prepared(picture, labelled.path)
+            seen = None if mask is None else _as_seen(loaded, mask, picture.size)
             waiting.append(_Read(labelled.cls, image, seen))
         except DataError as error:
             failures[labelled.path] = str(error)
@@ -273,10 +274,10 @@ def _batches(
         yield waiting
 
 
-def _as_seen(loaded: LoadedModel, mask: Tensor, path: Path) -> Tensor:
-    """Stretch a mask over its image, and crop and resize it as the model's preprocessing does with that."""
+def _as_seen(loaded: LoadedModel, mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """Stretch a mask over its image, of that many columns and rows, and crop it as the image is."""
     picture = Image.fromarray((mask.clamp(0, 1) * 255).round().byte().numpy())
-    picture = picture.resize(read_image(path).size, Image.Resampling.BILINEAR).convert("RGB")
+    picture = picture.resize(size, Image.Resampling.BILINEAR).convert("RGB")
     return loaded.displayed(loaded.transform(picture)[None])[0, 0]
 
 

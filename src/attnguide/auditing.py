@@ -174,8 +174,8 @@ def audit(
         if not len(kept):
             raise InputError("there is nothing to audit: no sample has both a class to look at and a mask.")
         pairs, inside = pairs.select(kept), inside[kept]
-        partner = _partners(labels, logits, pairs)
-        multi_label = positives(labels, logits).ndim == 2
+        truth = positives(labels, logits)
+        partner, multi_label = _partners(truth, pairs), truth.ndim == 2
         outcome = [
             _exchanged(model, images, logits, pairs, stays, partner, multi_label, batch_size)
             for stays in (inside, 1 - inside)
@@ -260,13 +260,12 @@ def _masks_of(masks: Tensor, pairs: Pairs, images: Tensor) -> tuple[Tensor, Tens
     return functional.resize(chosen, (images.shape[-2], images.shape[-1])), (~missing).float()
 
 
-def _partners(labels: Tensor, logits: Tensor, pairs: Pairs) -> Tensor:
+def _partners(truth: Tensor, pairs: Pairs) -> Tensor:
     """For each pair an image whose label of that class is another, drawn at random, `(N,)`; −1: none is.
 
     Raises:
         InputError: If there is none for any.
     """
-    truth = positives(labels, logits)
     if truth.ndim == 2:
         own, others = truth[pairs.sample, pairs.cls][:, None], truth.T[pairs.cls]
     else:
@@ -275,7 +274,7 @@ def _partners(labels: Tensor, logits: Tensor, pairs: Pairs) -> Tensor:
     some = other.any(dim=1)
     if not bool(some.any()):
         raise InputError("no two images are of different classes: give a batch with at least two classes.")
-    generator = torch.Generator(logits.device).manual_seed(0)
+    generator = torch.Generator(truth.device).manual_seed(0)
     drawn = torch.multinomial(torch.where(some[:, None], other, 1.0), 1, generator=generator)[:, 0]
     return torch.where(some, drawn, -1)
 

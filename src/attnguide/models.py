@@ -74,7 +74,18 @@ class LoadedModel:
         Raises:
             DataError: If it cannot be read, or is too elongated to be resized.
         """
-        image = read_image(path)
+        return self.prepared(read_image(path), path)
+
+    def prepared(self, image: Image.Image, path: str | Path) -> Tensor:
+        """Turn an image that was read into what the model expects, `(3, H, W)`.
+
+        Args:
+            image: Upright RGB, as [`read_image`][attnguide.data.images.read_image] gives it.
+            path: Where it came from, for the error.
+
+        Raises:
+            DataError: If it is too elongated to be resized.
+        """
         if max(image.size) > _MAX_ASPECT * min(image.size):
             raise DataError(
                 f"{path} is {image.width}×{image.height} pixels, more than {_MAX_ASPECT} times as long as "

@@ -105,6 +105,11 @@ class Trace:
         return next(iter(self.features.values()))
 
     @property
+    def attended(self) -> list[Tensor]:
+        """What each attention attends to, `(B, heads, N, N)`, on the first part's device."""
+        return [_joined(parts) for parts in self.attention]
+
+    @property
     def image_size(self) -> tuple[int, int]:
         """Rows and columns of the images, `(H, W)`."""
         return self.images.shape[-2], self.images.shape[-1]

@@ -28,7 +28,7 @@ class AttentionRollout(AttributionSource):
 
     def __call__(self, trace: Trace, pairs: Pairs) -> Tensor:
         """Compute the maps `(N, h, w)`, at least 0."""
-        blocks = [full_precision(_joined(trace, parts)).mean(dim=1) for parts in trace.attention]
+        blocks = [full_precision(seen).mean(dim=1) for seen in trace.attended]
         # Rows of attention sum to 1, and so do those of both halves: nothing is left to normalise.
         seen = _followed(trace, ((0.5, 0.5 * block) for block in reversed(blocks)))
         return _on_grid(trace, seen)[pairs.sample]
@@ -46,7 +46,7 @@ class TransformerRelevance(AttributionSource):
 
     def __call__(self, trace: Trace, pairs: Pairs) -> Tensor:
         """Compute the maps `(N, h, w)`, at least 0."""
-        attention = [full_precision(_joined(trace, parts)) for parts in trace.attention]
+        attention = [full_precision(seen) for seen in trace.attended]
         maps = []
         for slot in range(pairs.slots):
             gradients = trace.attention_gradients(pairs.select((pairs.slot == slot).nonzero()[:, 0]))
@@ -56,10 +56,6 @@ class TransformerRelevance(AttributionSource):
             )
             maps.append(_on_grid(trace, _followed(trace, steps)))
         return torch.stack(maps)[pairs.slot, pairs.sample]
-
-
-def _joined(trace: Trace, parts: tuple[Tensor, ...]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat([part.to(trace.logits.device) for part in parts])
 
 
 def _followed(trace: Trace, steps: Iterable[tuple[float, Tensor]]) -> Tensor:
