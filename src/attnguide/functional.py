@@ -495,10 +495,11 @@ def pointwise(
     attribution, prior = _comparable(attribution, prior)
     seen = attribution if scale == "none" else unit(attribution) if scale == "unit" else signed(attribution)
     wanted = prior if mode == "match" else torch.full_like(prior, float(mode == "reward"))
+    difference = seen if mode == "suppress" else seen - wanted
     if distance == "absolute":
-        apart = (seen - wanted).abs()
+        apart = difference.abs()
     elif distance == "squared":
-        apart = (seen - wanted).square()
+        apart = difference.square()
     else:
         apart = -(wanted * (seen + EPSILON).log() + (1 - wanted) * (1 - seen + EPSILON).log())
     if mode == "match":

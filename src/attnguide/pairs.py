@@ -12,7 +12,7 @@ from torch import Tensor
 from attnguide.errors import InputError, nearest
 from attnguide.waiting import may_read
 
-__all__ = ["Evidence", "Pairs", "Targets", "check_choice", "positives", "resolve"]
+__all__ = ["Evidence", "Pairs", "Targets", "check_choice", "positives", "recordable", "resolve"]
 
 #: Which pairs to look at: a name, class indices for every sample, or explicit (sample, class) pairs.
 Targets = str | Sequence[int] | Sequence[tuple[int, int]] | Tensor
@@ -38,6 +38,8 @@ class Pairs:
             together, slot by slot.
         present: False for a pair that only fills a place, `(N,)`; None if there are none of these. On an
             accelerator pairs are not left out, since the number that is left would have to be waited for.
+        each: Whether the pairs are one of each sample of the batch, in their order, so that nothing need be
+            picked.
     """
 
     sample: Tensor
@@ -46,6 +48,7 @@ class Pairs:
     slot: Tensor
     slots: int
     present: Tensor | None = None
+    each: bool = False
 
     def __len__(self) -> int:
         return len(self.sample)
@@ -54,7 +57,7 @@ class Pairs:
     def one_each(cls, classes: Tensor) -> Pairs:
         """Pair every sample with one class, `classes` of shape `(B,)`."""
         sample = torch.arange(len(classes), device=classes.device)
-        return cls(sample, classes, torch.ones_like(classes), torch.zeros_like(classes), 1)
+        return cls(sample, classes, torch.ones_like(classes), torch.zeros_like(classes), 1, each=True)
 
     @classmethod
     def of(cls, sample: Tensor, classes: Tensor, slots: int | None = None) -> Pairs:
@@ -72,6 +75,10 @@ class Pairs:
         if slots is None:
             slots = 1 + int(slot.max()) if len(slot) else 0
         return cls(sample, classes, torch.ones_like(classes), slot, slots)
+
+    def pick(self, values: Tensor) -> Tensor:
+        """Return what belongs to each pair's sample: of `(B, …)` gives `(N, …)`."""
+        return values if self.each else values[self.sample]
 
     def select(self, index: Tensor, slots: int | None = None) -> Pairs:
         """Return the pairs at the given positions, `index` of shape `(M,)`, ascending.
@@ -148,7 +155,7 @@ def positives(labels: Tensor, logits: Tensor) -> Tensor:
         )
     if classes == 1 and labels.ndim == 1:
         labels = labels[:, None]
-    labels = _recordable(labels.to(logits.device))
+    labels = recordable(labels.to(logits.device))
     if labels.ndim == 2 and labels.shape[1] == classes:
         _check_multi_hot(labels)
         return labels > 0.5
@@ -168,7 +175,7 @@ def positives(labels: Tensor, logits: Tensor) -> Tensor:
     return labels
 
 
-def _recordable(tensor: Tensor) -> Tensor:
+def recordable(tensor: Tensor) -> Tensor:
     """Return a tensor that a graph may hold, whichever mode it was made in."""
     return tensor.clone() if tensor.is_inference() else tensor
 
@@ -300,7 +307,7 @@ def _as_index(targets: Sequence[int] | Sequence[tuple[int, int]] | Tensor) -> Te
             f"targets={targets!r} must be integers, at least one: class indices or (sample, class) pairs."
         )
     if index.ndim == 1 or (index.ndim == 2 and index.shape[1] == 2):
-        return _recordable(index.long())
+        return recordable(index.long())
     raise InputError(
         f"targets of shape {tuple(index.shape)} are neither class indices (T,) nor (sample, class) pairs "
         "(N, 2)."

@@ -271,7 +271,7 @@ def _checked_prior(
             f"prior {prior!r} gave weights of shape {tuple(weights.shape)}, expected {(len(pairs),)}."
         )
     # Written so that NaN fails too; the margin is for resampling in float32.
-    if may_read(maps) and not bool(((maps >= -1e-4) & (maps <= 1 + 1e-4)).all()):
+    if may_read(maps) and maps.numel() and not _within(maps, -1e-4, 1 + 1e-4):
         raise GuidanceError(
             f"prior {prior!r} gave values outside [0, 1], or NaN; mark a missing map by weight 0."
         )
@@ -279,6 +279,12 @@ def _checked_prior(
         raise GuidanceError(f"prior {prior!r} gave a negative or infinite weight.")
     device = pairs.sample.device
     return maps.to(device), weights.to(device)
+
+
+def _within(values: Tensor, low: float, high: float) -> bool:
+    """Whether all values lie in a range; NaN does not."""
+    least, most = values.aminmax()
+    return bool(least >= low) and bool(most <= high)
 
 
 def _pair_weights(weight: Tensor, trace: Trace, pairs: Pairs) -> Tensor:
@@ -290,4 +296,4 @@ def _pair_weights(weight: Tensor, trace: Trace, pairs: Pairs) -> Tensor:
         )
     if may_read(weight) and not bool(((weight >= 0) & weight.isfinite()).all()):
         raise InputError("weight must be finite and at least 0; 0 drops a pair.")
-    return weight[pairs.sample] if weight.ndim == 1 else weight[pairs.sample, pairs.cls]
+    return pairs.pick(weight) if weight.ndim == 1 else weight[pairs.sample, pairs.cls]

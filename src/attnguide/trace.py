@@ -226,6 +226,8 @@ class Trace:
         """
         feature = feature or self.feature
         flat = full_precision(feature.flat)
+        if pairs.each:
+            return torch.bmm(weights[:, None], flat.to(weights.dtype)).view(-1, *feature.layout.grid)
         # One product for all classes of a sample, so that features are not copied for each of them.
         dense = weights.new_zeros(len(flat), pairs.slots, flat.shape[1])
         dense[pairs.sample, pairs.slot] = weights
@@ -315,7 +317,7 @@ def _by_pair(passes: list[Tensor], pairs: Pairs, feature: Feature) -> Tensor:
     """Pick each pair's own from gradients with a batch axis."""
     if not passes:
         return feature.spatial[:0]
-    return passes[0][pairs.sample] if len(passes) == 1 else torch.stack(passes)[pairs.slot, pairs.sample]
+    return pairs.pick(passes[0]) if len(passes) == 1 else torch.stack(passes)[pairs.slot, pairs.sample]
 
 
 def _joined(parts: tuple[Tensor, ...]) -> Tensor:

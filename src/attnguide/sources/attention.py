@@ -31,7 +31,7 @@ class AttentionRollout(AttributionSource):
         blocks = [full_precision(seen).mean(dim=1) for seen in trace.attended]
         # Rows of attention sum to 1, and so do those of both halves: nothing is left to normalise.
         seen = _followed(trace, ((0.5, 0.5 * block) for block in reversed(blocks)))
-        return _on_grid(trace, seen)[pairs.sample]
+        return pairs.pick(_on_grid(trace, seen))
 
 
 class TransformerRelevance(AttributionSource):

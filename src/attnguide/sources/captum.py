@@ -126,7 +126,7 @@ class Captum(AttributionSource):
         return trace.feature.layout.grid if self.of_layer else trace.image_size
 
     def _attributed(self, trace: Trace, model: nn.Module, pairs: Pairs) -> Tensor:
-        images = trace.images[pairs.sample]
+        images = pairs.pick(trace.images)
         kind = getattr(captum.attr, "Saliency" if self.method == "NoiseTunnel" else self.method)
         if self.method.endswith("Permutation") and len(images) < 2:
             raise InputError(f"{self!r} exchanges regions between images: it needs two at least, got one.")

@@ -37,7 +37,7 @@ class _GradientCAM(AttributionSource):
 
     def signed(self, trace: Trace, pairs: Pairs) -> Tensor:
         """Compute the maps before rectification, `(N, h, w)`."""
-        return self.combine(trace.feature.spatial[pairs.sample], trace.gradients(pairs))
+        return self.combine(pairs.pick(trace.feature.spatial), trace.gradients(pairs))
 
     @abstractmethod
     def combine(self, features: Tensor, gradients: Tensor) -> Tensor:

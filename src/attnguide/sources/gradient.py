@@ -43,7 +43,7 @@ class _Gradients(AttributionSource):
         """Gradient of each pair's score, `(N, C, h, w)`."""
         if self.score == "logit":
             return trace.gradients(pairs)
-        return trace.gradients_of_all()[pairs.sample]
+        return pairs.pick(trace.gradients_of_all())
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(score={self.score!r})"
@@ -75,4 +75,4 @@ class GradientTimesInput(_Gradients):
     def __call__(self, trace: Trace, pairs: Pairs) -> Tensor:
         """Compute the maps `(N, h, w)`, signed."""
         gradients = self.gradients(trace, pairs)
-        return functional.hires_cam(trace.feature.spatial[pairs.sample], gradients, relu=False)
+        return functional.hires_cam(pairs.pick(trace.feature.spatial), gradients, relu=False)

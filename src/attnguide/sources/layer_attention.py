@@ -22,4 +22,4 @@ class LayerAttention(AttributionSource):
 
     def __call__(self, trace: Trace, pairs: Pairs) -> Tensor:
         """Average over channels; maps `(N, h, w)`."""
-        return functional.channel_mean(trace.feature.spatial)[pairs.sample]
+        return pairs.pick(functional.channel_mean(trace.feature.spatial))
