@@ -6,8 +6,9 @@
     python benchmarks/effect.py --summary decoy-cdep                   # runs nothing, prints what was found
 
 Nothing is chosen by test images. λ is chosen first, for each method, in one run each with a seed of its
-own, on a validation split of the *training* distribution: the one of the highest accuracy where what is
-outside the masks is exchanged between images, which a model that does not look there hardly notices. Then
+own, on a validation split of the *training* distribution, where what is outside the masks is exchanged
+between images, which a model that does not look there hardly notices: the largest λ whose accuracy lies within
+one standard error of the best. Then
 each seed is trained anew, and tested after every epoch; besides the last epoch the tables show the one that
 this validation picks. Each run is a line in `results/effect/TASK.jsonl`, and not repeated if it is there.
 """
@@ -245,7 +246,10 @@ def chosen(task: str, method: str) -> float | None:
     tried = {r["weight"]: r for r in records(task) if r["method"] == method and r["choosing"]}
     if not set(weights) <= set(tried):
         return None
-    return max(weights, key=lambda weight: tried[weight]["curve"]["exchanged"][-1])
+    reached = {weight: tried[weight]["curve"]["exchanged"][-1] for weight in weights}
+    best = max(reached.values())
+    margin = (best * (1 - best) / TASKS[task].held_out) ** 0.5
+    return max(weight for weight in weights if reached[weight] >= best - margin)
 
 
 def work_through(runs: Iterable[Run], processes: int) -> None:

@@ -56,6 +56,7 @@ class Task:
         epochs: Passes over the training data.
         batch: Images in a step.
         optimizer: Makes the optimiser.
+        held_out: Number of validation images.
         published: Accuracies that others report, in per cent.
         weights_of: The task whose λ are taken; None to choose them here.
     """
@@ -66,6 +67,7 @@ class Task:
     epochs: int
     batch: int
     optimizer: Callable[[Any], torch.optim.Optimizer]
+    held_out: int
     published: dict[str, str]
     weights_of: str | None = None
 
@@ -151,6 +153,7 @@ TASKS: dict[str, Task] = {
         epochs=5,
         batch=64,
         optimizer=partial(torch.optim.Adam, lr=1e-3, weight_decay=1e-4),
+        held_out=5000,
         published={"unguided": "60.1 ± 5.1", "CDEP": "97.2 ± 0.8", "RRR": "99.0 ± 1.0"},
     ),
     "decoy-xil": Task(
@@ -161,6 +164,7 @@ TASKS: dict[str, Task] = {
         epochs=12,
         batch=64,
         optimizer=partial(torch.optim.Adam, lr=1e-3),
+        held_out=5000,
         published={
             "no decoy": "98.9",
             "unguided": "78.9 ± 1.1",
@@ -179,6 +183,7 @@ TASKS: dict[str, Task] = {
         epochs=10,
         batch=32,
         optimizer=partial(torch.optim.Adam, lr=3e-3),
+        held_out=600,
         published={},
     ),
 }
