@@ -24,6 +24,7 @@ __all__ = [
     "Evaluation",
     "Labelled",
     "MaskFor",
+    "as_seen",
     "evaluate_folder",
     "labelled_images",
     "mask_reader",
@@ -262,7 +263,7 @@ def _batches(
         try:
             picture, mask = read_image(labelled.path), mask_for(labelled.path, labelled.cls)
             image = loaded.prepared(picture, labelled.path)
-            seen = None if mask is None else _as_seen(loaded, mask, picture.size)
+            seen = None if mask is None else as_seen(loaded, mask, picture.size)
             waiting.append(_Read(labelled.cls, image, seen))
         except DataError as error:
             failures[labelled.path] = str(error)
@@ -274,7 +275,7 @@ def _batches(
         yield waiting
 
 
-def _as_seen(loaded: LoadedModel, mask: Tensor, size: tuple[int, int]) -> Tensor:
+def as_seen(loaded: LoadedModel, mask: Tensor, size: tuple[int, int]) -> Tensor:
     """Stretch a mask over its image, of that many columns and rows, and crop it as the image is."""
     picture = Image.fromarray((mask.clamp(0, 1) * 255).round().byte().numpy())
     picture = picture.resize(size, Image.Resampling.BILINEAR).convert("RGB")

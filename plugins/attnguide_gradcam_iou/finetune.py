@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -85,13 +85,15 @@ def finetune(
     seed: int = 0,
     progress: bool = False,
     on_epoch: Callable[[Epoch], None] | None = None,
+    on_step: Callable[[], None] | None = None,
 ) -> list[Epoch]:
     """Fine-tune a classifier so that it predicts attributes from where they are.
 
     Data are batches, or single samples of a data set, of `(image, attributes)` or `(image, attributes,
     mask)`: images as the model expects them, attributes multi-hot with NaN or −100 for an unknown label, and
     masks as [`MaskPrior`][attnguide.priors.mask.MaskPrior] takes them. Samples of `ProceduralFaces` are fine
-    as they are.
+    as they are. Where each image has one class, its index (a whole number, −100 if unknown) stands for the
+    attributes, and the loss is the softmax's cross entropy.
 
     The model is trained in place, in training mode. When the function ends, however it ends, nothing is
     attached to the model, and its modules have the training flags that they had.
@@ -120,6 +122,7 @@ def finetune(
             state of the process stays as it is.
         progress: Show a progress bar on stderr.
         on_epoch: Called after each epoch.
+        on_step: Called after each batch, of training and validation. What it raises ends the training.
 
     Returns:
         One entry for each epoch.
@@ -143,13 +146,25 @@ def finetune(
     arguments = _arguments(settings, template, classes, loader.dataset, guidance_weight)
     place = torch.device(device) if device is not None else next(iter(model.parameters())).device
     # Used for what it does at its end: it restores the training flag of every module.
-    with _seeded(seed, place), evaluating(model), Guide(model.to(place), **arguments) as guide:
+    with ExitStack() as stack:
+        stack.enter_context(_seeded(seed, place))
+        stack.enter_context(evaluating(model))
+        if _has_classes(loader, place):
+            # Classes of a softmax exclude each other: the true one is looked for, and nothing else.
+            arguments |= {"targets": "labels", "evidence": "logit"}
+        guide = stack.enter_context(Guide(model.to(place), **arguments))
         trainer = _Trainer(model, guide, place, amp)
         trainer.check(loader)
         weights = [weight for weight in model.parameters() if weight.requires_grad]
         optimiser = optimizer(weights, lr=rate)
         history = []
-        with _bar(progress, epochs, loader, judge) as step:
+        with _bar(progress, epochs, loader, judge) as advance:
+
+            def step(epoch: int) -> None:
+                advance(epoch)
+                if on_step is not None:
+                    on_step()
+
             for number in range(1, epochs + 1):
                 losses = trainer.train(loader, optimiser, attribute_weight, number, step)
                 scores = (None, None) if judge is None else trainer.validate(judge, number, step)
@@ -289,7 +304,10 @@ class WithMasks(Dataset[tuple[Any, Any, Tensor]]):
 
 
 class _Batch(NamedTuple):
-    """Images `(B, C, H, W)`; attributes `(B, K)`, NaN where unknown; masks as `MaskPrior` takes them."""
+    """Images `(B, C, H, W)`; attributes; masks as `MaskPrior` takes them.
+
+    Attributes are floats `(B, K)`, NaN where unknown, or classes `(B,)`, −100 where unknown.
+    """
 
     images: Tensor
     attributes: Tensor
@@ -321,11 +339,19 @@ def _batches(loader: DataLoader[Any], device: torch.device) -> Iterator[_Batch]:
                 f"the data give {_kind(images)} and {_kind(attributes)}, expected images (B, C, H, W) and "
                 "attributes (B, K) as tensors. Does the data set lack a transform?"
             )
-        attributes = attributes.as_subclass(Tensor).float()
-        attributes = attributes[:, None] if attributes.ndim == 1 else attributes
-        attributes = attributes.masked_fill(attributes == IGNORE_INDEX, torch.nan)
+        attributes = attributes.as_subclass(Tensor)
+        if attributes.ndim != 1 or attributes.is_floating_point() or attributes.dtype == torch.bool:
+            attributes = attributes.float()
+            attributes = attributes[:, None] if attributes.ndim == 1 else attributes
+            attributes = attributes.masked_fill(attributes == IGNORE_INDEX, torch.nan)
         moved = images.as_subclass(Tensor).to(device, non_blocking=True)
         yield _Batch(moved, attributes.to(device, non_blocking=True), *parts[2:])
+
+
+def _has_classes(loader: DataLoader[Any], device: torch.device) -> bool:
+    """Whether the data give a class for each image, and not attributes."""
+    first = next(_batches(loader, device), None)
+    return first is not None and first.attributes.ndim == 1
 
 
 def _kind(value: object) -> str:
@@ -433,7 +459,12 @@ class _Trainer:
                 continue  # masks may be rare
             with torch.no_grad(), evaluating(self.model):
                 count = find_logits(self.model(batch.images)).shape[1]
-            if batch.attributes.shape[1:] != (count,):
+            if batch.attributes.ndim == 1 and int(batch.attributes.max()) >= count:
+                raise InputError(
+                    f"the data give class {int(batch.attributes.max())}, but the model has {count} outputs. "
+                    f"Give it a head: with_head(model, {int(batch.attributes.max()) + 1})."
+                )
+            if batch.attributes.ndim == 2 and batch.attributes.shape[1] != count:
                 raise InputError(
                     f"attributes have shape {tuple(batch.attributes.shape)}, but the model has {count} "
                     f"outputs. Give it a head: with_head(model, {batch.attributes.shape[-1]})."
@@ -456,10 +487,7 @@ class _Trainer:
         attribute, guidance = _Mean(), _Mean()
         for number, batch in enumerate(_batches(loader, self.device), 1):
             logits = self._forward(batch)
-            known = ~batch.attributes.isnan()
-            cross_entropy = F.binary_cross_entropy_with_logits(
-                logits, batch.attributes.nan_to_num(), weight=known.float(), reduction="sum"
-            ) / known.sum().clamp(min=1)
+            cross_entropy = _cross_entropy(logits, batch.attributes)
             guided = self.guide.loss(batch.attributes, **batch.annotations)
             self._check_finite(cross_entropy, guided, epoch, number)
             optimiser.zero_grad()
@@ -482,8 +510,7 @@ class _Trainer:
             # Grad-CAM needs a graph.
             with torch.set_grad_enabled(masked):
                 logits = self._forward(batch)
-                known = ~batch.attributes.isnan()
-                right.add(((logits > 0) == (batch.attributes > 0.5))[known])
+                right.add(_right(logits, batch.attributes))
                 if masked:
                     self.guide.loss(batch.attributes, **batch.annotations)
                     seen = self.guide.maps()[0]
@@ -504,6 +531,26 @@ class _Trainer:
             f"guidance loss {guided.item():g}. Lower learning_rate= or the weights, look for NaN or infinity "
             "in the images and the model, or leave out amp=."
         )
+
+
+def _cross_entropy(logits: Tensor, attributes: Tensor) -> Tensor:
+    """Mean over what is known."""
+    if attributes.ndim == 1:
+        known = attributes != IGNORE_INDEX
+        total = F.cross_entropy(logits, attributes, ignore_index=IGNORE_INDEX, reduction="sum")
+    else:
+        known = ~attributes.isnan()
+        total = F.binary_cross_entropy_with_logits(
+            logits, attributes.nan_to_num(), weight=known.float(), reduction="sum"
+        )
+    return total / known.sum().clamp(min=1)
+
+
+def _right(logits: Tensor, attributes: Tensor) -> Tensor:
+    """For each label that is known, whether it was predicted."""
+    if attributes.ndim == 1:
+        return (logits.argmax(dim=1) == attributes)[attributes != IGNORE_INDEX]
+    return ((logits > 0) == (attributes > 0.5))[~attributes.isnan()]
 
 
 class _Mean:

@@ -18,10 +18,11 @@ from PIL import Image
 from torch import Tensor
 
 from attnguide.data.files import natural_key
-from attnguide.data.images import IMAGE_SUFFIXES, grey_levels, load_image
+from attnguide.data.images import IMAGE_SUFFIXES, load_image
 from attnguide.errors import DataError, InputError
 from attnguide_gradcam_iou.labelled import LabelledMasks, read_coco, read_labelme
 from attnguide_gradcam_iou.legend import LegendEntry, find_legend, read_legend
+from attnguide_gradcam_iou.levels import is_grey, read_levels
 from attnguide_gradcam_iou.regions import ClassNames, Size, as_size, resize
 
 __all__ = [
@@ -66,17 +67,7 @@ def read_mask(path: str | Path, size: Size | None = None) -> Tensor:
         DataError: The file cannot be read as an image.
         InputError: The size is not positive.
     """
-    image = load_image(path)
-    levels = None
-    if image.has_transparency_data and not image.mode.startswith("I"):
-        opacity = np.asarray(image.convert("RGBA").getchannel("A"))
-        if opacity.min() < 255:
-            levels = opacity / 255
-    if levels is None:
-        levels = grey_levels(image, path)
-        if _is_grey(image) and np.asarray(image).max() == 1:
-            levels = np.asarray(image, dtype=np.float64)
-    return resize(torch.from_numpy(levels).float(), size)
+    return resize(torch.from_numpy(read_levels(path)).float(), size)
 
 
 def load_template(
@@ -166,7 +157,7 @@ def _values(
         # A transparent pixel has a colour too, but nobody painted it.
         values[True] = np.where(opacity > 0, red << 16 | green << 8 | blue, -1)
     if not all(entry.is_colour for entry in entries):
-        if not (_is_grey(image) or image.mode in ("1", "P")):
+        if not (is_grey(image) or image.mode in ("1", "P")):
             raise DataError(
                 f"{path} is a colour image (mode {image.mode}), but {legend} lists indices. Save it with a "
                 "palette or in grey, or list colours as #rrggbb."
@@ -265,7 +256,3 @@ def _add(files: dict[str, Path], name: str, path: Path) -> None:
     if name in files:
         raise DataError(f"{path} and {files[name]} are both for {name!r}. Keep one.")
     files[name] = path
-
-
-def _is_grey(image: Image.Image) -> bool:
-    return image.mode == "L" or image.mode.startswith("I")

@@ -19,6 +19,12 @@ def attnguide_parts() -> list[Part]:
         ),
         Part(
             "command",
+            "annotate",
+            "attnguide_gradcam_iou.annotate_command:annotate",
+            "Paint where a model should look, in the browser.",
+        ),
+        Part(
+            "command",
             "evaluate",
             "attnguide_gradcam_iou.command:evaluate",
             "Tell how good a model is, and whether it looks where it should.",

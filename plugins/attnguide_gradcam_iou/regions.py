@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -11,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attnguide.errors import InputError, UnknownNameError
+from attnguide_gradcam_iou.spelling import class_key
 
 __all__ = ["ClassNames", "Size", "as_size", "resize"]
 
@@ -32,11 +31,11 @@ class ClassNames:
         if isinstance(classes, str) or not classes:
             raise InputError(f"classes must be a sequence of at least one name, got {classes!r}.")
         self.names = tuple(classes)
-        self._keys = tuple(map(_key, self.names))
+        self._keys = tuple(map(class_key, self.names))
 
     def find(self, name: str) -> str | None:
         """Return the class that `name` means, as the model spells it, or None."""
-        key = _key(name)
+        key = class_key(name)
         return self.names[self._keys.index(key)] if key in self._keys else None
 
     def get(self, name: str, where: object) -> str:
@@ -100,8 +99,3 @@ def as_size(size: Size) -> tuple[int, int]:
     if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
         raise InputError(f"size must be a positive integer or (height, width), got {size!r}.")
     return sides[0], sides[1]
-
-
-def _key(name: str) -> str:
-    # Some file systems store é as e and an accent: NFKC makes one letter of them again.
-    return " ".join(re.split(r"[\s_]+", unicodedata.normalize("NFKC", name).casefold().strip()))

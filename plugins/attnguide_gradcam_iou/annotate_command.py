@@ -1,0 +1,277 @@
+"""`attnguide annotate`: the page on which one paints where a model should look."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+import threading
+import webbrowser
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from attnguide.errors import InputError
+from attnguide.options import ModelChoice, device_option, pick_device, read_class_names, single_label_options
+
+if TYPE_CHECKING:
+    from attnguide.models import LoadedModel
+    from attnguide_gradcam_iou.painting.server import Studio
+
+__all__ = ["annotate"]
+
+_PORT = 8765
+_LOCAL = ("127.0.0.1", "localhost", "::1")
+
+
+@click.command(short_help="Paint where a model should look, in the browser.")
+@click.argument("images", nargs=-1)
+@click.option(
+    "--template",
+    metavar="average|FILE",
+    help="Paint once for all images: on their mean, if they are aligned, or on one image.",
+)
+@click.option(
+    "--classes",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Names of the classes to paint: one a line, or a JSON list.  [default: the model's]",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="FOLDER",
+    help="Where the masks go; what is there already is gone on with.",
+)
+@click.option(
+    "--model", metavar="NAME", help="Show what this model looks at: one of timm, or torchvision/NAME."
+)
+@single_label_options
+@click.option("--source", default="grad_cam", show_default=True, metavar="NAME", help="Attribution source.")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Fine-tune the model on these images, a subfolder for each class.",
+)
+@click.option("--parts", is_flag=True, help="Offer the parts of faces that a parser finds.")
+@click.option(
+    "--parser",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A parser's weights; the one that comes along knows drawn faces.",
+)
+@device_option
+@click.option(
+    "--port", type=click.IntRange(0, 65535), metavar="N", help=f"Port.  [default: {_PORT}, or a free one]"
+)
+@click.option(
+    "--host",
+    default=_LOCAL[0],
+    show_default=True,
+    metavar="ADDRESS",
+    help="Address to listen at. Any other lets the whole network in that has the token.",
+)
+@click.option("--no-browser", is_flag=True, help="Print the address, and open nothing.")
+def annotate(
+    choice: ModelChoice,
+    images: tuple[str, ...],
+    template: str | None,
+    classes: Path | None,
+    out: Path,
+    source: str,
+    data: Path | None,
+    parts: bool,
+    parser: Path | None,
+    device: str,
+    port: int | None,
+    host: str,
+    no_browser: bool,
+) -> None:
+    """Paint where a model should look, in the browser.
+
+    IMAGES are files, folders or patterns. One walks through them, and paints a mask for each; or paints once
+    for all with --template, on the mean of aligned images, or on one image. Every change is written at once
+    into the folder --out, as PNG files that the prior `mask` reads. Ctrl-C ends the server.
+
+    With --model or --checkpoint the page shows what the model looks at; with --data as well it can be
+    fine-tuned towards the masks, and its new weights are FOLDER/finetuned.safetensors.
+
+    The page needs no network. It is served on this machine only, to who has the address with its token.
+
+    \b
+    Examples:
+      attnguide annotate faces/ --template average --classes attributes.txt --out masks/
+      attnguide annotate photos/ --model resnet18 --checkpoint mine.safetensors --data train/ --out masks/
+    """  # noqa: D301  (click's mark for "leave these lines as they are")
+    try:
+        import uvicorn
+
+        from attnguide_gradcam_iou.painting.server import application
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"the page needs {error.name}, which is not installed: pip install 'attnguide[ui]'"
+        ) from error
+    if data is not None and choice.name is None and choice.checkpoint is None:
+        raise InputError("--data is for fine-tuning a model. Name it: --model, --checkpoint.")
+    listener = _listen(host, port)
+    with listener:
+        studio = _studio(
+            choice, images, template, classes, out, source, data, parts or parser, parser, device
+        )
+        token = secrets.token_urlsafe(24)
+        port = listener.getsockname()[1]
+        address = f"http://{_named(host)}:{port}/?token={token}"
+        if host not in _LOCAL:
+            click.echo(
+                f"Warning: at {host} everyone in the network can reach the page who has the address below. "
+                "It is not encrypted.",
+                err=True,
+            )
+        click.echo(f"Open {address}", nl=True)
+        click.echo("Ctrl-C ends.", err=True)
+        app = application(studio, token, _hosts(host, port))
+        settings = uvicorn.Config(
+            app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=2
+        )
+        if not no_browser:
+            threading.Timer(0.3, webbrowser.open, (address,)).start()
+        try:
+            uvicorn.Server(settings).run(sockets=[listener])
+        except KeyboardInterrupt:
+            click.echo("", err=True)
+        finally:
+            if studio.tuning is not None:
+                studio.tuning.stop()
+
+
+def _studio(
+    choice: ModelChoice,
+    images: tuple[str, ...],
+    template: str | None,
+    classes: Path | None,
+    out: Path,
+    source: str,
+    data: Path | None,
+    parts: Any,
+    parser: Path | None,
+    device: str,
+) -> Studio:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from attnguide_gradcam_iou.painting.server import Studio
+    from attnguide_gradcam_iou.painting.sheets import find_sheets
+    from attnguide_gradcam_iou.painting.store import MaskStore, recorded_classes
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("averaging", total=None, visible=template == "average")
+        sheets = find_sheets(
+            images, template, lambda done, of: progress.update(task, completed=done, total=of)
+        )
+    if sheets.links:
+        click.echo(f"{sheets.links} images are links to elsewhere, and left out.", err=True)
+    with_model = choice.name is not None or choice.checkpoint is not None
+    loaded = choice.load() if with_model else None
+    names: list[str] | None = None
+    if classes is not None:
+        names = read_class_names(classes)
+        if not names:
+            raise InputError(f"{classes} names no class. Write one a line.")
+    elif loaded is not None:
+        names = list(loaded.classes)
+    elif out.is_dir():
+        names = recorded_classes(out)
+    if names is None:
+        names = ["region"] if template is not None else []
+    store = MaskStore(out, names, template=template is not None)
+    about: dict[str, Any] = {"template": None, "size": None}
+    if sheets.template is not None:
+        about = {"template": sheets.about, "size": list(sheets.template.size[::-1])}
+    store.record(about)
+    studio = Studio(sheets, store, {}, [None] * max(1, len(names)))
+    if loaded is not None:
+        _with_model(studio, loaded, names, source, data, device)
+    if parts:
+        from attnguide_gradcam_iou.painting.watching import FaceParts
+
+        studio.parts = FaceParts(sheets, parser)
+    return studio
+
+
+def _with_model(
+    studio: Studio, loaded: LoadedModel, names: list[str], source: str, data: Path | None, device: str
+) -> None:
+    """Show what a model looks at, and let it be fine-tuned."""
+    from attnguide.registry import registry
+    from attnguide_gradcam_iou.painting.watching import Watcher
+    from attnguide_gradcam_iou.regions import ClassNames
+
+    registry().find("source", source)
+    place = pick_device(device)
+    known = ClassNames(loaded.classes)
+    found = [known.find(name) for name in names]
+    studio.numbers = [None if name is None else loaded.classes.index(name) for name in found] or [0]
+    if not any(number is not None for number in studio.numbers):
+        raise InputError(
+            f"none of the classes {', '.join(names[:5])} is one of the model's, such as "
+            f"{', '.join(loaded.classes[:5])}. Name the model's by --class-names."
+        )
+    studio.watchers["before"] = Watcher(loaded, studio.sheets, place, source)
+    if data is None:
+        return
+    from attnguide_gradcam_iou.evaluation import labelled_images
+    from attnguide_gradcam_iou.painting.tuning import FineTuning
+
+    if loaded.multi_label:
+        raise InputError(
+            f"{loaded.name} answers a question for each class; --data needs a model that gives each image "
+            "one."
+        )
+
+    def on_model(tuned: LoadedModel) -> None:
+        studio.watchers["after"] = Watcher(replace(tuned), studio.sheets, place, source)
+
+    images = labelled_images(data, loaded.classes, named=not loaded.classes[0].startswith("class "))
+    out = studio.store.root
+    studio.tuning = FineTuning(loaded, images, out, out / "finetuned.safetensors", place, on_model)
+
+
+def _listen(host: str, port: int | None) -> socket.socket:
+    """Take a port before anything slow begins."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    for number in (_PORT, 0) if port is None else (port,):
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, number))
+            listener.listen(128)
+        except OSError as error:
+            listener.close()
+            problem = error
+        else:
+            return listener
+    raise InputError(
+        f"cannot listen at {host}, port {port or _PORT}: {problem.strerror}. Choose another --port."
+    )
+
+
+def _named(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _hosts(host: str, port: int) -> set[str]:
+    """By which names the page may be called."""
+    names = {_named(host), *map(_named, _LOCAL)}
+    if host in ("0.0.0.0", "::"):  # noqa: S104  (asked for)
+        names |= {socket.gethostname(), *(each[4][0] for each in _addresses())}
+    return {f"{name}:{port}".lower() for name in names}
+
+
+def _addresses() -> list[Any]:
+    try:
+        return socket.getaddrinfo(socket.gethostname(), None)
+    except OSError:
+        return []

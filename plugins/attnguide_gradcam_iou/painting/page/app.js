@@ -1,0 +1,724 @@
+// The page: tools, history, saving, and what the server tells.
+const $ = (id) => document.getElementById(id);
+const token = new URLSearchParams(location.search).get("token");
+
+async function ask(path, options = {}) {
+  const answer = await fetch(path, {...options, headers: {"X-Token": token, ...options.headers}});
+  if (answer.ok) return answer;
+  let text = `${answer.status} ${answer.statusText}`;
+  if ((answer.headers.get("content-type") || "").includes("json")) text = (await answer.json()).error || text;
+  throw new Error(text);
+}
+const askJson = async (path, options) => (await ask(path, options)).json();
+
+// ------------------------------------------------------------------ what is shown
+
+const view = new View($("canvas"));
+let state, sheet = 0, about = null, cls = 0, mask = null, tool = "brush";
+let stroke = null;   // what is being drawn: {tool, points, before}
+const subtracts = (event) => Boolean(event && event.altKey) !== $("subtract").checked;
+
+function complain(text) {
+  $("problem").textContent = text;
+  $("problem").hidden = !text;
+  clearTimeout(complain.timer);
+  if (text) complain.timer = setTimeout(() => complain(""), 8000);
+}
+function announce(text) { $("announce").textContent = text; }
+function guarded(action) {
+  return async (...values) => {
+    try { await action(...values); } catch (error) { complain(error.message); }
+  };
+}
+
+// ------------------------------------------------------------------------ saving
+
+// The newest state of each mask is sent, one after the other, until the server has it.
+const saver = {
+  waiting: new Map(), busy: false,
+  get pending() { return this.busy || this.waiting.size > 0; },
+  keep(number, kind, bits) {
+    this.waiting.set(`${number}/${kind}`, bits);
+    this.tell();
+    this.run();
+  },
+  async run() {
+    if (this.busy) return;
+    this.busy = true;
+    while (this.waiting.size) {
+      const [key, bits] = this.waiting.entries().next().value;
+      try {
+        const found = await askJson(`/api/mask/${key}`, {method: "PUT", body: bits});
+        if (this.waiting.get(key) === bits) this.waiting.delete(key);
+        noteProgress(Number(key.split("/")[0]), found);
+        this.failed = "";
+      } catch (error) {
+        this.failed = error.message;
+        this.tell();
+        await new Promise((done) => setTimeout(done, 1500));
+      }
+    }
+    this.busy = false;
+    this.tell();
+  },
+  tell() {
+    $("saved").className = this.failed ? "bad" : this.pending ? "busy" : "";
+    $("saved").textContent = this.failed ? "Not saved" : this.pending ? "Saving …" : "Saved";
+    $("saved").title = this.failed ? `${this.failed} It is tried again.` : "";
+  },
+};
+addEventListener("beforeunload", (event) => { if (saver.pending) event.preventDefault(); });
+
+function noteProgress(number, {painted, done}) {
+  state.done = done;
+  if (number === sheet && about) about.painted = painted;
+  showProgress();
+}
+
+function showProgress() {
+  if (!about) return;
+  const total = state.template ? state.classes.length : state.sheets;
+  const done = state.template ? about.painted.length : state.done;
+  $("done").textContent = state.template ? `${done} of ${total} classes` : `${done} of ${total} painted`;
+  document.querySelectorAll("#classes label").forEach((label, index) => {
+    label.classList.toggle("painted", about.painted.includes(index));
+  });
+}
+
+// ----------------------------------------------------------------------- history
+
+// What a mask was before each change, packed; for the masks that were changed last.
+const histories = new Map();
+function history() {
+  const key = `${sheet}/${cls}`, found = histories.get(key) || {undo: [], redo: []};
+  histories.delete(key);
+  histories.set(key, found);
+  if (histories.size > 12) histories.delete(histories.keys().next().value);
+  return found;
+}
+
+function changed(before) {
+  const now = Raster.pack(mask);
+  if (before.length === now.length && before.every((byte, place) => byte === now[place])) return;
+  const past = history();
+  past.undo.push(before);
+  if (past.undo.length > 100) past.undo.shift();
+  past.redo = [];
+  saver.keep(sheet, cls, now);
+  shown();
+}
+
+function step(from, to) {
+  const past = history();
+  if (stroke || !mask || !past[from].length) return;
+  past[to].push(Raster.pack(mask));
+  const bits = past[from].pop();
+  mask = Raster.unpack(bits, mask.length);
+  saver.keep(sheet, cls, bits);
+  view.paint(mask);
+  shown();
+  announce(from);
+}
+
+function shown() {
+  const past = history();
+  $("undo").disabled = !past.undo.length;
+  $("redo").disabled = !past.redo.length;
+  const inside = mask.reduce((sum, value) => sum + value, 0);
+  $("clear").disabled = !inside;
+  $("share").replaceChildren(bold(`${(100 * inside / mask.length).toFixed(1)} %`), " of the image");
+  showOverlap();
+}
+
+function bold(text) {
+  const element = document.createElement("b");
+  element.textContent = text;
+  return element;
+}
+
+function change(action) {
+  if (!mask || stroke) return;
+  const before = Raster.pack(mask);
+  action();
+  view.paint(mask);
+  changed(before);
+}
+
+// ------------------------------------------------------------------ images, classes
+
+const pictures = new Map();  // the image that is shown, and its neighbours
+async function picture(number) {
+  if (!pictures.has(number)) {
+    const loading = ask(`/api/image/${number}`).then((answer) => answer.blob()).then((blob) => createImageBitmap(blob));
+    pictures.set(number, loading);
+    loading.catch(() => pictures.delete(number));
+    for (const other of pictures.keys()) if (Math.abs(other - number) > 1) pictures.delete(other);
+  }
+  return pictures.get(number);
+}
+
+let visit = 0;
+const go = guarded(async (number) => {
+  if (stroke) endStroke(false);
+  number = Math.min(state.sheets - 1, Math.max(0, number));
+  const own = ++visit;
+  $("number").value = number + 1;
+  $("previous").disabled = number === 0;
+  $("next").disabled = number === state.sheets - 1;
+  let told, image;
+  try {
+    [told, image] = await Promise.all([askJson(`/api/sheet/${number}`), picture(number)]);
+  } catch (error) {
+    // One that cannot be shown is passed by.
+    if (own === visit) { sheet = number; about = mask = view.image = null; view.draw(); $("name").textContent = "–"; }
+    throw error;
+  }
+  if (own !== visit) return;  // gone on in the meantime
+  sheet = number;
+  about = told;
+  view.cross = null;
+  view.show(image);
+  $("name").textContent = `${told.name} · ${told.width} × ${told.height}`;
+  await choose(cls, own);
+  if (number + 1 < state.sheets) picture(number + 1).catch(() => {});
+});
+
+async function choose(index, own = ++visit) {
+  if (stroke) endStroke(false);
+  cls = index;
+  if (!about) return;
+  const length = about.width * about.height, key = `${sheet}/${cls}`;
+  let bits = saver.waiting.get(key);
+  if (!bits) {
+    const answer = await ask(`/api/mask/${key}`);
+    bits = answer.status === 204 ? new Uint8Array(Math.ceil(length / 8)) : new Uint8Array(await answer.arrayBuffer());
+  }
+  if (own !== visit) return;
+  mask = Raster.unpack(bits, length);
+  const input = document.querySelector(`#classes input[value="${index}"]`);
+  if (input) input.checked = true;
+  view.paint(mask);
+  showProgress();
+  shown();
+  showHeat();
+}
+
+async function nextToPaint() {
+  const found = await askJson(`/api/next/${sheet}`);
+  if (found.sheet === null) announce("all are painted");
+  else await go(found.sheet);
+}
+
+function listClasses() {
+  if (!state.classes.length) { $("classbox").hidden = true; return; }
+  state.classes.forEach((name, index) => {
+    const label = document.createElement("label"), input = document.createElement("input");
+    const dot = document.createElement("i"), text = document.createElement("b");
+    Object.assign(input, {type: "radio", name: "class", value: String(index)});
+    input.addEventListener("change", guarded(() => choose(index)));
+    text.textContent = name;
+    label.append(input, dot, text);
+    if (index < 9) {
+      const key = document.createElement("kbd");
+      key.textContent = index + 1;
+      label.append(key);
+    }
+    $("classes").append(label);
+  });
+  $("filter").hidden = state.classes.length <= 12;
+  $("filter").addEventListener("input", () => {
+    const wanted = $("filter").value.toLowerCase();
+    document.querySelectorAll("#classes label").forEach((label) => {
+      label.hidden = !label.querySelector("b").textContent.toLowerCase().includes(wanted);
+    });
+  });
+}
+
+// -------------------------------------------------------------------------- drawing
+
+const TOOLS = {
+  brush: ["B", "Brush", "M4 20c3 0 4-1 4-3a2.5 2.5 0 1 1 5 0c0 3-4 4-9 3zM12 14l8-10"],
+  eraser: ["E", "Eraser", "M8 20h12M5 14l8-9 6 6-8 9H8l-3-3z"],
+  polygon: ["P", "Polygon", "M12 3l8 6-3 11H7L4 9z"],
+  rectangle: ["R", "Rectangle", "M4 6h16v12H4z"],
+  ellipse: ["O", "Ellipse", "M12 5c5 0 9 3 9 7s-4 7-9 7-9-3-9-7 4-7 9-7z"],
+  fill: ["F", "Fill", "M5 11l7-7 7 7-7 7zM19 15c1.500 2 2 3 2 4a2 2 0 0 1-4 0c0-1 .5-2 2-4z"],
+  hand: ["H", "Move the image", "M7 12V6a1.500 1.500 0 0 1 3 0v5V4.500a1.500 1.500 0 0 1 3 0V11V6a1.500 1.500 0 0 1 3 0v6-3a1.500 1.500 0 0 1 3 0v5c0 4-2 7-6 7-3 0-4-1-6-4l-3-4c1-1.500 2-1 3 1z"],
+};
+
+function pick(name) {
+  if (stroke) endStroke(false);
+  tool = name;
+  document.querySelectorAll("#tools button").forEach((button) => {
+    button.setAttribute("aria-pressed", button.dataset.tool === name);
+  });
+  $("canvas").style.cursor = name === "hand" ? "grab" : "crosshair";
+  view.draw();
+}
+
+function listTools() {
+  for (const [name, [key, title, path]] of Object.entries(TOOLS)) {
+    const button = document.createElement("button");
+    button.dataset.tool = name;
+    button.title = `${title} (${key})`;
+    button.setAttribute("aria-label", title);
+    const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+    const shape = document.createElementNS("http://www.w3.org/2000/svg", "path");
+    svg.setAttribute("viewBox", "0 0 24 24");
+    svg.setAttribute("aria-hidden", "true");
+    shape.setAttribute("d", path);
+    svg.append(shape);
+    button.append(svg);
+    button.addEventListener("click", () => pick(name));
+    $("tools").append(button);
+  }
+}
+
+const radius = () => Number($("size").value) / 2;
+const draws = (name) => name === "brush" || name === "eraser";
+
+function begin(point, event) {
+  if (!mask) return;
+  const before = Raster.pack(mask);
+  if (tool === "fill") {
+    Raster.fill(mask, about.width, about.height, point, subtracts(event) ? 0 : 1);
+    view.paint(mask);
+    changed(before);
+    return;
+  }
+  stroke = {tool, points: [point], before, value: tool === "eraser" || (!draws(tool) && subtracts(event)) ? 0 : 1};
+  if (draws(tool)) extend(point);
+}
+
+function extend(point, event) {
+  if (!stroke) return;
+  if (draws(stroke.tool)) {
+    const last = stroke.points[stroke.points.length - 1];
+    const part = Raster.stroke(mask, about.width, about.height, last, point, radius(), stroke.value);
+    stroke.points = [point];
+    view.paint(mask, part);
+    return;
+  }
+  if (stroke.tool === "polygon") { stroke.loose = point; view.draw(); return; }
+  const [from] = stroke.points;
+  if (event && event.shiftKey) {
+    const side = Math.max(Math.abs(point.x - from.x), Math.abs(point.y - from.y));
+    point = {x: from.x + side * Math.sign(point.x - from.x), y: from.y + side * Math.sign(point.y - from.y)};
+  }
+  stroke.points[1] = point;
+  view.draw();
+}
+
+// Ends what is being drawn, and keeps it or not.
+function endStroke(kept = true) {
+  if (!stroke) return;
+  const {tool: kind, points, before, value} = stroke;
+  stroke = null;
+  if (!kept) mask = Raster.unpack(before, mask.length);
+  else if (kind === "polygon" && points.length > 2) Raster.polygon(mask, about.width, about.height, points, value);
+  else if (!draws(kind) && kind !== "polygon" && points.length === 2) {
+    Raster[kind](mask, about.width, about.height, points[0], points[1], value);
+  }
+  view.paint(mask);
+  changed(before);
+}
+
+// Adds a corner to a polygon; at its first corner, closes it.
+function corner(point, event) {
+  if (!stroke) { begin(point, event); view.draw(); return; }
+  const [first] = stroke.points;
+  const close = Math.hypot(point.x - first.x, point.y - first.y) * view.scale < 9;
+  if (close && stroke.points.length > 2) endStroke();
+  else stroke.points.push(point);
+  view.draw();
+}
+
+view.sketch = (context, scale) => {
+  const twice = (path) => {  // visible on light and dark
+    for (const [colour, width] of [["#000c", 3], ["#fff", 1.3]]) {
+      context.strokeStyle = colour;
+      context.lineWidth = width / scale;
+      path();
+      context.stroke();
+    }
+  };
+  if (stroke && !draws(stroke.tool)) {
+    const [a, b] = stroke.points;
+    twice(() => {
+      context.beginPath();
+      if (stroke.tool === "polygon") {
+        stroke.points.forEach((p) => context.lineTo(p.x, p.y));
+        if (stroke.loose) context.lineTo(stroke.loose.x, stroke.loose.y);
+      } else if (b && stroke.tool === "rectangle") context.rect(a.x, a.y, b.x - a.x, b.y - a.y);
+      else if (b) {
+        context.ellipse((a.x + b.x) / 2, (a.y + b.y) / 2, Math.abs(a.x - b.x) / 2, Math.abs(a.y - b.y) / 2, 0, 0, 7);
+      }
+    });
+    if (stroke.tool === "polygon") {
+      for (const p of stroke.points) {
+        context.fillStyle = "#fff";
+        context.fillRect(p.x - 2.5 / scale, p.y - 2.5 / scale, 5 / scale, 5 / scale);
+      }
+    }
+  }
+  const at = view.cross || view.pointer;
+  if (at && draws(tool)) {
+    twice(() => { context.beginPath(); context.arc(at.x, at.y, Math.max(radius(), 0.5), 0, 7); });
+  }
+  if (view.cross) {
+    const {x, y} = view.cross, arm = 9 / scale;
+    twice(() => {
+      context.beginPath();
+      context.moveTo(x - arm, y); context.lineTo(x + arm, y);
+      context.moveTo(x, y - arm); context.lineTo(x, y + arm);
+    });
+  }
+};
+
+// ------------------------------------------------------------------ pointers and wheel
+
+const fingers = new Map();
+let panning = null, pinch = null;
+
+$("canvas").addEventListener("pointerdown", (event) => {
+  if (!about) return;
+  $("canvas").focus({preventScroll: true});
+  view.cross = null;
+  $("canvas").setPointerCapture(event.pointerId);
+  if (event.pointerType === "touch") {
+    fingers.set(event.pointerId, event);
+    if (fingers.size === 2) { endStroke(false); pinch = spread(); return; }
+    if (fingers.size > 2) return;
+  }
+  if (event.button === 1 || tool === "hand") { panning = event; event.preventDefault(); return; }
+  if (event.button !== 0) return;
+  const point = view.toImage(event.clientX, event.clientY);
+  if (tool === "polygon") corner(point, event);
+  else begin(point, event);
+});
+
+$("canvas").addEventListener("pointermove", (event) => {
+  if (!about) return;
+  if (fingers.has(event.pointerId)) fingers.set(event.pointerId, event);
+  if (pinch && fingers.size === 2) {
+    const now = spread(), frame = $("canvas").getBoundingClientRect();
+    view.zoom(now.apart / pinch.apart, now.x - frame.left, now.y - frame.top);
+    view.pan(now.x - pinch.x, now.y - pinch.y);
+    pinch = now;
+    return;
+  }
+  if (panning) {
+    view.pan(event.clientX - panning.clientX, event.clientY - panning.clientY);
+    panning = event;
+    return;
+  }
+  view.pointer = event.pointerType === "touch" ? null : view.toImage(event.clientX, event.clientY);
+  if (!stroke) { view.draw(); return; }
+  // All places since the last event, so that a quick stroke is round.
+  const events = event.getCoalescedEvents ? event.getCoalescedEvents() : [];
+  for (const one of events.length ? events : [event]) extend(view.toImage(one.clientX, one.clientY), event);
+});
+
+function lift(event) {
+  fingers.delete(event.pointerId);
+  if (pinch) { if (!fingers.size) pinch = null; return; }
+  panning = null;
+  if (stroke && stroke.tool !== "polygon") endStroke();
+}
+$("canvas").addEventListener("pointerup", lift);
+$("canvas").addEventListener("pointercancel", lift);
+$("canvas").addEventListener("pointerleave", () => { view.pointer = null; view.draw(); });
+$("canvas").addEventListener("dblclick", () => { if (stroke && stroke.tool === "polygon") endStroke(); });
+$("canvas").addEventListener("contextmenu", (event) => event.preventDefault());
+$("canvas").addEventListener("wheel", (event) => {
+  event.preventDefault();
+  const frame = $("canvas").getBoundingClientRect();
+  view.zoom(Math.exp(-event.deltaY / (event.deltaMode ? 20 : 400)), event.clientX - frame.left, event.clientY - frame.top);
+}, {passive: false});
+
+function spread() {
+  const [a, b] = [...fingers.values()];
+  return {
+    x: (a.clientX + b.clientX) / 2, y: (a.clientY + b.clientY) / 2,
+    apart: Math.max(1, Math.hypot(a.clientX - b.clientX, a.clientY - b.clientY)),
+  };
+}
+
+// ---------------------------------------------------------------------------- keys
+
+const ARROWS = {ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1]};
+
+// On the image: the cross stands at the middle of a pixel.
+$("canvas").addEventListener("keydown", (event) => {
+  if (!about || event.ctrlKey || event.metaKey) return;
+  const arrow = ARROWS[event.key];
+  if (arrow) {
+    event.preventDefault();
+    const pace = event.shiftKey ? 10 : 1;
+    const at = view.cross || {x: Math.floor(about.width / 2) + 0.5, y: Math.floor(about.height / 2) + 0.5};
+    view.cross = view.cross ? {
+      x: Math.min(about.width - 0.5, Math.max(0.5, at.x + pace * arrow[0])),
+      y: Math.min(about.height - 0.5, Math.max(0.5, at.y + pace * arrow[1])),
+    } : at;
+    if (stroke) extend(view.cross, null);
+    view.draw();
+    announce(`${Math.floor(view.cross.x)}, ${Math.floor(view.cross.y)}`);
+  } else if (event.key === " ") {
+    event.preventDefault();
+    if (event.repeat || tool === "hand") return;
+    if (!view.cross) view.cross = {x: Math.floor(about.width / 2) + 0.5, y: Math.floor(about.height / 2) + 0.5};
+    if (tool === "polygon") corner(view.cross, event);
+    else if (stroke && !draws(tool)) { extend(view.cross, event); endStroke(); }
+    else begin(view.cross, event);
+    view.draw();
+  }
+});
+$("canvas").addEventListener("keyup", (event) => {
+  if (event.key === " " && stroke && draws(stroke.tool)) endStroke();
+});
+
+addEventListener("keydown", (event) => {
+  const typing = event.target.matches("input[type=number], input[type=search]");
+  if (typing || !state || $("keys").open) return;
+  const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+  if ((event.ctrlKey || event.metaKey) && (key === "z" || key === "y")) {
+    event.preventDefault();
+    if (key === "y" || event.shiftKey) step("redo", "undo");
+    else step("undo", "redo");
+    return;
+  }
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  const named = Object.keys(TOOLS).find((name) => TOOLS[name][0].toLowerCase() === key);
+  const doing = {
+    "[": () => resize(-1), "]": () => resize(1), Delete: () => $("clear").click(), i: () => $("invert").click(),
+    PageUp: () => go(sheet - 1), PageDown: () => go(sheet + 1), n: guarded(nextToPaint),
+    "+": () => view.zoom(1.25), "=": () => view.zoom(1.25), "-": () => view.zoom(0.8), 0: () => view.fit(),
+    m: () => $("heat").click(), "?": () => $("keys").showModal(),
+    Enter: () => { if (stroke && stroke.tool === "polygon") endStroke(); },
+    Escape: () => endStroke(false),
+    Backspace: () => { if (stroke && stroke.tool === "polygon" && stroke.points.length > 1) stroke.points.pop(); view.draw(); },
+  }[key];
+  if (key === "Enter" && !(stroke && stroke.tool === "polygon")) return;  // buttons want it
+  if (named) pick(named);
+  else if (doing) doing();
+  else if (/^[1-9]$/.test(key) && Number(key) <= state.classes.length) guarded(choose)(Number(key) - 1);
+  else return;
+  event.preventDefault();
+});
+
+function resize(direction) {
+  const size = Number($("size").value);
+  $("size").value = size + direction * Math.max(1, Math.round(size / 8));
+  showSize();
+}
+function showSize() { $("sizetext").textContent = `${$("size").value} px`; view.draw(); }
+
+// -------------------------------------------------------------------------- the model
+
+const maps = new Map();
+const which = () => document.querySelector("input[name=which]:checked").value;
+const kind = () => Math.max(0, cls);
+
+async function seenMap(number, index, model) {
+  const key = `${number}/${index}/${model}`;
+  if (!maps.has(key)) {
+    const loading = askJson(`/api/map/${key}`);
+    maps.set(key, loading);
+    loading.catch(() => maps.delete(key));
+    if (maps.size > 64) maps.delete(maps.keys().next().value);
+  }
+  return maps.get(key);
+}
+
+const showHeat = guarded(async () => {
+  const own = visit, there = about && state.seen[kind()];
+  $("seen").hidden = !there;
+  view.heat = null;
+  view.draw();
+  if (!there) return;
+  $("overlap").textContent = "looking …";
+  const found = await seenMap(sheet, kind(), which());
+  if (own !== visit) return;
+  view.values = found;
+  view.box = found.box;
+  view.heat = $("heat").checked ? heatImage(found.values) : null;
+  view.draw();
+  showOverlap();
+});
+
+// The share of what the model looks at that lies in the mask.
+function showOverlap() {
+  if (!view.values || !state.seen[kind()] || !mask) return;
+  const {values, box: [left, top, right, bottom], score} = view.values;
+  const rows = values.length, columns = values[0].length;
+  let inside = 0, all = 0;
+  for (let row = 0; row < rows; row++) {
+    for (let column = 0; column < columns; column++) {
+      const x0 = Math.max(0, Math.floor(left + (right - left) * column / columns));
+      const x1 = Math.min(about.width, Math.ceil(left + (right - left) * (column + 1) / columns));
+      const y0 = Math.max(0, Math.floor(top + (bottom - top) * row / rows));
+      const y1 = Math.min(about.height, Math.ceil(top + (bottom - top) * (row + 1) / rows));
+      let covered = 0;
+      for (let y = y0; y < y1; y++) for (let x = x0; x < x1; x++) covered += mask[y * about.width + x];
+      const area = Math.max(0, x1 - x0) * Math.max(0, y1 - y0);
+      all += values[row][column];
+      if (area) inside += values[row][column] * covered / area;
+    }
+  }
+  const share = all ? `${(100 * inside / all).toFixed(0)} %` : "nothing";
+  $("overlap").replaceChildren(bold(share), " of it lies in the mask · probability ", bold(score.toFixed(2)));
+}
+
+function listParts() {
+  $("partbox").hidden = !state.parts.length;
+  state.parts.forEach((name, index) => {
+    const button = document.createElement("button");
+    button.textContent = name.replaceAll("_", " ");
+    button.title = `Add the ${button.textContent} to the mask`;
+    button.addEventListener("click", guarded(async () => {
+      const answer = await ask(`/api/part/${sheet}/${index}`);
+      const part = Raster.unpack(new Uint8Array(await answer.arrayBuffer()), mask.length);
+      change(() => part.forEach((value, place) => { if (value) mask[place] = $("subtract").checked ? 0 : 1; }));
+    }));
+    $("parts").append(button);
+  });
+}
+
+// ---------------------------------------------------------------------- fine-tuning
+
+const percent = (value) => value === null || value === undefined ? "–" : `${(100 * value).toFixed(1)} %`;
+const short = (value) => value === null || value === undefined ? "–" : value.toFixed(3);
+
+async function watch() {
+  const told = await askJson("/api/tuning");
+  const running = told.state === "running";
+  $("tune").hidden = running;
+  $("stop").hidden = !running;
+  $("progress").hidden = !running;
+  if (told.steps) $("progress").value = told.step / told.steps;
+  const texts = {
+    running: told.steps ? `batch ${told.step} of ${told.steps}` : "reading the images …",
+    done: `Done. Weights: ${told.file}`, stopped: `Stopped. Weights: ${told.file}`, failed: told.error, idle: "",
+  };
+  $("tuned").textContent = texts[told.state];
+  const rows = [];
+  if (told.before.accuracy !== undefined) rows.push(["before", null, null, told.before.accuracy, told.before.iou]);
+  for (const one of told.epochs) rows.push([one.number, one.attribute_loss, one.guidance_loss, one.accuracy, one.iou]);
+  $("epochtable").hidden = !rows.length;
+  $("epochtable").tBodies[0].replaceChildren(...rows.map(([name, loss, guidance, accuracy, iou]) => {
+    const row = document.createElement("tr");
+    for (const text of [name, short(loss), short(guidance), percent(accuracy), short(iou)]) {
+      row.insertCell().textContent = text;
+    }
+    return row;
+  }));
+  if (running) setTimeout(guarded(watch), 500);
+  else if (told.maps.includes("after")) await compare();
+}
+
+async function compare() {
+  for (const key of [...maps.keys()]) if (key.endsWith("/after")) maps.delete(key);
+  $("which").hidden = false;
+  document.querySelector("input[name=which][value=after]").checked = true;
+  await showHeat();
+  $("pair").hidden = false;
+  for (const model of ["before", "after"]) {
+    const {values, box} = await seenMap(sheet, kind(), model), canvas = $(model), image = view.image;
+    const context = canvas.getContext("2d"), scale = canvas.width / Math.max(image.width, image.height);
+    context.setTransform(1, 0, 0, 1, 0, 0);
+    context.clearRect(0, 0, canvas.width, canvas.height);
+    context.setTransform(scale, 0, 0, scale, (canvas.width - scale * image.width) / 2, (canvas.height - scale * image.height) / 2);
+    context.drawImage(image, 0, 0);
+    context.globalAlpha = 0.75;
+    drawHeat(context, heatImage(values), box);
+    context.globalAlpha = 1;
+  }
+}
+
+// --------------------------------------------------------------------------- files
+
+async function download(path) {
+  const answer = await ask(path), link = document.createElement("a");
+  link.href = URL.createObjectURL(await answer.blob());
+  link.download = JSON.parse(answer.headers.get("x-filename"));
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}
+
+// ------------------------------------------------------------------------ the buttons
+
+$("previous").addEventListener("click", () => go(sheet - 1));
+$("next").addEventListener("click", () => go(sheet + 1));
+$("todo").addEventListener("click", guarded(nextToPaint));
+$("number").addEventListener("change", () => go(Number($("number").value) - 1));
+$("undo").addEventListener("click", () => step("undo", "redo"));
+$("redo").addEventListener("click", () => step("redo", "undo"));
+$("clear").addEventListener("click", () => change(() => mask.fill(0)));
+$("invert").addEventListener("click", () => change(() => mask.forEach((value, place) => { mask[place] = 1 - value; })));
+$("size").addEventListener("input", showSize);
+$("in").addEventListener("click", () => view.zoom(1.25));
+$("out").addEventListener("click", () => view.zoom(0.8));
+$("fit").addEventListener("click", () => view.fit());
+$("help").addEventListener("click", () => $("keys").showModal());
+$("heat").addEventListener("change", () => showHeat());
+document.querySelectorAll("input[name=which]").forEach((input) => input.addEventListener("change", () => showHeat()));
+for (const [slider, text, name] of [["opacity", "opacitytext", "maskOpacity"], ["heatopacity", "heattext", "heatOpacity"]]) {
+  const show = () => {
+    view[name] = Number($(slider).value) / 100;
+    $(text).textContent = `${$(slider).value} %`;
+    view.draw();
+  };
+  $(slider).addEventListener("input", show);
+  show();
+}
+$("labelme").addEventListener("click", guarded(() => download(`/api/labelme/${sheet}`)));
+$("coco").addEventListener("click", guarded(() => download("/api/coco")));
+$("import").addEventListener("change", guarded(async () => {
+  const [file] = $("import").files;
+  if (!file) return;
+  $("import").value = "";
+  const found = await askJson(`/api/import/${sheet}`, {method: "POST", body: file});
+  histories.clear();
+  noteProgress(sheet, found);
+  await choose(cls);
+  const left = found.skipped.length ? ` Left out: ${found.skipped.join("; ")}.` : "";
+  announce(`${found.masks} masks imported.${left}`);
+  if (left) complain(`${found.masks} masks imported.${left}`);
+}));
+$("tune").addEventListener("click", guarded(async () => {
+  const settings = {
+    epochs: Number($("epochs").value), weight: Number($("weight").value), learning_rate: Number($("rate").value),
+  };
+  $("pair").hidden = true;
+  await askJson("/api/tuning", {
+    method: "POST", body: JSON.stringify(settings), headers: {"Content-Type": "application/json"},
+  });
+  await watch();
+}));
+$("stop").addEventListener("click", guarded(() => askJson("/api/tuning", {method: "DELETE"})));
+view.onmove = () => { $("fit").textContent = `${Math.round(100 * view.scale)} %`; };
+
+guarded(async () => {
+  state = await askJson("/api/state");
+  listClasses();
+  listTools();
+  listParts();
+  pick("brush");
+  $("walk").hidden = state.template || state.sheets === 1;
+  $("number").max = state.sheets;
+  $("of").textContent = `of ${state.sheets}`;
+  $("folder").textContent = `Masks: ${state.folder}`;
+  $("tuning").hidden = !state.tuning;
+  $("hint").hidden = state.tuning;
+  $("hint").textContent = state.seen.some(Boolean)
+    ? "Start with --data FOLDER, images in a subfolder for each class, to fine-tune the model here."
+    : "Start with --model or --checkpoint to see what a model looks at while you paint.";
+  document.title = `attnguide annotate · ${state.folder}`;
+  await go(state.first);
+  const side = Math.max(about.width, about.height);
+  $("size").max = Math.max(8, Math.round(side / 2));
+  $("size").value = Math.max(1, Math.round(side / 14));
+  showSize();
+  if (state.tuning) await watch();
+  document.body.dataset.ready = "true";
+})();

@@ -1,0 +1,369 @@
+"""The server of the page: on this machine only, for who has the address, and for nothing but the masks."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+from urllib.parse import parse_qs
+
+import numpy as np
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from attnguide import __version__
+from attnguide.errors import AttnGuideError, InputError
+from attnguide_gradcam_iou.painting import exchange
+from attnguide_gradcam_iou.painting.sheets import LONGEST, Sheets
+from attnguide_gradcam_iou.painting.store import MaskStore
+
+if TYPE_CHECKING:
+    from attnguide_gradcam_iou.painting.tuning import FineTuning
+    from attnguide_gradcam_iou.painting.watching import FaceParts, Watcher
+
+__all__ = ["LARGEST_FILE", "Studio", "application"]
+
+#: Bytes that a file to import may have.
+LARGEST_FILE = 64 * 2**20
+#: Bytes of any other request: a mask has a bit for each pixel.
+_LARGEST_BODY = LONGEST * LONGEST // 8 + 1
+_PAGE = Path(__file__).parent / "page"
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Studio:
+    """All that the page shows and changes.
+
+    Attributes:
+        sheets: What is painted on.
+        store: Where the masks go.
+        watchers: The model before (`"before"`) and after a fine-tuning (`"after"`), as far as there are any.
+        numbers: The class of the model for each class that is painted, None where it has none of that name.
+        parts: Parts of faces to be taken as masks.
+        tuning: Fine-tuning, where there are labelled images.
+    """
+
+    sheets: Sheets
+    store: MaskStore
+    watchers: dict[str, Watcher]
+    numbers: list[int | None]
+    parts: FaceParts | None = None
+    tuning: FineTuning | None = None
+
+    @cached_property
+    def stems(self) -> list[str]:
+        """What the masks of each sheet are called."""
+        return [self.sheets.stem(number) for number in range(len(self.sheets))]
+
+    def state(self) -> dict[str, Any]:
+        """What the page needs to begin with."""
+        first = self.store.next_to_paint(self.stems, len(self.sheets) - 1)
+        return {
+            "version": __version__,
+            "classes": list(self.store.classes),
+            "template": self.sheets.template is not None,
+            "sheets": len(self.sheets),
+            "done": self.store.count(self.stems),
+            "first": first or 0,
+            "folder": str(self.store.root),
+            "seen": [number is not None and bool(self.watchers) for number in self.numbers],
+            "parts": [] if self.parts is None else list(self.parts.names),
+            "tuning": self.tuning is not None,
+        }
+
+
+def application(studio: Studio, token: str, hosts: set[str]) -> _ASGI:
+    """Make the application.
+
+    Args:
+        studio: What it serves.
+        token: What every request must have, in the address or as `X-Token`.
+        hosts: Names and ports, `127.0.0.1:8765`, by which it may be called.
+
+    Returns:
+        An ASGI application. Requests for another host, from another origin, without the token, or with too
+        long a body are refused before anything is read.
+    """
+    api = _Api(studio)
+    routes = [
+        Route("/", api.page),
+        Route("/api/state", api.state),
+        Route("/api/sheet/{sheet:int}", api.sheet),
+        Route("/api/image/{sheet:int}", api.image),
+        Route("/api/next/{sheet:int}", api.next),
+        Route("/api/mask/{sheet:int}/{cls:int}", api.mask),
+        Route("/api/mask/{sheet:int}/{cls:int}", api.keep, methods=["PUT"]),
+        Route("/api/map/{sheet:int}/{cls:int}/{which}", api.map),
+        Route("/api/part/{sheet:int}/{part:int}", api.part),
+        Route("/api/labelme/{sheet:int}", api.labelme),
+        Route("/api/coco", api.coco),
+        Route("/api/import/{sheet:int}", api.take, methods=["POST"]),
+        Route("/api/tuning", api.tuning),
+        Route("/api/tuning", api.tune, methods=["POST"]),
+        Route("/api/tuning", api.stop, methods=["DELETE"]),
+    ]
+    handlers: Mapping[Any, Any] = {
+        AttnGuideError: _refused,
+        HTTPException: _http_error,
+        Exception: _failed,
+    }
+    return _Guard(Starlette(routes=routes, exception_handlers=handlers), token, hosts)
+
+
+# ---------------------------------------------------------------------- what it answers
+
+
+class _Api:
+    def __init__(self, studio: Studio) -> None:
+        self.studio = studio
+
+    def page(self, request: Request) -> Response:
+        """The page, all in one, so that nothing else is asked for."""
+        nonce = secrets.token_urlsafe(16)
+        parts = {name: (_PAGE / name).read_text(encoding="utf-8") for name in _FILES}
+        text = parts["index.html"].replace("{nonce}", nonce).replace("{style}", parts["style.css"])
+        script = "\n".join(parts[name] for name in _FILES if name.endswith(".js"))
+        text = text.replace("{script}", script)
+        rules = (
+            f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; "
+            "img-src data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+            "frame-ancestors 'none'"
+        )
+        return HTMLResponse(text, headers={"Content-Security-Policy": rules})
+
+    def state(self, request: Request) -> Response:
+        return JSONResponse(self.studio.state())
+
+    def sheet(self, request: Request) -> Response:
+        number = self._sheet(request)
+        width, height = self.studio.sheets.picture(number).size
+        painted = self.studio.store.painted(self.studio.sheets.stem(number))
+        name = self.studio.sheets.name(number)
+        return JSONResponse({"name": name, "width": width, "height": height, "painted": painted})
+
+    def image(self, request: Request) -> Response:
+        file = io.BytesIO()
+        self.studio.sheets.picture(self._sheet(request)).save(file, "JPEG", quality=92)
+        return Response(file.getvalue(), media_type="image/jpeg")
+
+    def next(self, request: Request) -> Response:
+        """The next image without a mask; null if there is none."""
+        stems = self.studio.stems
+        return JSONResponse({"sheet": self.studio.store.next_to_paint(stems, self._sheet(request))})
+
+    def mask(self, request: Request) -> Response:
+        number, cls = self._sheet(request), self._class(request)
+        width, height = self.studio.sheets.picture(number).size
+        mask = self.studio.store.read(self.studio.sheets.stem(number), cls, (height, width))
+        if mask is None:
+            return Response(status_code=204)
+        return Response(np.packbits(mask).tobytes(), media_type="application/octet-stream")
+
+    async def keep(self, request: Request) -> Response:
+        body = await _body(request, _LARGEST_BODY)
+        return await run_in_threadpool(self._kept, self._sheet(request), self._class(request), body)
+
+    def _kept(self, number: int, cls: int, body: bytes) -> Response:
+        sheets, store = self.studio.sheets, self.studio.store
+        width, height = sheets.picture(number).size
+        if len(body) != -(-width * height // 8):
+            raise InputError(
+                f"a mask of {width}×{height} pixels has {-(-width * height // 8)} bytes, not {len(body)}."
+            )
+        bits = np.unpackbits(np.frombuffer(body, dtype=np.uint8), count=width * height)
+        store.write(sheets.stem(number), cls, bits.reshape(height, width).astype(bool))
+        return JSONResponse(self._progress(number))
+
+    def _progress(self, number: int) -> dict[str, Any]:
+        store, stems = self.studio.store, self.studio.stems
+        return {"painted": store.painted(stems[number]), "done": store.count(stems)}
+
+    def map(self, request: Request) -> Response:
+        number, which = self._sheet(request), request.path_params["which"]
+        cls, watcher = self.studio.numbers[self._class(request)], self.studio.watchers.get(which)
+        if cls is None or watcher is None:
+            raise HTTPException(404, "there is no such map: the model has no class of this name.")
+        return JSONResponse(asdict(watcher.map(number, cls)))
+
+    def part(self, request: Request) -> Response:
+        number, part = self._sheet(request), request.path_params["part"]
+        if self.studio.parts is None or part >= len(self.studio.parts.names):
+            raise HTTPException(404, "there is no such part.")
+        mask = self.studio.parts.mask(number, part)
+        if not mask.any():
+            raise InputError(f"no {self.studio.parts.names[part]} was found in this image.")
+        return Response(np.packbits(mask).tobytes(), media_type="application/octet-stream")
+
+    def labelme(self, request: Request) -> Response:
+        number = self._sheet(request)
+        document = exchange.as_labelme(self.studio.sheets, self.studio.store, number)
+        return _download(document, f"{self.studio.sheets.stem(number) or 'template'}.json")
+
+    def coco(self, request: Request) -> Response:
+        return _download(exchange.as_coco(self.studio.sheets, self.studio.store), "masks-coco.json")
+
+    async def take(self, request: Request) -> Response:
+        content = await _body(request, LARGEST_FILE)
+        number = self._sheet(request)
+
+        def taken() -> dict[str, Any]:
+            found = exchange.read_into(self.studio.sheets, self.studio.store, content, number)
+            return {**found._asdict(), **self._progress(number)}
+
+        return JSONResponse(await run_in_threadpool(taken))
+
+    def tuning(self, request: Request) -> Response:
+        return JSONResponse({**self._tuning().progress.as_dict(), "maps": sorted(self.studio.watchers)})
+
+    async def tune(self, request: Request) -> Response:
+        asked = _settings(await _body(request, 2**16))
+        await run_in_threadpool(self._tuning().start, **asked)
+        return JSONResponse(self._tuning().progress.as_dict())
+
+    def stop(self, request: Request) -> Response:
+        self._tuning().stop()
+        return JSONResponse(self._tuning().progress.as_dict())
+
+    def _tuning(self) -> FineTuning:
+        if self.studio.tuning is None:
+            raise HTTPException(404, "fine-tuning needs --model or --checkpoint, and --data.")
+        return self.studio.tuning
+
+    def _sheet(self, request: Request) -> int:
+        number: int = request.path_params["sheet"]
+        if number >= len(self.studio.sheets):
+            raise HTTPException(404, f"there is no image {number}.")
+        return number
+
+    def _class(self, request: Request) -> int:
+        cls: int = request.path_params["cls"]
+        if cls >= max(1, len(self.studio.store.classes)):
+            raise HTTPException(404, f"there is no class {cls}.")
+        return cls
+
+
+_FILES = ("index.html", "style.css", "raster.js", "view.js", "app.js")
+
+
+def _download(document: Mapping[str, Any], name: str) -> Response:
+    return JSONResponse(document, headers={"X-Filename": json.dumps(name)})
+
+
+async def _body(request: Request, longest: int) -> bytes:
+    """Read what was sent, and no more than is allowed."""
+    content = bytearray()
+    try:
+        async for chunk in request.stream():
+            content += chunk
+            if len(content) > longest:
+                raise HTTPException(413, f"more than {longest} bytes were sent.", {"Connection": "close"})
+    except ClientDisconnect as error:
+        raise HTTPException(400, "the connection ended before all was sent.") from error
+    return bytes(content)
+
+
+def _settings(body: bytes) -> dict[str, Any]:
+    """Read the settings of a fine-tuning."""
+    kinds: dict[str, tuple[type, ...]] = {
+        "epochs": (int,),
+        "weight": (int, float),
+        "learning_rate": (int, float),
+    }
+    try:
+        given = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"this is no JSON: {error}.") from error
+    if not isinstance(given, dict) or set(given) != set(kinds):
+        raise InputError(f"give {', '.join(kinds)}, and nothing else.")
+    for name, kind in kinds.items():
+        if type(given[name]) not in kind:
+            raise InputError(f"{name}={given[name]!r} must be a number.")
+    return given
+
+
+def _refused(request: Request, error: Exception) -> Response:
+    return JSONResponse({"error": str(error)}, 400)
+
+
+def _http_error(request: Request, error: HTTPException) -> Response:
+    return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+
+
+def _failed(request: Request, error: Exception) -> Response:
+    _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return JSONResponse({"error": f"{type(error).__name__}: {error}"}, 500)
+
+
+# ----------------------------------------------------------------------- who may ask it
+
+_Scope: TypeAlias = Any
+_ASGI: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
+
+
+class _Guard:
+    """Refuses what does not come from the page, before it is read."""
+
+    def __init__(self, app: _ASGI, token: str, hosts: set[str]) -> None:
+        self.app, self.token, self.hosts = app, token, hosts
+
+    async def __call__(self, scope: _Scope, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        if scope["type"] != "http":  # no web sockets here
+            return
+        # Kept as lists: a header that comes twice is not to be trusted.
+        headers: dict[str, list[str]] = {}
+        for name, value in scope["headers"]:
+            headers.setdefault(name.decode("latin-1").lower(), []).append(value.decode("latin-1"))
+        problem = self._problem(headers, scope["query_string"])
+
+        async def secured(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *_HEADERS]
+            await send(message)
+
+        if problem is not None:
+            status, text = problem
+            refusal = JSONResponse({"error": text}, status, {"Connection": "close"})
+            await refusal(scope, receive, secured)
+            return
+        await self.app(scope, receive, secured)
+
+    def _problem(self, headers: Mapping[str, list[str]], query: bytes) -> tuple[int, str] | None:
+        # Another site's name may lead to this machine: what was asked for tells.
+        if headers.get("host", [""])[0].lower() not in self.hosts or len(headers.get("host", [])) != 1:
+            return 403, "this host is not served here."
+        if any(
+            origin not in {f"http://{host}" for host in self.hosts} for origin in headers.get("origin", [])
+        ):
+            return 403, "requests of other sites are not served."
+        asked = parse_qs(query.decode("latin-1"))
+        token = [*headers.get("x-token", []), *asked.get("token", [])]
+        if len(token) != 1 or not secrets.compare_digest(token[0].encode(), self.token.encode()):
+            return 403, "the token is missing or wrong. Open the address that attnguide annotate printed."
+        length = headers.get("content-length", ["0"])[0]
+        if not (length.isascii() and length.isdigit()) or int(length) > LARGEST_FILE:
+            return 413, f"at most {LARGEST_FILE} bytes may be sent."
+        return None
+
+
+_HEADERS = (
+    (b"cache-control", b"no-store"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+)

@@ -1,0 +1,170 @@
+"""What is painted on: images one by one, or one template that stands for all of them."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from attnguide.data.images import find_images, read_image
+from attnguide.errors import DataError, InputError
+
+__all__ = ["AVERAGED", "LONGEST", "Sheets", "find_sheets", "mean_image"]
+
+#: Larger images are painted at this length of their longer side, in pixels.
+LONGEST = 2048
+#: A mean image is that of at most so many images, evenly spaced among all.
+AVERAGED = 200
+#: So many pictures are kept in memory.
+_KEPT = 4
+
+
+@dataclass
+class Sheets:
+    """The pictures to paint on; each is read when it is looked at, and only the last few are kept.
+
+    Attributes:
+        paths: The image files: what is walked through, or what the template stands for.
+        template: The one picture that is painted on; None to walk through the images.
+        about: What the template is, for the record.
+        links: How many images of a folder were left out, being links to elsewhere.
+    """
+
+    paths: Sequence[Path]
+    template: Image.Image | None = None
+    about: str | None = None
+    links: int = 0
+    _kept: OrderedDict[int, Image.Image] = field(default_factory=OrderedDict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __len__(self) -> int:
+        return len(self.paths) if self.template is None else 1
+
+    def name(self, number: int) -> str:
+        """What a sheet is called on the page."""
+        return self.paths[number].name if self.template is None else self.about or "template"
+
+    def stem(self, number: int) -> str:
+        """What its masks are called; a template's are called like their classes."""
+        return self.paths[number].stem if self.template is None else ""
+
+    def picture(self, number: int) -> Image.Image:
+        """Read a sheet, RGB, at most `LONGEST` pixels long.
+
+        Raises:
+            DataError: If the file cannot be read.
+        """
+        if self.template is not None:
+            return self.template
+        with self._lock:
+            if number in self._kept:
+                self._kept.move_to_end(number)
+                return self._kept[number]
+        picture = _shrunk(read_image(self.paths[number]))
+        with self._lock:
+            self._kept[number] = picture
+            while len(self._kept) > _KEPT:
+                self._kept.popitem(last=False)
+        return picture
+
+
+def find_sheets(
+    images: Sequence[str], template: str | None, advance: Callable[[int, int], None] = lambda done, of: None
+) -> Sheets:
+    """Find what is to be painted on.
+
+    Args:
+        images: Files, folders and patterns.
+        template: `"average"` for the mean of the images, or an image file; None to walk through the images.
+        advance: Called while a mean is computed: how many images are done, and of how many.
+
+    Raises:
+        InputError: If there is nothing, or two images would share one mask.
+        DataError: If the template cannot be read.
+    """
+    paths, links = _within(images) if images else ([], 0)
+    if template is None:
+        if not paths:
+            raise InputError("there is nothing to paint on. Give images, or --template FILE.")
+        _check_stems(paths)
+        return Sheets(paths, links=links)
+    if template != "average":
+        return Sheets(paths, _shrunk(read_image(template)), Path(template).name, links)
+    if not paths:
+        raise InputError("--template average is the mean of images. Give aligned images, or a folder.")
+    chosen = [paths[int(n)] for n in np.linspace(0, len(paths) - 1, min(len(paths), AVERAGED))]
+    mean, skipped = mean_image(chosen, advance)
+    about = f"average of {len(chosen) - skipped} images"
+    return Sheets(paths, mean, f"{about} ({skipped} could not be read)" if skipped else about, links)
+
+
+def mean_image(
+    paths: Sequence[Path], advance: Callable[[int, int], None] = lambda done, of: None
+) -> tuple[Image.Image, int]:
+    """Average aligned images; others than the first are resized to its size.
+
+    Args:
+        paths: The files.
+        advance: Called with how many are done, and of how many.
+
+    Returns:
+        The mean, RGB, and how many files could not be read.
+
+    Raises:
+        DataError: If none can be read.
+    """
+    total: np.ndarray[tuple[int, ...], np.dtype[np.float64]] | None = None
+    size, count, last = (0, 0), 0, ""
+    for done, path in enumerate(paths, 1):
+        try:
+            picture = _shrunk(read_image(path))
+        except DataError as error:
+            last = str(error)
+        else:
+            size = picture.size if total is None else size
+            values = np.asarray(picture.resize(size, Image.Resampling.BILINEAR), dtype=np.float64)
+            total = values if total is None else total + values
+            count += 1
+        advance(done, len(paths))
+    if total is None:
+        raise DataError(f"none of the {len(paths)} images can be read. The last one: {last}")
+    return Image.fromarray(np.rint(total / count).astype(np.uint8)), len(paths) - count
+
+
+def _within(images: Sequence[str]) -> tuple[list[Path], int]:
+    """The images that were given, and how many links out of the given folders were left out."""
+    found = find_images(images)
+    named = {Path(each).absolute() for each in images}
+    roots = [each.resolve() for each in map(Path, images) if each.is_dir()]
+    kept = [
+        path
+        for path in found
+        if not path.is_symlink()
+        or path.absolute() in named
+        or any(path.resolve().is_relative_to(root) for root in roots)
+    ]
+    if not kept:
+        raise InputError(f"all {len(found)} images are links to other folders. Give these folders.")
+    return kept, len(found) - len(kept)
+
+
+def _check_stems(paths: Sequence[Path]) -> None:
+    seen: dict[str, Path] = {}
+    for path in paths:
+        if path.stem in seen:
+            raise InputError(
+                f"{seen[path.stem]} and {path} would share one mask, {path.stem}.png. Rename one of them, or "
+                "paint their folders one after the other."
+            )
+        seen[path.stem] = path
+
+
+def _shrunk(picture: Image.Image) -> Image.Image:
+    """At most `LONGEST` pixels long."""
+    picture.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
+    return picture

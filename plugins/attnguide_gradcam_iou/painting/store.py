@@ -1,0 +1,205 @@
+"""Where masks are kept: PNG files as the prior `mask` reads them, and `masks.json` beside them.
+
+A template's masks are `<class>.png`; those of single images `<class>/<image>.png`, or `<image>.png` where
+there are no classes. Each is written in one step, so that nothing is ever half there.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from attnguide.data.files import atomic_write, read_json
+from attnguide.data.images import IMAGE_SUFFIXES
+from attnguide.errors import DataError, InputError
+from attnguide_gradcam_iou.levels import read_levels
+from attnguide_gradcam_iou.spelling import class_key
+
+__all__ = ["INDEX", "Bits", "MaskStore", "recorded_classes"]
+
+#: A mask: `(H, W)`, bool.
+Bits = npt.NDArray[np.bool_]
+
+#: Tells what the masks are, for people and for the page when it opens again.
+INDEX = "masks.json"
+
+
+class MaskStore:
+    """A folder of masks.
+
+    Args:
+        root: The folder; made if it is not there.
+        classes: Names of the classes; none if masks are for whole images.
+        template: Whether there is one mask for each class, or one for each image and class.
+
+    Raises:
+        InputError: If the folder cannot be used, a name cannot be that of a file, or there are masks of
+            other classes in it.
+    """
+
+    def __init__(self, root: Path, classes: Sequence[str], *, template: bool) -> None:
+        self.root, self.classes, self.template = root, tuple(classes), template
+        self._lock = threading.Lock()
+        for name in self.classes:
+            _check_name(name)
+        keys = [class_key(name) for name in self.classes]
+        if len(set(keys)) < len(keys):
+            twice = next(name for name, key in zip(self.classes, keys, strict=True) if keys.count(key) > 1)
+            raise InputError(f"two classes are called {twice!r}. Give them names that differ.")
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"{root} cannot be a folder of masks: {error.strerror}. Choose another --out."
+            ) from error
+        before = recorded_classes(root)
+        if before is not None and not {class_key(name) for name in before} <= set(keys):
+            raise InputError(
+                f"{root / INDEX} tells of masks for {', '.join(before) or 'whole images'}, not only for "
+                f"{', '.join(self.classes) or 'whole images'}. Give the same classes, or another --out."
+            )
+        self._files = self._found()
+
+    def record(self, about: Mapping[str, Any]) -> None:
+        """Write what the masks are.
+
+        Args:
+            about: What to tell besides the classes.
+        """
+        document = {"classes": list(self.classes), **about}
+        with self._lock, atomic_write(self._checked(self.root / INDEX)) as temporary:
+            temporary.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def read(self, stem: str, cls: int, size: tuple[int, int]) -> Bits | None:
+        """Read a mask.
+
+        Args:
+            stem: Name of the image; of no account for a template.
+            cls: The class; 0 where there are none.
+            size: Rows and columns of the picture; a mask of another size is resized.
+
+        Returns:
+            `(H, W)`, True where more than half of a pixel was painted; None if there is no mask.
+
+        Raises:
+            DataError: If the file cannot be read.
+            InputError: If it lies elsewhere.
+        """
+        path = self._files.get(self._place(stem, cls))
+        if path is None:
+            return None
+        levels = read_levels(self._checked(path))
+        if levels.shape != size:
+            image = Image.fromarray(levels.astype(np.float32))
+            levels = np.asarray(image.resize(size[::-1], Image.Resampling.NEAREST), dtype=np.float64)
+        return levels >= 0.5
+
+    def write(self, stem: str, cls: int, mask: Bits) -> None:
+        """Keep a mask; an empty one is none, and its file is removed.
+
+        Raises:
+            InputError: If the file cannot be written, or would lie elsewhere.
+        """
+        key, path = self._place(stem, cls), self._path(stem, cls)
+        painted = bool(mask.any())
+        with self._lock:
+            before = self._files.get(key)
+            if painted:
+                if not path.parent.exists():
+                    self._checked(path.parent).mkdir()
+                with atomic_write(self._checked(path)) as temporary:
+                    image = Image.fromarray(mask.astype(np.uint8) * 255)
+                    image.save(temporary, format="PNG", compress_level=3)
+                self._files[key] = path
+            else:
+                self._files.pop(key, None)
+            # What was there under another spelling, or is no more.
+            if before is not None and not (painted and before == path):
+                self._checked(before).unlink(missing_ok=True)
+
+    def painted(self, stem: str) -> list[int]:
+        """The classes that have a mask for an image."""
+        return [cls for cls in range(max(1, len(self.classes))) if self._place(stem, cls) in self._files]
+
+    def count(self, stems: Sequence[str]) -> int:
+        """How many of these images have a mask."""
+        there = {stem for stem, _ in self._files}
+        return sum(stem in there for stem in stems)
+
+    def next_to_paint(self, stems: Sequence[str], after: int) -> int | None:
+        """The first image after one, going round, that has no mask; None if all have."""
+        there = {stem for stem, _ in self._files}
+        order = [*range(after + 1, len(stems)), *range(after + 1)]
+        return next((number for number in order if stems[number] not in there), None)
+
+    def _place(self, stem: str, cls: int) -> tuple[str, int]:
+        return ("" if self.template else stem, cls)
+
+    def _path(self, stem: str, cls: int) -> Path:
+        if not self.classes:
+            return self.root / f"{stem}.png"
+        name = self.classes[cls]
+        return self.root / f"{name}.png" if self.template else self.root / name / f"{stem}.png"
+
+    def _checked(self, path: Path) -> Path:
+        """Refuse what a link has elsewhere."""
+        root = self.root.resolve()
+        if path.is_symlink() or not path.parent.resolve().is_relative_to(root):
+            raise InputError(f"{path} is a link, or in one, that leads out of {root}. Remove the link.")
+        return path
+
+    def _found(self) -> dict[tuple[str, int], Path]:
+        """The masks that are there, under any spelling of their class."""
+        number = {class_key(name): cls for cls, name in enumerate(self.classes)}
+        found: dict[tuple[str, int], Path] = {}
+        for path in sorted(self.root.iterdir()):
+            if path.name.startswith("."):
+                continue
+            if path.is_dir():
+                cls = None if self.template else number.get(class_key(path.name))
+                if cls is not None and not path.is_symlink():
+                    found.update(
+                        {(each.stem, cls): each for each in sorted(path.iterdir()) if _is_mask(each)}
+                    )
+            elif _is_mask(path) and self.template and class_key(path.stem) in number:
+                found["", number[class_key(path.stem)]] = path
+            elif _is_mask(path) and not self.template and not self.classes:
+                found[path.stem, 0] = path
+        return found
+
+
+def recorded_classes(root: Path) -> list[str] | None:
+    """The classes of the masks in a folder; None if it tells of none.
+
+    Raises:
+        DataError: If its index cannot be read.
+    """
+    path = root / INDEX
+    if not path.exists():
+        return None
+    document = read_json(path)
+    classes = document.get("classes") if isinstance(document, dict) else None
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise DataError(f"{path} does not list the classes. Correct or remove it; the masks stay.")
+    return classes
+
+
+def _is_mask(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+
+
+def _check_name(name: str) -> None:
+    """Refuse names that cannot be those of files."""
+    bad = not name.strip() or name.startswith(".") or any(c in '/\\:*?"<>|' or ord(c) < 32 for c in name)
+    if bad or len(name.encode()) > 200:
+        raise InputError(
+            f"class {name!r} cannot be the name of a file. Use letters, digits, spaces, _ and -, and no dot "
+            "in front."
+        )

@@ -1,0 +1,159 @@
+"""What a model looks at while masks are painted, and the parts of a face that can be taken as masks."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from attnguide import functional
+from attnguide.errors import DataError
+from attnguide.explanation import explain
+from attnguide.models import LoadedModel
+from attnguide_gradcam_iou.painting.sheets import Sheets
+from attnguide_gradcam_iou.painting.store import Bits
+
+__all__ = ["FaceParts", "SeenMap", "Watcher", "seen_box"]
+
+#: A template's map is the mean of those of at most so many images.
+_LOOKED_AT = 32
+_KEPT = 256
+
+
+@dataclass(frozen=True)
+class SeenMap:
+    """A map, and where on the picture it lies.
+
+    Attributes:
+        values: Rows of numbers in [0, 1].
+        box: Left, top, right and bottom, in pixels of the picture; outside the model does not look.
+        score: Probability of the class, the mean where there are several images.
+    """
+
+    values: list[list[float]]
+    box: tuple[float, float, float, float]
+    score: float
+
+
+class Watcher:
+    """Computes what a model looks at in the sheets, and remembers it.
+
+    Args:
+        loaded: The model.
+        sheets: What is painted on.
+        device: Where the model runs.
+        source: Attribution source.
+    """
+
+    def __init__(
+        self, loaded: LoadedModel, sheets: Sheets, device: torch.device, source: str = "grad_cam"
+    ) -> None:
+        self.loaded, self.sheets, self.device, self.source = loaded, sheets, device, source
+        loaded.model.to(device)
+        self._maps: OrderedDict[tuple[int, int], SeenMap] = OrderedDict()
+        # One at a time: explaining puts hooks on the model.
+        self._lock = threading.Lock()
+
+    def map(self, number: int, cls: int) -> SeenMap:
+        """Compute the map of a class.
+
+        Args:
+            number: The sheet.
+            cls: The class, as the model counts.
+
+        Raises:
+            DataError: If no image can be read.
+        """
+        with self._lock:
+            if (number, cls) not in self._maps:
+                self._maps[number, cls] = self._computed(number, cls)
+                while len(self._maps) > _KEPT:
+                    self._maps.popitem(last=False)
+            return self._maps[number, cls]
+
+    def _computed(self, number: int, cls: int) -> SeenMap:
+        picture = self.sheets.picture(number)
+        images = torch.stack(self._images(number, picture)).to(self.device)
+        shown = explain(self.loaded.model, images, self.source, [cls])
+        raw = next(iter(shown.raw.values()))[:, 0].float().relu()
+        mean = functional.unit(functional.unit(raw).mean(dim=0, keepdim=True))[0]
+        score = float(self.loaded.probabilities(shown.logits)[:, cls].mean())
+        values = [[round(value, 4) for value in row] for row in mean.tolist()]
+        return SeenMap(values, seen_box(self.loaded, picture.size), score)
+
+    def _images(self, number: int, picture: Image.Image) -> list[Tensor]:
+        paths = self.sheets.paths
+        if self.sheets.template is None or not paths:
+            return [self.loaded.prepared(picture, self.sheets.name(number))]
+        chosen = [paths[int(n)] for n in np.linspace(0, len(paths) - 1, min(len(paths), _LOOKED_AT))]
+        found, last = [], ""
+        for path in chosen:
+            try:
+                found.append(self.loaded.read(path))
+            except DataError as error:
+                last = str(error)
+        if not found:
+            raise DataError(f"none of {len(chosen)} images can be read. The last one: {last}")
+        return found
+
+
+def seen_box(loaded: LoadedModel, size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """Find out which part of a picture a model's transform lets through.
+
+    Args:
+        loaded: The model.
+        size: Columns and rows of the picture.
+
+    Returns:
+        Left, top, right and bottom, in pixels of the picture.
+    """
+    # The transform is anybody's: it is shown a picture whose colours tell the place.
+    width, height = size
+    x, y = (np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height
+    ramps = np.zeros((height, width, 3))
+    ramps[..., 0], ramps[..., 1] = x[None], y[:, None]
+    picture = Image.fromarray(np.rint(ramps * 255).astype(np.uint8))
+    seen = loaded.displayed(loaded.transform(picture)[None])[0].double()
+    ends = []
+    for values, length in ((seen[0].mean(dim=0), width), (seen[1].mean(dim=1), height)):
+        place = torch.arange(len(values), dtype=torch.float64) + 0.5
+        centred = place - place.mean()
+        slope = float((centred * values).sum() / centred.square().sum()) if len(values) > 1 else 0.0
+        first = float(values.mean()) - slope * float(place.mean())
+        ends.append((first * length, (first + slope * len(values)) * length))
+    (left, right), (top, bottom) = ends
+    return left, top, right, bottom
+
+
+class FaceParts:
+    """Gives the parts of a face as masks.
+
+    Args:
+        sheets: What is painted on.
+        parser: A file with a parser's weights; None for the one that comes along, which knows drawn faces.
+    """
+
+    def __init__(self, sheets: Sheets, parser: Path | None = None) -> None:
+        from attnguide_segmentation.parser import load_parser
+        from attnguide_segmentation.regions import REGIONS
+
+        self.sheets, self.names = sheets, REGIONS
+        self._parse: Callable[[Tensor], Tensor] = load_parser(parser)
+        self._lock = threading.Lock()
+
+    def mask(self, number: int, region: int) -> Bits:
+        """Find a part in a sheet; `(H, W)`, empty if it is not there."""
+        picture = self.sheets.picture(number)
+        image = torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)[None].float() / 255
+        with self._lock, torch.inference_mode():
+            masks = self._parse(image)
+        whole = functional.resize(masks[:, region], (picture.height, picture.width))[0]
+        found: Bits = (whole > 0.5).numpy()
+        return found
