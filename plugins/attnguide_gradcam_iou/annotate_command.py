@@ -130,15 +130,18 @@ def annotate(
                 "It is not encrypted.",
                 err=True,
             )
-        click.echo(f"Open {address}", nl=True)
-        click.echo("Ctrl-C ends.", err=True)
-        app = application(studio, token, _hosts(host, port))
         settings = uvicorn.Config(
-            app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=2
+            application(studio, token, _hosts(host, port)),
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=2,
         )
-        if not no_browser:
-            threading.Timer(0.3, webbrowser.open, (address,)).start()
         try:
+            click.echo(f"Open {address}")
+            click.echo("Ctrl-C ends.", err=True)
+            if not no_browser:
+                threading.Timer(0.3, webbrowser.open, (address,)).start()
             uvicorn.Server(settings).run(sockets=[listener])
         except KeyboardInterrupt:
             click.echo("", err=True)
@@ -187,10 +190,6 @@ def _studio(
     if names is None:
         names = ["region"] if template is not None else []
     store = MaskStore(out, names, template=template is not None)
-    about: dict[str, Any] = {"template": None, "size": None}
-    if sheets.template is not None:
-        about = {"template": sheets.about, "size": list(sheets.template.size[::-1])}
-    store.record(about)
     studio = Studio(sheets, store, {}, [None] * max(1, len(names)))
     if loaded is not None:
         _with_model(studio, loaded, names, source, data, device)
@@ -198,6 +197,10 @@ def _studio(
         from attnguide_gradcam_iou.painting.watching import FaceParts
 
         studio.parts = FaceParts(sheets, parser)
+    about: dict[str, Any] = {"template": None, "size": None}
+    if sheets.template is not None:
+        about = {"template": sheets.about, "size": list(sheets.template.size[::-1])}
+    store.record(about)
     return studio
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -102,8 +103,7 @@ def read_into(sheets: Sheets, store: MaskStore, content: bytes, number: int) -> 
     from attnguide_gradcam_iou.labelled import LabelledMasks, read_coco, read_labelme
     from attnguide_gradcam_iou.regions import ClassNames
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "imported.json"
+    with tempfile.TemporaryDirectory() as folder, _named(path := Path(folder) / "imported.json"):
         path.write_bytes(content)
         document = read_json(path)
         stems = {sheets.stem(n): n for n in range(len(sheets))}
@@ -139,6 +139,15 @@ def read_into(sheets: Sheets, store: MaskStore, content: bytes, number: int) -> 
             count += 1
         skipped += [f"{number} of kind {kind}" for kind, number in masks.skipped.items()]
     return Imported(count, list(dict.fromkeys(skipped)))
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Tell of a file as its owner knows it."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(str(error).replace(str(path), "the file")) from error
 
 
 def outlines(mask: Bits) -> list[list[list[float]]]:

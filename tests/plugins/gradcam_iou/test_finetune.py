@@ -277,7 +277,11 @@ class Strange:
             InputError,
             r"with_head\(model, 3\)",
         ),
-        ({"train": Strange((torch.zeros(3, SIZE, SIZE), torch.tensor(7)))}, InputError, r"class 7.*with_head\(model, 8\)"),
+        (
+            {"train": Strange((torch.zeros(3, SIZE, SIZE), torch.tensor(7)))},
+            InputError,
+            r"class 7.*with_head\(model, 8\)",
+        ),
         ({"train": Strange((torch.rand(3, SIZE, SIZE), -torch.ones(4)))}, InputError, "labels out of range"),
     ],
 )

@@ -596,11 +596,13 @@ async function watch() {
   $("stop").hidden = !running;
   $("progress").hidden = !running;
   if (told.steps) $("progress").value = told.step / told.steps;
+  const file = `${told.file.split(/[\\/]/).pop()}, beside the masks.`;
   const texts = {
     running: told.steps ? `batch ${told.step} of ${told.steps}` : "reading the images …",
-    done: `Done. Weights: ${told.file}`, stopped: `Stopped. Weights: ${told.file}`, failed: told.error, idle: "",
+    done: `Done. Weights: ${file}`, stopped: `Stopped. Weights: ${file}`, failed: told.error, idle: "",
   };
   $("tuned").textContent = texts[told.state];
+  $("tuned").title = told.file;
   const rows = [];
   if (told.before.accuracy !== undefined) rows.push(["before", null, null, told.before.accuracy, told.before.iou]);
   for (const one of told.epochs) rows.push([one.number, one.attribute_loss, one.guidance_loss, one.accuracy, one.iou]);
