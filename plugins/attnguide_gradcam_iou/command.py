@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 __all__ = ["evaluate", "layers_of", "measuring_options"]
 
 _MEASURING = (
-    click.option("--source", default="grad_cam", show_default=True, metavar="NAME", help="Attribution source."),
+    click.option(
+        "--source", default="grad_cam", show_default=True, metavar="NAME", help="Attribution source."
+    ),
     click.option("--layer", default="auto", show_default=True, metavar="NAME", help="Where to look."),
     click.option(
         "--threshold",
@@ -49,6 +51,7 @@ def measuring_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def layers_of(text: str) -> str | list[str]:
     """Read `--layer`: one name, or several with commas between them."""
     return text.split(",") if "," in text else text
+
 
 @click.command(short_help="Tell how good a model is, and whether it looks where it should.")
 @click.argument("data", type=click.Path(path_type=Path))
