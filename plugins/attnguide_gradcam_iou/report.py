@@ -79,7 +79,7 @@ def write_report(
         style=_asset("report.css"),
         script=script,
         title=f"What guidance changed: {_text(settings.get('model', ''))}",
-        lead=f"{_text(settings.get('model', ''))} before and after, on {_count(whole.images, 'image')}"
+        lead=f"{_text(settings.get('model', ''))}, before and after, on {_count(whole.images, 'image')}"
         + (f", {whole.masked} of them with a mask" if whole.masked < whole.images else "")
         + f" of {_count(len(_by_class(comparison)), 'class', 'classes')}. Shares are in per cent.",
         tiles=_tiles(comparison),
@@ -179,8 +179,8 @@ def _hint(whole: Summary) -> str:
     if "witness" not in whole:
         return ""
     return (
-        "Guidance at a layer does not optimise the gradient of the images, which is there as a witness. The "
-        "tick is the mask's area: the energy of a map that is the same everywhere."
+        "Upper bars: before; lower bars: after. The tick is the mask's area, the energy of a map that is the "
+        "same everywhere. Guidance at a layer does not optimise the gradient of the images: it is a witness."
     )
 
 
@@ -244,7 +244,8 @@ def _table(what: str, rows: Sequence[_Row], summaries: Sequence[_Row]) -> str:
         return f"<tr>{''.join(cells)}</tr>"
 
     bodies = "".join(f"<tbody>{''.join(map(line, part))}</tbody>" for part in (rows, summaries))
-    return f'<div class="scroll"><table><thead>{head}</thead>{bodies}</table></div>'
+    # Where it is cut off, the keyboard scrolls it.
+    return f'<div class="scroll" tabindex="0"><table><thead>{head}</thead>{bodies}</table></div>'
 
 
 def _spread(comparison: Comparison) -> str:
@@ -261,7 +262,7 @@ def _spread(comparison: Comparison) -> str:
     )
     moved = [change.energy for change in comparison.changes if change.energy is not None]
     if not moved:
-        return f'<section><h2>Image by image</h2><div class="scroll">{table}</div></section>'
+        return f"<section><h2>Image by image</h2>{table}</section>"
     rose, fell = sum(by > 0 for by in moved), sum(by < 0 for by in moved)
     counts, _ = np.histogram(moved, bins=_BARS, range=(-1, 1))
     middle = _BARS // 2
@@ -277,8 +278,8 @@ def _spread(comparison: Comparison) -> str:
         f"<p>{said}.</p>{table}</div>"
         f'<div role="img" aria-label="Histogram. {said}."><svg viewBox="0 0 {_BARS} 100" '
         f'preserveAspectRatio="none" aria-hidden="true">{bars}</svg>'
-        '<p class="axis" aria-hidden="true"><span>−100</span><span>−50</span>'
-        "<span>change of the energy in the mask</span><span>+50</span><span>+100</span></p></div></div>"
+        '<p class="axis" aria-hidden="true"><span>−100</span>'
+        "<span>change of the energy in the mask</span><span>+100</span></p></div></div>"
         "</section>"
     )
 

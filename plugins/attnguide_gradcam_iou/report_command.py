@@ -218,15 +218,13 @@ def _named(file: Path) -> str:
 def _versions(device: torch.device) -> Mapping[str, str]:
     import platform
     from datetime import datetime
-    from importlib.metadata import version
+    from importlib import import_module
 
     import torch
 
-    from attnguide import __version__
-
+    names = ("attnguide", "torch", "timm", "torchvision")
     return {
-        "attnguide": __version__,
-        **{name: version(name) for name in ("torch", "timm", "torchvision")},
+        **{name: import_module(name).__version__ for name in names},
         "Python": platform.python_version(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "date": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
