@@ -335,9 +335,23 @@ def test_images_without_a_mask(before: Path, after: Path, data: Path, tmp_path: 
     assert "9 images, 0 of them with a mask" in page
 
 
+def test_a_model_by_name(data: Path, mask: Path, tmp_path: Path) -> None:
+    import timm
+
+    for seed, name in enumerate(("before", "after")):
+        torch.manual_seed(seed)
+        model = timm.create_model("test_resnet", num_classes=3)
+        save_file(model.state_dict(), tmp_path / f"{name}.safetensors")
+    files = ("--before", tmp_path / "before.safetensors", "--after", tmp_path / "after.safetensors")
+    page = made(tmp_path, data, "--model", "test_resnet", *files, "--masks", mask)
+    assert [page.row(name)[1] for name in ("Fish", "big_dog", "cat")] == ["2", "4", "3"]
+    assert "test_resnet, before and after" in page
+
+
 def test_nothing_changed(before: Path, data: Path, mask: Path, tmp_path: Path) -> None:
     page = made(tmp_path, data, "--before", before, "--after", before, "--masks", mask)
     assert not page.galleries
+    assert "Energy in the mask rose in 0 of 9 images" in page
     assert set(page.row("all images")[4:-1:3]) == {"0.0"}
 
 
