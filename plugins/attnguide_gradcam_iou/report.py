@@ -299,9 +299,7 @@ def _galleries(
         total = len(comparison.largest(kind))
         chosen = [change for change in examples.get(kind, ()) if change.image.path in drawn]
         cards = "".join(_card(change, drawn[change.image.path], names, root) for change in chosen)
-        count = (
-            "none" if not total else f"{len(chosen)} of {total}" if len(chosen) < total else f"all {total}"
-        )
+        count = f"{len(chosen)} of {total}" if len(chosen) < total else str(total or "none")
         body = f'<div class="cards">{cards}</div>' if cards else ""
         parts.append(f'<section><h3>{title} <span class="note">{count}</span></h3>{body}</section>')
     return "\n".join(parts)
@@ -338,7 +336,8 @@ def _card(change: Change, pictures: Drawn, names: Sequence[str], root: Path) -> 
     answers = "".join(
         f'<span class="{"up" if record.right else "down"}"><span class="unseen">{when}: '
         f"{'right' if record.right else 'wrong'}, </span>{'✓' if record.right else '✗'} "
-        f"{_text(names[record.predicted])} {_share(record.confidence)}</span>"
+        f'<em title="{_text(names[record.predicted])}">{_text(names[record.predicted])}</em> '
+        f"{_share(record.confidence)}</span>"
         for when, record in (("before", change.before), ("after", change.after))
     )
     rows = [(f"probability of {cls}", change.before.probability, change.after.probability)]
