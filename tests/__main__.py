@@ -30,6 +30,9 @@ IN_THE_WHEEL = (
     "attnguide_segmentation/attributes.toml",
     "attnguide_segmentation/py.typed",
     "attnguide_gradcam_iou/recipes/gradcam-iou.toml",
+    "attnguide_gradcam_iou/assets/report.css",
+    "attnguide_gradcam_iou/assets/report.html",
+    "attnguide_gradcam_iou/assets/report.js",
     "dist-info/licenses/LICENSE",
 )
 ENTRY_POINTS = (

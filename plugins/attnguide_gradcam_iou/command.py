@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,18 +14,43 @@ from attnguide.options import ModelChoice, device_option, pick_device, single_la
 if TYPE_CHECKING:
     from attnguide_gradcam_iou.evaluation import Evaluation
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "layers_of", "measuring_options"]
 
-_COLUMNS = {
-    "images": "images",
-    "accuracy": "accuracy",
-    "masks": "masks",
-    "energy": "energy in mask",
-    "iou": "IoU",
-    "pointing": "pointing game",
-    "witness": "input gradient in mask",
-    "area": "mask's area",
-}
+_MEASURING = (
+    click.option(
+        "--source", default="grad_cam", show_default=True, metavar="NAME", help="Attribution source."
+    ),
+    click.option("--layer", default="auto", show_default=True, metavar="NAME", help="Where to look."),
+    click.option(
+        "--threshold",
+        type=click.FloatRange(0, 1, max_open=True),
+        default=0.5,
+        show_default=True,
+        metavar="T",
+        help="Of the IoU; choose it on held-out data.",
+    ),
+    click.option(
+        "--batch-size",
+        type=click.IntRange(1),
+        default=32,
+        show_default=True,
+        metavar="N",
+        help="Images at once.",
+    ),
+    device_option,
+)
+
+
+def measuring_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say how to measure where a model looks."""
+    for option in reversed(_MEASURING):
+        function = option(function)
+    return function
+
+
+def layers_of(text: str) -> str | list[str]:
+    """Read `--layer`: one name, or several with commas between them."""
+    return text.split(",") if "," in text else text
 
 
 @click.command(short_help="Tell how good a model is, and whether it looks where it should.")
@@ -41,20 +67,7 @@ _COLUMNS = {
     help="Model of timm, or torchvision/NAME.  [default: the small embedded one]",
 )
 @single_label_options
-@click.option("--source", default="grad_cam", show_default=True, metavar="NAME", help="Attribution source.")
-@click.option("--layer", default="auto", show_default=True, metavar="NAME", help="Where to look.")
-@click.option(
-    "--threshold",
-    type=click.FloatRange(0, 1, max_open=True),
-    default=0.5,
-    show_default=True,
-    metavar="T",
-    help="Of the IoU; choose it on held-out data.",
-)
-@click.option(
-    "--batch-size", type=click.IntRange(1), default=32, show_default=True, metavar="N", help="Images at once."
-)
-@device_option
+@measuring_options
 @click.option("--json", "as_json", is_flag=True, help="Write JSON for other programs.")
 def evaluate(
     choice: ModelChoice,
@@ -85,24 +98,12 @@ def evaluate(
     from rich.console import Console
     from rich.progress import Progress
 
-    from attnguide.errors import InputError
     from attnguide.registry import registry
-    from attnguide_gradcam_iou.evaluation import evaluate_folder, labelled_images, mask_reader
+    from attnguide_gradcam_iou.evaluation import evaluate_folder, mask_reader, single_label_images
 
     registry().find("source", source)
     place = pick_device(device)
-    loaded = choice.load()
-    if loaded.multi_label:
-        raise InputError(
-            f"{loaded.name} answers a question for each class; evaluate needs a model that gives each image "
-            "one class. Name it: --model NAME."
-        )
-    named = not all(name == f"class {index}" for index, name in enumerate(loaded.classes))
-    images = labelled_images(data, loaded.classes, named=named)
-    if not named:
-        folders = {each.cls: each.path.relative_to(data).parts[0] for each in images}
-        names = tuple(folders.get(index, name) for index, name in enumerate(loaded.classes))
-        loaded = loaded.renamed(names)
+    loaded, images = single_label_images(choice.load(), data)
     if loaded.weights == "random":
         click.echo(
             f"Warning: the weights of {loaded.name} are random. Give --pretrained or --checkpoint FILE.",
@@ -116,7 +117,7 @@ def evaluate(
             images,
             reader,
             source=source,
-            layer=layer.split(",") if "," in layer else layer,
+            layer=layers_of(layer),
             threshold=threshold,
             batch_size=batch_size,
             device=place,
@@ -151,12 +152,14 @@ def _print(result: Evaluation) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from attnguide_gradcam_iou.evaluation import COLUMNS
+
     whole = result.whole
-    measured = [key for key in _COLUMNS if key in whole.summary() and (whole.masked or key != "masks")]
+    measured = [key for key in COLUMNS if key in whole.summary() and (whole.masked or key != "masks")]
     table = Table()
     table.add_column("class")
     for key in measured:
-        table.add_column(_COLUMNS[key], justify="right")
+        table.add_column(COLUMNS[key], justify="right")
     for name, one in result.classes.items():
         if one.images:
             table.add_row(name, *(_cell(one.summary().get(key)) for key in measured))

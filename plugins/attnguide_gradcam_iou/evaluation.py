@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,33 @@ from attnguide_gradcam_iou.masks import MaskFolder, load_template, read_mask
 from attnguide_gradcam_iou.regions import ClassNames
 
 __all__ = [
+    "COLUMNS",
     "ClassResult",
     "Evaluation",
     "Labelled",
     "MaskFor",
+    "Record",
+    "Sample",
     "as_seen",
     "evaluate_folder",
     "labelled_images",
     "mask_reader",
+    "measure",
+    "read_batches",
+    "single_label_images",
 ]
+
+#: What tables show of a [`summary`][attnguide_gradcam_iou.evaluation.ClassResult.summary], and its headings.
+COLUMNS = {
+    "images": "images",
+    "accuracy": "accuracy",
+    "masks": "masks",
+    "energy": "energy in mask",
+    "iou": "IoU",
+    "pointing": "pointing game",
+    "witness": "input gradient in mask",
+    "area": "mask's area",
+}
 
 #: The mask of an image and its class, `(H, W)`; None where there is none.
 MaskFor = Callable[[Path, int], Tensor | None]
@@ -42,9 +60,34 @@ class Labelled:
     cls: int
 
 
+@dataclass(frozen=True)
+class Record:
+    """What was measured on one image.
+
+    Attributes:
+        image: The file and its class.
+        predicted: The class of the highest probability.
+        confidence: That probability.
+        probability: The probability of the image's own class.
+        scores: Its scores, see [`evaluate_folder`][attnguide_gradcam_iou.evaluation.evaluate_folder]; none
+            without a mask.
+    """
+
+    image: Labelled
+    predicted: int
+    confidence: float
+    probability: float
+    scores: Mapping[str, float]
+
+    @property
+    def right(self) -> bool:
+        """Whether the image was classified right."""
+        return self.predicted == self.image.cls
+
+
 @dataclass
 class ClassResult:
-    """What was measured on the images of one class.
+    """What was measured on the images of one class, or of any other group.
 
     Attributes:
         images: Number of images.
@@ -55,6 +98,13 @@ class ClassResult:
     images: int = 0
     right: int = 0
     scores: dict[str, list[float]] = field(default_factory=dict)
+
+    def add(self, record: Record) -> None:
+        """Count an image."""
+        self.images += 1
+        self.right += record.right
+        for name, value in record.scores.items():
+            self.scores.setdefault(name, []).append(value)
 
     @property
     def masked(self) -> int:
@@ -111,6 +161,34 @@ class Evaluation:
 
 def _mean(values: Sequence[Any]) -> float | None:
     return sum(values) / len(values) if values else None
+
+
+def single_label_images(loaded: LoadedModel, root: Path) -> tuple[LoadedModel, list[Labelled]]:
+    """List the images of a folder that has a subfolder for each class of a model.
+
+    Args:
+        loaded: A model that gives each image one class.
+        root: The folder.
+
+    Returns:
+        The model, with the names of the subfolders for its classes if they had none, and the images.
+
+    Raises:
+        InputError: If the model answers a question for each class, or the folder does not fit it; see
+            [`labelled_images`][attnguide_gradcam_iou.evaluation.labelled_images].
+        DataError: If there is no image.
+    """
+    if loaded.multi_label:
+        raise InputError(
+            f"{loaded.name} answers a question for each class; a folder for each class needs a model that "
+            "gives each image one class. Name it: --model NAME."
+        )
+    named = not all(name == f"class {index}" for index, name in enumerate(loaded.classes))
+    images = labelled_images(root, loaded.classes, named=named)
+    if not named:
+        folders = {each.cls: each.path.relative_to(root).parts[0] for each in images}
+        loaded = loaded.renamed([folders.get(index, name) for index, name in enumerate(loaded.classes)])
+    return loaded, images
 
 
 def labelled_images(root: Path, classes: Sequence[str], *, named: bool) -> list[Labelled]:
@@ -235,36 +313,104 @@ def evaluate_folder(
         Counts and scores of each class. Scores are of the true class's map: `energy`, `iou`, `pointing`, and
         `witness`, the energy of the gradient of the images, which guidance at a layer does not optimise.
     """
-    device = device or next(loaded.model.parameters()).device
-    loaded.model.to(device)
     result = Evaluation({name: ClassResult() for name in loaded.classes})
-    for batch in _batches(loaded, images, mask_for, batch_size, result.failures, advance):
-        _measure(loaded, batch, result, source, layer, threshold, device)
+    records = measure(
+        [loaded],
+        images,
+        mask_for,
+        result.failures,
+        source=source,
+        layer=layer,
+        threshold=threshold,
+        batch_size=batch_size,
+        device=device,
+        advance=advance,
+    )
+    for (record,) in records:
+        result.classes[loaded.classes[record.image.cls]].add(record)
     return result
 
 
+def measure(
+    models: Sequence[LoadedModel],
+    images: Sequence[Labelled],
+    mask_for: MaskFor,
+    failures: dict[Path, str],
+    *,
+    source: str = "grad_cam",
+    layer: str | list[str] = "auto",
+    threshold: float = 0.5,
+    batch_size: int = 32,
+    device: torch.device | None = None,
+    advance: Callable[[int], None] = lambda count: None,
+) -> Iterator[tuple[Record, ...]]:
+    """Measure models on the same images, each of which is read once.
+
+    Args:
+        models: They must have the same classes and preprocessing.
+        images: The files.
+        mask_for: Finds their masks.
+        failures: Gets the files that cannot be read, with the reason.
+        source: Attribution source.
+        layer: Where to look.
+        threshold: Of the IoU.
+        batch_size: Images at once.
+        device: Where the models run; where the first is by default.
+        advance: Called with the number of images that are done.
+
+    Yields:
+        For each image that could be read, in order, a record of each model.
+    """
+    device = device or next(models[0].model.parameters()).device
+    for loaded in models:
+        loaded.model.to(device)
+    for batch in read_batches(models[0], images, mask_for, failures, batch_size=batch_size, advance=advance):
+        pixels = torch.stack([sample.pixels for sample in batch]).to(device)
+        measured = [_measured(loaded, batch, pixels, source, layer, threshold) for loaded in models]
+        yield from zip(*measured, strict=True)
+
+
 @dataclass(frozen=True)
-class _Read:
-    cls: int
-    image: Tensor
+class Sample:
+    """An image that was read.
+
+    Attributes:
+        image: The file and its class.
+        pixels: As the model expects them, `(3, H, W)`.
+        mask: Cropped and resized as the image is, `(H, W)`; None where there is none.
+    """
+
+    image: Labelled
+    pixels: Tensor
     mask: Tensor | None
 
 
-def _batches(
+def read_batches(
     loaded: LoadedModel,
     images: Sequence[Labelled],
     mask_for: MaskFor,
-    batch_size: int,
     failures: dict[Path, str],
-    advance: Callable[[int], None],
-) -> Iterator[list[_Read]]:
-    waiting: list[_Read] = []
+    *,
+    batch_size: int = 32,
+    advance: Callable[[int], None] = lambda count: None,
+) -> Iterator[list[Sample]]:
+    """Read images and their masks as a model sees them, batch by batch.
+
+    Args:
+        loaded: The model.
+        images: The files.
+        mask_for: Finds their masks.
+        failures: Gets the files that cannot be read, with the reason.
+        batch_size: Images at once.
+        advance: Called with the number of images that are done.
+    """
+    waiting: list[Sample] = []
     for labelled in images:
         try:
             picture, mask = read_image(labelled.path), mask_for(labelled.path, labelled.cls)
-            image = loaded.prepared(picture, labelled.path)
+            pixels = loaded.prepared(picture, labelled.path)
             seen = None if mask is None else as_seen(loaded, mask, picture.size)
-            waiting.append(_Read(labelled.cls, image, seen))
+            waiting.append(Sample(labelled, pixels, seen))
         except DataError as error:
             failures[labelled.path] = str(error)
         if len(waiting) == batch_size:
@@ -282,38 +428,40 @@ def as_seen(loaded: LoadedModel, mask: Tensor, size: tuple[int, int]) -> Tensor:
     return loaded.displayed(loaded.transform(picture)[None])[0, 0]
 
 
-def _measure(
+def _measured(
     loaded: LoadedModel,
-    batch: Sequence[_Read],
-    result: Evaluation,
+    batch: Sequence[Sample],
+    pixels: Tensor,
     source: str,
     layer: str | list[str],
     threshold: float,
-    device: torch.device,
-) -> None:
-    images = torch.stack([each.image for each in batch]).to(device)
-    labels = torch.tensor([each.cls for each in batch], device=device)
-    shown = explain(loaded.model, images, source, [(n, each.cls) for n, each in enumerate(batch)], layer)
-    right = (shown.logits.argmax(dim=1) == labels).tolist()
-    for each, hit in zip(batch, right, strict=True):
-        one = result.classes[loaded.classes[each.cls]]
-        one.images += 1
-        one.right += hit
-    with_mask = [number for number, each in enumerate(batch) if each.mask is not None]
-    if not with_mask:
-        return
-    masks = torch.stack([each.mask for each in batch if each.mask is not None]).to(device)
-    maps = shown.maps[with_mask, 0]
-    pairs = [(n, batch[number].cls) for n, number in enumerate(with_mask)]
-    witness = explain(loaded.model, images[with_mask], "input_gradient", pairs).maps[:, 0]
-    scores = {
-        "energy": metrics.energy_in_mask(maps, masks),
-        "iou": metrics.iou(maps, masks, threshold=threshold),
-        "pointing": metrics.pointing_game(maps, masks),
-        "witness": metrics.energy_in_mask(witness, masks),
-        "area": masks.mean(dim=(1, 2)),
-    }
-    for name, values in scores.items():
-        for number, value in zip(with_mask, values.tolist(), strict=True):
-            one = result.classes[loaded.classes[batch[number].cls]]
-            one.scores.setdefault(name, []).append(value)
+) -> list[Record]:
+    classes = [sample.image.cls for sample in batch]
+    shown = explain(loaded.model, pixels, source, list(enumerate(classes)), layer)
+    probabilities = loaded.probabilities(shown.logits)
+    predicted = shown.logits.argmax(dim=1)
+    chosen = torch.stack([predicted, torch.tensor(classes, device=pixels.device)], dim=1)
+    pairs = probabilities.gather(1, chosen).tolist()
+    scores: list[dict[str, float]] = [{} for _ in batch]
+    with_mask = [number for number, sample in enumerate(batch) if sample.mask is not None]
+    if with_mask:
+        masks = torch.stack([sample.mask for sample in batch if sample.mask is not None]).to(pixels.device)
+        maps = shown.maps[with_mask, 0]
+        own = [(row, classes[number]) for row, number in enumerate(with_mask)]
+        witness = explain(loaded.model, pixels[with_mask], "input_gradient", own).maps[:, 0]
+        found = {
+            "energy": metrics.energy_in_mask(maps, masks),
+            "iou": metrics.iou(maps, masks, threshold=threshold),
+            "pointing": metrics.pointing_game(maps, masks),
+            "witness": metrics.energy_in_mask(witness, masks),
+            "area": masks.mean(dim=(1, 2)),
+        }
+        for name, values in found.items():
+            for number, value in zip(with_mask, values.tolist(), strict=True):
+                scores[number][name] = value
+    return [
+        Record(sample.image, answer, confidence, probability, score)
+        for sample, answer, (confidence, probability), score in zip(
+            batch, predicted.tolist(), pairs, scores, strict=True
+        )
+    ]

@@ -29,4 +29,10 @@ def attnguide_parts() -> list[Part]:
             "attnguide_gradcam_iou.command:evaluate",
             "Tell how good a model is, and whether it looks where it should.",
         ),
+        Part(
+            "command",
+            "report",
+            "attnguide_gradcam_iou.report_command:report",
+            "Show what guidance changed in a model, as one HTML file.",
+        ),
     ]

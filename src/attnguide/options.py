@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ModelChoice",
+    "class_options",
     "device_option",
     "model_options",
     "pair_of_sizes",
@@ -121,6 +122,11 @@ def structure_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return _CHECKPOINT(_NUM_CLASSES(_as_choice(function)))
 
 
+def class_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options about a model's classes alone; whose weights, the command says. See `model_options`."""
+    return _NUM_CLASSES(_CLASS_NAMES(_as_choice(function)))
+
+
 def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add all options about a model; the command gets them, with its parameter `model`, as one `choice`."""
     return _weights_and_names(_MULTI_LABEL(_as_choice(function)))
@@ -139,8 +145,8 @@ def _as_choice(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def command(
         model: str | None,
-        checkpoint: Path | None,
         num_classes: int | None,
+        checkpoint: Path | None = None,
         pretrained: bool = False,
         class_names: Path | None = None,
         multi_label: bool = False,

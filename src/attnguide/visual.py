@@ -6,7 +6,7 @@ import base64
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -97,13 +97,18 @@ def to_pil(picture: Tensor) -> Image.Image:
     return Image.fromarray(picture.cpu().permute(1, 2, 0).contiguous().numpy())
 
 
-def data_uri(picture: Image.Image | bytes) -> str:
-    """Write a picture, or the content of a PNG file, as a link that an HTML page shows without the file."""
+def data_uri(picture: Image.Image | bytes, format: Literal["png", "jpeg"] = "png") -> str:
+    """Write a picture as a link that an HTML page shows without the file.
+
+    Args:
+        picture: The picture, or the content of its file.
+        format: Of the file. Photographs are a fraction of the size as JPEG.
+    """
     if not isinstance(picture, bytes):
         buffer = io.BytesIO()
-        picture.save(buffer, "PNG")
+        picture.save(buffer, format, quality=90)
         picture = buffer.getvalue()
-    return "data:image/png;base64," + base64.b64encode(picture).decode("ascii")
+    return f"data:image/{format};base64,{base64.b64encode(picture).decode('ascii')}"
 
 
 def contact_sheet(

@@ -16,7 +16,7 @@ from attnguide.cli import main
 from attnguide.registry import registry
 
 #: Commands that need a network, a file or a package that may be missing, or minutes.
-NOT_RUN = ("demo", "landmarks", "--pretrained", "--checkpoint")
+NOT_RUN = ("demo", "landmarks", "--pretrained", "--checkpoint", "--before")
 
 HAVE_CODE = [page for page in PAGES if blocks(page, "python")]
 CONSOLE = [block for page in PAGES for block in blocks(page, "console")]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from attnguide.errors import DataError, InputError
 
-__all__ = ["atomic_write", "check_file", "natural_key", "read_json", "read_text"]
+__all__ = ["atomic_write", "check_file", "check_target", "natural_key", "read_json", "read_text"]
 
 
 @contextmanager
@@ -32,12 +32,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     Raises:
         InputError: The folder is missing or cannot be written to, or `path` is not a regular file.
     """
-    path = Path(path)
-    # A folder cannot be replaced by a file, and replacing a device such as /dev/null would destroy it.
-    if path.exists() and not path.is_file():
-        raise InputError(f"cannot write {path}: it is not a regular file. Give the name of a file.")
-    if not path.parent.is_dir():
-        raise InputError(f"cannot write {path}: there is no folder {path.parent}. Create it first.")
+    path = check_target(path)
     # Opened by name, not by `tempfile`, whose files nobody but their owner may read.
     temporary = path.parent / f".attnguide-{secrets.token_hex(8)}{path.suffix}"
     try:
@@ -59,6 +54,21 @@ def _flush_to_disk(path: Path) -> None:
     """Make sure that the content outlives a power failure that the new name outlives."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
+
+
+def check_target(path: str | Path) -> Path:
+    """Return `path` if a file can take its place; long work asks before it begins.
+
+    Raises:
+        InputError: The folder is missing, or `path` is not a regular file.
+    """
+    path = Path(path)
+    # A folder cannot be replaced by a file, and replacing a device such as /dev/null would destroy it.
+    if path.exists() and not path.is_file():
+        raise InputError(f"cannot write {path}: it is not a regular file. Give the name of a file.")
+    if not path.parent.is_dir():
+        raise InputError(f"cannot write {path}: there is no folder {path.parent}. Create it first.")
+    return path
 
 
 def check_file(path: str | Path) -> Path:

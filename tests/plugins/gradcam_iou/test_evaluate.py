@@ -11,43 +11,22 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from PIL import Image
+from tests.helpers.animals import CLASSES, COUNTS, SIDE, animals, painted, weights
 from tests.helpers.pictures import picture
 
 import attnguide as ag
 from attnguide import models
 from attnguide.cli import main
-from attnguide.networks import small_cnn
-
-CLASSES = ("cat", "Big dog", "fish")
-COUNTS = {"cat": 3, "big_dog": 4, "Fish": 2}
-SIDE = 32
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    with torch.random.fork_rng():
-        torch.manual_seed(4)
-        model = small_cnn(3, width=4, reduction=8)
-    path = tmp_path_factory.mktemp("weights") / "animals.safetensors"
-    settings: dict[str, Any] = {"size": SIDE, "width": 4, "reduction": 8, "multi_label": False}
-    models.write_embedded(path, model, classes=CLASSES, mean=(0.5,) * 3, std=(0.25,) * 3, **settings)
-    return path
+    return weights(tmp_path_factory.mktemp("weights") / "animals.safetensors", seed=4)
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    for number, (name, count) in enumerate(COUNTS.items()):
-        for index in range(count):
-            picture(tmp_path / "data" / name / f"{name}{index}.png", 10 * number + index, (SIDE, SIDE))
-    return tmp_path / "data"
-
-
-def painted(path: Path, rows: slice, columns: slice) -> Path:
-    values = np.zeros((SIDE, SIDE), dtype=np.uint8)
-    values[rows, columns] = 255
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(values).save(path)
-    return path
+    return animals(tmp_path / "data")
 
 
 def call(*arguments: object) -> Result:
@@ -134,9 +113,9 @@ def test_classes_without_names_are_the_folders_in_order(data: Path, tmp_path: Pa
     import timm
     from safetensors.torch import save_file
 
-    weights = tmp_path / "weights.safetensors"
-    save_file(timm.create_model("test_resnet", num_classes=3).state_dict(), weights)
-    result = found(data, "--model", "test_resnet", "--checkpoint", weights)
+    file = tmp_path / "weights.safetensors"
+    save_file(timm.create_model("test_resnet", num_classes=3).state_dict(), file)
+    result = found(data, "--model", "test_resnet", "--checkpoint", file)
     assert list(result["classes"]) == ["Fish", "big_dog", "cat"]
     assert result["all"]["images"] == 9
 
