@@ -7,10 +7,10 @@
 
 Nothing is chosen by test images. λ is chosen first, for each method, in one run each with a seed of its
 own, on a validation split of the *training* distribution, where what is outside the masks is exchanged
-between images, which a model that does not look there hardly notices: the largest λ whose accuracy lies within
-one standard error of the best. Then
-each seed is trained anew, and tested after every epoch; besides the last epoch the tables show the one that
-this validation picks. Each run is a line in `results/effect/TASK.jsonl`, and not repeated if it is there.
+between images, which a model that does not look there hardly notices: of the λ whose accuracy lies within one
+standard error of the best, the largest. Then each seed is trained anew, and tested after every epoch; besides
+the last epoch the tables show the one that this validation picks. Each run is a line in
+`results/effect/TASK.jsonl`, and not repeated if it is there.
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ from tests.docs.pages import PAGES, ROOT, Block, blocks, execute, fixtures
 from attnguide.cli import main
 from attnguide.registry import registry
 
-#: Commands that need a network, a file or a package that may be missing, or minutes.
-NOT_RUN = ("demo", "landmarks", "--pretrained", "--checkpoint", "--before")
+#: Commands that need a network, a browser, a file or a package that may be missing, or minutes.
+NOT_RUN = ("annotate", "demo", "landmarks", "--pretrained", "--checkpoint", "--before")
 
 HAVE_CODE = [page for page in PAGES if blocks(page, "python")]
 CONSOLE = [block for page in PAGES for block in blocks(page, "console")]

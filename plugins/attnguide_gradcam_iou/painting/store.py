@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,8 @@ class MaskStore:
                     self._checked(path.parent).mkdir()
                 with atomic_write(self._checked(path)) as temporary:
                     image = Image.fromarray(mask.astype(np.uint8) * 255)
-                    image.save(temporary, format="PNG", compress_level=3)
+                    # Runs of equal pixels are all that there is to find in a mask.
+                    image.save(temporary, format="PNG", compress_type=zlib.Z_RLE)
                 self._files[key] = path
             else:
                 self._files.pop(key, None)
