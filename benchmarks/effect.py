@@ -87,8 +87,14 @@ METHODS: dict[str, Method] = {
         lambda: {"source": HiResCAM(relu=False), "loss": "outside", "targets": "all"},
         (1.0, 10.0, 100.0),
     ),
+    "hires_cam_half": Method(
+        "the same in every second step, with 2 λ",
+        lambda: {"source": HiResCAM(relu=False), "loss": "outside"},
+        every=2,
+        like="hires_cam",
+    ),
     "hires_cam_lazy": Method(
-        "`hires_cam`, signed; `outside`; in every fourth step, with 4 λ",
+        "the same in every fourth step, with 4 λ",
         lambda: {"source": HiResCAM(relu=False), "loss": "outside"},
         every=4,
         like="hires_cam",
