@@ -58,6 +58,12 @@ _LOCAL = ("127.0.0.1", "localhost", "::1")
 )
 @click.option("--parts", is_flag=True, help="Offer the parts of faces that a parser finds.")
 @click.option(
+    "--landmarks",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Offer the parts of faces between landmarks: a table of attnguide landmarks.",
+)
+@click.option(
     "--parser",
     type=click.Path(path_type=Path),
     metavar="FILE",
@@ -84,6 +90,7 @@ def annotate(
     source: str,
     data: Path | None,
     parts: bool,
+    landmarks: Path | None,
     parser: Path | None,
     device: str,
     port: int | None,
@@ -114,13 +121,21 @@ def annotate(
         raise InputError(
             f"the page needs {error.name}, which is not installed: pip install 'attnguide[ui]'"
         ) from error
+    if landmarks is not None and (parts or parser is not None):
+        raise InputError("--landmarks and --parts exclude each other. Leave one of them out.")
     if data is not None and choice.name is None and choice.checkpoint is None:
         raise InputError("--data is for fine-tuning a model. Name it: --model, --checkpoint.")
     listener = _listen(host, port)
     with listener:
-        studio = _studio(
-            choice, images, template, classes, out, source, data, parts or parser, parser, device
-        )
+        studio = _studio(choice, images, template, classes, out, source, data, device)
+        if landmarks is not None:
+            from attnguide_gradcam_iou.painting.parts import LandmarkParts
+
+            studio.parts = LandmarkParts(studio.sheets, landmarks)
+        elif parts or parser is not None:
+            from attnguide_gradcam_iou.painting.parts import ParsedParts
+
+            studio.parts = ParsedParts(studio.sheets, parser)
         token = secrets.token_urlsafe(24)
         port = listener.getsockname()[1]
         address = f"http://{_named(host)}:{port}/?token={token}"
@@ -158,8 +173,6 @@ def _studio(
     out: Path,
     source: str,
     data: Path | None,
-    parts: Any,
-    parser: Path | None,
     device: str,
 ) -> Studio:
     from rich.console import Console
@@ -193,10 +206,6 @@ def _studio(
     studio = Studio(sheets, store, {}, [None] * max(1, len(names)))
     if loaded is not None:
         _with_model(studio, loaded, names, source, data, device)
-    if parts:
-        from attnguide_gradcam_iou.painting.watching import FaceParts
-
-        studio.parts = FaceParts(sheets, parser)
     about: dict[str, Any] = {"template": None, "size": None}
     if sheets.template is not None:
         about = {"template": sheets.about, "size": list(sheets.template.size[::-1])}

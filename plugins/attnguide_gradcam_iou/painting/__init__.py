@@ -3,9 +3,10 @@
 - [`sheets`][attnguide_gradcam_iou.painting.sheets]: what is painted on, images or a template;
 - [`store`][attnguide_gradcam_iou.painting.store]: where the masks are kept;
 - [`exchange`][attnguide_gradcam_iou.painting.exchange]: LabelMe and COCO;
-- [`watching`][attnguide_gradcam_iou.painting.watching]: what a model looks at, and the parts of a face;
+- [`watching`][attnguide_gradcam_iou.painting.watching]: what a model looks at;
+- [`parts`][attnguide_gradcam_iou.painting.parts]: the parts of a face;
 - [`tuning`][attnguide_gradcam_iou.painting.tuning]: fine-tuning in the background;
 - [`server`][attnguide_gradcam_iou.painting.server]: the server, and `page/`, what the browser gets.
 
-Only `watching` and `tuning` import torch, and only once a model is asked for.
+Only `watching`, `parts` and `tuning` import torch, once what they do is asked for.
 """

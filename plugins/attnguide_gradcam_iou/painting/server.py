@@ -28,8 +28,9 @@ from attnguide_gradcam_iou.painting.sheets import LONGEST, Sheets
 from attnguide_gradcam_iou.painting.store import MaskStore
 
 if TYPE_CHECKING:
+    from attnguide_gradcam_iou.painting.parts import FaceParts
     from attnguide_gradcam_iou.painting.tuning import FineTuning
-    from attnguide_gradcam_iou.painting.watching import FaceParts, Watcher
+    from attnguide_gradcam_iou.painting.watching import Watcher
 
 __all__ = ["LARGEST_FILE", "Studio", "application"]
 

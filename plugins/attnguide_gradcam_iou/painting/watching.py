@@ -1,12 +1,10 @@
-"""What a model looks at while masks are painted, and the parts of a face that can be taken as masks."""
+"""What a model looks at while masks are painted."""
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,9 +16,8 @@ from attnguide.errors import DataError
 from attnguide.explanation import explain
 from attnguide.models import LoadedModel
 from attnguide_gradcam_iou.painting.sheets import Sheets
-from attnguide_gradcam_iou.painting.store import Bits
 
-__all__ = ["FaceParts", "SeenMap", "Watcher", "seen_box"]
+__all__ = ["SeenMap", "Watcher", "seen_box"]
 
 #: A template's map is the mean of those of at most so many images.
 _LOOKED_AT = 32
@@ -130,30 +127,3 @@ def seen_box(loaded: LoadedModel, size: tuple[int, int]) -> tuple[float, float, 
         ends.append((first * length, (first + slope * len(values)) * length))
     (left, right), (top, bottom) = ends
     return left, top, right, bottom
-
-
-class FaceParts:
-    """Gives the parts of a face as masks.
-
-    Args:
-        sheets: What is painted on.
-        parser: A file with a parser's weights; None for the one that comes along, which knows drawn faces.
-    """
-
-    def __init__(self, sheets: Sheets, parser: Path | None = None) -> None:
-        from attnguide_segmentation.parser import load_parser
-        from attnguide_segmentation.regions import REGIONS
-
-        self.sheets, self.names = sheets, REGIONS
-        self._parse: Callable[[Tensor], Tensor] = load_parser(parser)
-        self._lock = threading.Lock()
-
-    def mask(self, number: int, region: int) -> Bits:
-        """Find a part in a sheet; `(H, W)`, empty if it is not there."""
-        picture = self.sheets.picture(number)
-        image = torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)[None].float() / 255
-        with self._lock, torch.inference_mode():
-            masks = self._parse(image)
-        whole = functional.resize(masks[:, region], (picture.height, picture.width))[0]
-        found: Bits = (whole > 0.5).numpy()
-        return found

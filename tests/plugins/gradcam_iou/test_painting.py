@@ -16,20 +16,26 @@ from urllib.parse import urlsplit
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 from tests.helpers.browser import annotating
 
 from attnguide import models
 from attnguide.cli import main
+from attnguide.data.faces import ProceduralFaces
 from attnguide.errors import DataError, InputError
 from attnguide.priors.mask import MaskPrior
+from attnguide.visual import to_pil
+from attnguide_action_units.tables import LandmarkTable
 from attnguide_gradcam_iou.masks import MaskFolder, load_template, read_coco, read_labelme
 from attnguide_gradcam_iou.painting import exchange
+from attnguide_gradcam_iou.painting.parts import LandmarkParts, ParsedParts
 from attnguide_gradcam_iou.painting.sheets import AVERAGED, LONGEST, find_sheets, mean_image
 from attnguide_gradcam_iou.painting.store import MaskStore, recorded_classes
 from attnguide_gradcam_iou.painting.watching import seen_box
 from attnguide_gradcam_iou.shapes import Polygon
+from attnguide_segmentation.regions import merged
 
 SIZE = (30, 40)
 
@@ -473,3 +479,39 @@ def test_it_needs_what_the_extra_brings(tmp_path: Path, monkeypatch: pytest.Monk
     found = invoke(picture(tmp_path / "one.png"), "--out", tmp_path / "masks")
     assert "pip install 'attnguide[ui]'" in found.output
     assert not (tmp_path / "masks").exists()
+
+
+# ------------------------------------------------------------------------- parts of faces
+
+
+def test_parts_that_a_parser_finds(tmp_path: Path) -> None:
+    face = ProceduralFaces(1, seed=3)[0]
+    to_pil(face.image).save(tmp_path / "face.png")
+    sheets = find_sheets([str(tmp_path / "face.png")], None)
+    parts = ParsedParts(sheets)
+    mouth = parts.mask(0, parts.names.index("mouth"))
+    truth = merged(face.segmentation.as_subclass(torch.Tensor)).numpy() == parts.names.index("mouth")
+    assert (mouth & truth).sum() / (mouth | truth).sum() > 0.5
+
+
+def test_parts_between_landmarks(tmp_path: Path) -> None:
+    points = torch.rand(2, 68, 2, generator=torch.Generator().manual_seed(1)) * 4 + 30
+    square = torch.tensor([[10.0, 40], [30, 40], [30, 48], [10, 48]])
+    points[:, 48:60] = square.repeat(3, 1)
+    points[1] += 2
+    points[:, 36:42] = torch.tensor([10.0, 20.0])
+    points[:, 42:48] = torch.tensor([30.0, 20.0])
+    paths = [picture(tmp_path / f"{name}.png", (60, 50)) for name in ("a", "b")]
+    picture(tmp_path / "c.png", (60, 50))
+    LandmarkTable(("a.png", "b.png"), points).save(tmp_path / "table.npz")
+    lost = LandmarkParts(find_sheets([str(tmp_path / "c.png")], None), tmp_path / "table.npz")
+    mouth = lost.names.index("mouth")
+    y, x = np.mgrid[:60, :50] + 0.5
+    for template, offset in ((None, 0), ("average", 1)):
+        sheets = find_sheets(list(map(str, paths)), template)
+        found = LandmarkParts(sheets, tmp_path / "table.npz").mask(0, mouth)
+        inside = (x > 10 + offset) & (x < 30 + offset) & (y > 40 + offset) & (y < 48 + offset)
+        assert found[inside].all()
+        assert inside.sum() < found.sum() < inside.sum() + 90  # by the margin of 1.2 pixels
+    with pytest.raises(DataError, match=r"no landmarks of c\.png"):
+        lost.mask(0, mouth)
