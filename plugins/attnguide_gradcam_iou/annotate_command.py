@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from attnguide.errors import InputError
-from attnguide.options import ModelChoice, device_option, pick_device, read_class_names, single_label_options
+from attnguide.options import ModelChoice, device_option, model_options, pick_device, read_class_names
 
 if TYPE_CHECKING:
     from attnguide.models import LoadedModel
@@ -48,13 +48,19 @@ _LOCAL = ("127.0.0.1", "localhost", "::1")
 @click.option(
     "--model", metavar="NAME", help="Show what this model looks at: one of timm, or torchvision/NAME."
 )
-@single_label_options
+@model_options
 @click.option("--source", default="grad_cam", show_default=True, metavar="NAME", help="Attribution source.")
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
     metavar="FOLDER",
     help="Fine-tune the model on these images, a subfolder for each class.",
+)
+@click.option(
+    "--labels",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="With --data, for a model of attributes: CSV with a row file,attribute,… and 1, 0 or -1 below.",
 )
 @click.option("--parts", is_flag=True, help="Offer the parts of faces that a parser finds.")
 @click.option(
@@ -89,6 +95,7 @@ def annotate(
     out: Path,
     source: str,
     data: Path | None,
+    labels: Path | None,
     parts: bool,
     landmarks: Path | None,
     parser: Path | None,
@@ -125,9 +132,11 @@ def annotate(
         raise InputError("--landmarks and --parts exclude each other. Leave one of them out.")
     if data is not None and choice.name is None and choice.checkpoint is None:
         raise InputError("--data is for fine-tuning a model. Name it: --model, --checkpoint.")
+    if labels is not None and data is None:
+        raise InputError("--labels needs --data, the folder with the images.")
     listener = _listen(host, port)
     with listener:
-        studio = _studio(choice, images, template, classes, out, source, data, device)
+        studio = _studio(choice, images, template, classes, out, source, (data, labels), device)
         if landmarks is not None:
             from attnguide_gradcam_iou.painting.parts import LandmarkParts
 
@@ -172,7 +181,7 @@ def _studio(
     classes: Path | None,
     out: Path,
     source: str,
-    data: Path | None,
+    data: tuple[Path | None, Path | None],
     device: str,
 ) -> Studio:
     from rich.console import Console
@@ -205,7 +214,7 @@ def _studio(
     store = MaskStore(out, names, template=template is not None)
     studio = Studio(sheets, store, {}, [None] * max(1, len(names)))
     if loaded is not None:
-        _with_model(studio, loaded, names, source, data, device)
+        _with_model(studio, loaded, names, source, *data, device)
     about: dict[str, Any] = {"template": None, "size": None}
     if sheets.template is not None:
         about = {"template": sheets.about, "size": list(sheets.template.size[::-1])}
@@ -214,7 +223,13 @@ def _studio(
 
 
 def _with_model(
-    studio: Studio, loaded: LoadedModel, names: list[str], source: str, data: Path | None, device: str
+    studio: Studio,
+    loaded: LoadedModel,
+    names: list[str],
+    source: str,
+    data: Path | None,
+    labels: Path | None,
+    device: str,
 ) -> None:
     """Show what a model looks at, and let it be fine-tuned."""
     from attnguide.registry import registry
@@ -235,18 +250,24 @@ def _with_model(
     if data is None:
         return
     from attnguide_gradcam_iou.evaluation import labelled_images
-    from attnguide_gradcam_iou.painting.tuning import FineTuning
+    from attnguide_gradcam_iou.painting.tuning import Answered, FineTuning, read_answers
 
-    if loaded.multi_label:
+    if loaded.multi_label != (labels is not None):
         raise InputError(
-            f"{loaded.name} answers a question for each class; --data needs a model that gives each image "
-            "one."
+            f"{loaded.name} answers a question for each class: give the answers by --labels."
+            if loaded.multi_label
+            else f"--labels is for attributes, but {loaded.name} gives each image one class: --multi-label."
         )
 
     def on_model(tuned: LoadedModel) -> None:
         studio.watchers["after"] = Watcher(replace(tuned), studio.sheets, place, source)
 
-    images = labelled_images(data, loaded.classes, named=not loaded.classes[0].startswith("class "))
+    if labels is not None:
+        images = read_answers(labels, data, loaded.classes)
+    else:
+        named = not loaded.classes[0].startswith("class ")
+        labelled = labelled_images(data, loaded.classes, named=named)
+        images = [Answered(each.path, each.cls) for each in labelled]
     out = studio.store.root
     studio.tuning = FineTuning(loaded, images, out, out / "finetuned.safetensors", place, on_model)
 

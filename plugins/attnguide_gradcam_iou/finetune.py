@@ -44,9 +44,10 @@ class Epoch:
     """What one epoch brought.
 
     Attributes:
-        number: From 1.
-        attribute_loss: Mean binary cross entropy of the training batches.
-        guidance_loss: Mean guidance loss of the training pairs, not multiplied by its weight.
+        number: From 1; 0 for what there was before the training.
+        attribute_loss: Mean cross entropy of the training batches; NaN before the training.
+        guidance_loss: Mean guidance loss of the training pairs, not multiplied by its weight; NaN before the
+            training.
         accuracy: Share of the validation labels that are predicted right, or None without validation.
         iou: Mean soft IoU of attribution and region in validation, or None without validation or regions.
     """
@@ -58,10 +59,9 @@ class Epoch:
     iou: float | None = None
 
     def __str__(self) -> str:
-        text = (
-            f"epoch {self.number}: attribute loss {self.attribute_loss:.3f}, guidance loss "
-            f"{self.guidance_loss:.3f}"
-        )
+        text = f"epoch {self.number}"
+        if self.number:
+            text += f": attribute loss {self.attribute_loss:.3f}, guidance loss {self.guidance_loss:.3f}"
         text += "" if self.accuracy is None else f", accuracy {self.accuracy:.1%}"
         return text if self.iou is None else f"{text}, IoU {self.iou:.3f}"
 
@@ -86,6 +86,7 @@ def finetune(
     progress: bool = False,
     on_epoch: Callable[[Epoch], None] | None = None,
     on_step: Callable[[], None] | None = None,
+    measure_before: bool = False,
 ) -> list[Epoch]:
     """Fine-tune a classifier so that it predicts attributes from where they are.
 
@@ -122,6 +123,7 @@ def finetune(
             state of the process stays as it is.
         progress: Show a progress bar on stderr.
         on_epoch: Called after each epoch.
+        measure_before: Measure the validation data before the training, too; an entry of number 0.
         on_step: Called after each batch, of training and validation. What it raises ends the training.
 
     Returns:
@@ -158,15 +160,17 @@ def finetune(
         weights = [weight for weight in model.parameters() if weight.requires_grad]
         optimiser = optimizer(weights, lr=rate)
         history = []
-        with _bar(progress, epochs, loader, judge) as advance:
+        with _bar(progress, epochs, loader, judge, measure_before) as advance:
 
             def step(epoch: int) -> None:
                 advance(epoch)
                 if on_step is not None:
                     on_step()
 
-            for number in range(1, epochs + 1):
-                losses = trainer.train(loader, optimiser, attribute_weight, number, step)
+            for number in range(0 if measure_before and judge is not None else 1, epochs + 1):
+                losses = (math.nan, math.nan)
+                if number:
+                    losses = trainer.train(loader, optimiser, attribute_weight, number, step)
                 scores = (None, None) if judge is None else trainer.validate(judge, number, step)
                 history.append(Epoch(number, *losses, *scores))
                 if on_epoch is not None:
@@ -578,7 +582,9 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def _bar(shown: bool, epochs: int, *loaders: DataLoader[Any] | None) -> Iterator[Callable[[int], None]]:
+def _bar(
+    shown: bool, epochs: int, train: DataLoader[Any], judge: DataLoader[Any] | None, before: bool
+) -> Iterator[Callable[[int], None]]:
     """Show a progress bar on stderr, or nothing; gives what is to be called, with the epoch, at each step."""
     if not shown:
         yield lambda epoch: None
@@ -587,7 +593,8 @@ def _bar(shown: bool, epochs: int, *loaders: DataLoader[Any] | None) -> Iterator
     from rich.progress import Progress
 
     try:
-        total = epochs * sum(len(loader) for loader in loaders if loader is not None)
+        judged = 0 if judge is None else len(judge)
+        total = epochs * (len(train) + judged) + (judged if before else 0)
     except TypeError:  # data of unknown length
         total = None
     with Progress(console=Console(stderr=True)) as progress:

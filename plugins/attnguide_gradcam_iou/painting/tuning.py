@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import csv
 import logging
+import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -15,20 +17,27 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from attnguide import functional
-from attnguide.data.files import atomic_write
+from attnguide.data.files import atomic_write, read_text
 from attnguide.data.images import read_image
-from attnguide.errors import AttnGuideError, InputError
-from attnguide.explanation import explain
+from attnguide.errors import AttnGuideError, DataError, InputError
 from attnguide.models import LoadedModel
-from attnguide_gradcam_iou.evaluation import Labelled, as_seen, mask_reader
+from attnguide_gradcam_iou.evaluation import as_seen, mask_reader
 from attnguide_gradcam_iou.finetune import Epoch, finetune
+from attnguide_gradcam_iou.regions import ClassNames
 
-__all__ = ["FineTuning", "Progress"]
+__all__ = ["Answered", "FineTuning", "Progress", "read_answers"]
 
 _BATCH = 16
 #: The share of the images that is for validation.
 _HELD_OUT = 0.2
+
+
+@dataclass(frozen=True)
+class Answered:
+    """An image file and what the model should answer: its class, or for each attribute 1, 0, or NaN."""
+
+    path: Path
+    answer: int | tuple[float, ...]
 
 
 @dataclass
@@ -39,8 +48,7 @@ class Progress:
         state: What is going on.
         step: Batches that are done.
         steps: Batches in all.
-        before: Accuracy and overlap, the soft IoU, on the validation images before the training.
-        epochs: What each epoch brought.
+        epochs: What each epoch brought; the first entry tells what there was before.
         error: Why it failed.
         file: Where the weights are.
     """
@@ -48,14 +56,18 @@ class Progress:
     state: Literal["idle", "running", "done", "stopped", "failed"] = "idle"
     step: int = 0
     steps: int = 0
-    before: dict[str, float] = field(default_factory=dict)
     epochs: list[Epoch] = field(default_factory=list)
     error: str = ""
     file: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """For the page."""
-        return asdict(self)
+        """For the page; NaN is None."""
+        told = asdict(self)
+        told["epochs"] = [
+            {name: None if value != value else value for name, value in epoch.items()}
+            for epoch in told["epochs"]
+        ]
+        return told
 
 
 class _Stopped(Exception):  # noqa: N818  (no error)
@@ -66,8 +78,8 @@ class FineTuning:
     """Fine-tunes a copy of a model on labelled images, towards masks.
 
     Args:
-        loaded: The model; it stays as it is. One class for each image.
-        images: Labelled files.
+        loaded: The model; it stays as it is.
+        images: Files, with classes or attributes as the model has them.
         masks: The folder that is painted in.
         out: Where the weights go, a `.safetensors` file.
         device: Where to train.
@@ -80,7 +92,7 @@ class FineTuning:
     def __init__(
         self,
         loaded: LoadedModel,
-        images: Sequence[Labelled],
+        images: Sequence[Answered],
         masks: Path,
         out: Path,
         device: torch.device,
@@ -111,10 +123,9 @@ class FineTuning:
                 raise InputError("a fine-tuning is going on. Stop it first.")
             self.progress = Progress("running")
             self._stop.clear()
-            # Never in the way when the server ends.
-            self._thread = threading.Thread(
-                target=self._run, args=(epochs, weight, learning_rate), daemon=True
-            )
+            # A daemon, so that it is never in the way when the server ends.
+            settings = (epochs, weight, learning_rate)
+            self._thread = threading.Thread(target=self._run, args=settings, daemon=True)
             self._thread.start()
 
     def stop(self) -> None:
@@ -138,10 +149,9 @@ class FineTuning:
     def _tune(self, epochs: int, weight: float, learning_rate: float) -> None:
         tuned = replace(self.loaded, model=copy.deepcopy(self.loaded.model))
         data = _Painted(self.loaded, self.images, self.masks)
-        train, held_out = _split([each.cls for each in self.images])
-        per_epoch = sum(-(-len(part) // _BATCH) for part in (train, held_out))
-        self.progress.steps = epochs * per_epoch
-        self.progress.before = _measured(tuned, Subset(data, held_out), self.device)
+        train, held_out = _split([each.answer for each in self.images])
+        batches = [math.ceil(len(part) / _BATCH) for part in (train, held_out)]
+        self.progress.steps = epochs * sum(batches) + batches[1]
 
         def on_step() -> None:
             self.progress.step += 1
@@ -161,12 +171,12 @@ class FineTuning:
                 device=self.device,
                 on_epoch=self.progress.epochs.append,
                 on_step=on_step,
+                measure_before=True,
             )
         except _Stopped:
             state = "stopped"
-        weights = {
-            name: value.detach().cpu().contiguous() for name, value in tuned.model.state_dict().items()
-        }
+        state_dict = tuned.model.state_dict()
+        weights = {name: value.detach().cpu().contiguous() for name, value in state_dict.items()}
         with atomic_write(self.out) as temporary:
             save_file(weights, temporary)
         self.progress.file = str(self.out)
@@ -175,9 +185,9 @@ class FineTuning:
 
 
 class _Painted(Dataset[tuple[Tensor, Tensor, Tensor]]):
-    """Labelled images with what was painted for them: image, class, and mask; NaN where there is none."""
+    """Images with answers and with what was painted for them; NaN where there is no mask."""
 
-    def __init__(self, loaded: LoadedModel, images: Sequence[Labelled], masks: Path) -> None:
+    def __init__(self, loaded: LoadedModel, images: Sequence[Answered], masks: Path) -> None:
         self.loaded, self.images = loaded, images
         self.mask_for = mask_reader(masks, loaded.classes)
 
@@ -185,47 +195,74 @@ class _Painted(Dataset[tuple[Tensor, Tensor, Tensor]]):
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return an image, its class and its mask."""
-        labelled = self.images[index]
-        picture = read_image(labelled.path)
-        image = self.loaded.prepared(picture, labelled.path)
-        mask = self.mask_for(labelled.path, labelled.cls)
-        seen = None if mask is None else as_seen(self.loaded, mask, picture.size)
-        if seen is None or not bool(seen.any()):
-            seen = torch.full(image.shape[-2:], torch.nan)
-        return image, torch.tensor(labelled.cls), seen
+        """Return an image, its answer, and its mask `(h, w)`, or `(K, h, w)` for K attributes."""
+        one = self.images[index]
+        picture = read_image(one.path)
+        image = self.loaded.prepared(picture, one.path)
+        missing = torch.full(image.shape[-2:], torch.nan)
+
+        def mask(cls: int) -> Tensor:
+            painted = self.mask_for(one.path, cls)
+            seen = None if painted is None else as_seen(self.loaded, painted, picture.size)
+            return missing if seen is None or not bool(seen.any()) else seen
+
+        if isinstance(one.answer, int):
+            return image, torch.tensor(one.answer), mask(one.answer)
+        return image, torch.tensor(one.answer), torch.stack([mask(cls) for cls in range(len(one.answer))])
 
 
-def _split(classes: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Positions for training and for validation, drawn class by class, the same each time."""
+def read_answers(table: Path, folder: Path, classes: Sequence[str]) -> list[Answered]:
+    """Read what each image has of several attributes.
+
+    Args:
+        table: A CSV file: its first row names the file and the attributes, the others give a file relative to
+            the folder, and for each attribute 1, 0 or −1 (as CelebA writes "no"), or nothing if unknown.
+        folder: Where the images are.
+        classes: The model's attributes; one without a column is unknown, a column that is none is an error.
+
+    Raises:
+        DataError: If the table cannot be read, or tells something else.
+        UnknownNameError: If a column names no attribute of the model.
+    """
+    rows = list(csv.reader(read_text(table).splitlines(), skipinitialspace=True))
+    if len(rows) < 2 or len(rows[0]) < 2:
+        raise DataError(f"{table} tells nothing. Its first row is file,{','.join(classes[:2])},…")
+    names = ClassNames(classes)
+    columns = [names.names.index(names.get(name, f"{table}, first row")) for name in rows[0][1:]]
+    found = []
+    for line, row in enumerate(rows[1:], 2):
+        if not row:
+            continue
+        cells = [cell.strip() for cell in row[1:]]
+        if len(row) != len(rows[0]) or not all(cell in _ANSWERS for cell in cells):
+            raise DataError(
+                f"{table}, line {line}: expected a file and {len(columns)} answers of 1, 0 or -1, got "
+                f"{','.join(row)[:60]!r}."
+            )
+        answer = [math.nan] * len(classes)
+        for column, cell in zip(columns, cells, strict=True):
+            answer[column] = _ANSWERS[cell]
+        found.append(Answered(folder / row[0], tuple(answer)))
+    lost = [each.path for each in found if not each.path.is_file()]
+    if lost:
+        raise DataError(f"{table} tells of {lost[0]}, which is no file, and of {len(lost) - 1} more.")
+    return found
+
+
+_ANSWERS = {"1": 1.0, "0": 0.0, "-1": 0.0, "": math.nan}
+
+
+def _split(answers: Sequence[object]) -> tuple[list[int], list[int]]:
+    """Positions for training and for validation, drawn answer by answer, the same each time."""
     generator = torch.Generator().manual_seed(0)
     train: list[int] = []
     held_out: list[int] = []
-    for cls in sorted(set(classes)):
-        own = [n for n, each in enumerate(classes) if each == cls]
+    kinds: list[object] = sorted(set(answers), key=str) if isinstance(answers[0], int) else [None]
+    for kind in kinds:
+        own = [n for n, each in enumerate(answers) if kind is None or each == kind]
         own = [own[n] for n in torch.randperm(len(own), generator=generator).tolist()]
         count = min(max(1, round(_HELD_OUT * len(own))), len(own) - 1)
         held_out += own[:count]
         train += own[count:]
-    if not held_out:  # one image of each class
-        held_out = train
-    return sorted(train), sorted(held_out)
-
-
-def _measured(loaded: LoadedModel, data: Subset[Any], device: torch.device) -> dict[str, float]:
-    """Accuracy, and the mean soft IoU of Grad-CAM and mask."""
-    right, overlaps = 0, []
-    loaded.model.to(device)
-    for start in range(0, len(data), _BATCH):
-        samples = [data[n] for n in range(start, min(start + _BATCH, len(data)))]
-        images = torch.stack([sample[0] for sample in samples]).to(device)
-        labels = torch.stack([sample[1] for sample in samples]).to(device)
-        masks = torch.stack([sample[2] for sample in samples]).to(device)
-        shown = explain(loaded.model, images, "grad_cam", list(enumerate(labels.tolist())))
-        right += int((shown.logits.argmax(dim=1) == labels).sum())
-        maps = next(iter(shown.raw.values()))[:, 0].float()
-        there = ~masks.isnan().flatten(1).any(dim=1)
-        prior = functional.resize(masks[there], (maps.shape[-2], maps.shape[-1]))
-        overlaps += (-functional.iou(maps[there], prior)).exp().tolist()
-    overlap = sum(overlaps) / len(overlaps) if overlaps else 0.0
-    return {"accuracy": right / len(data), "iou": overlap}
+    # Where each class has one image.
+    return sorted(train), sorted(held_out or train)

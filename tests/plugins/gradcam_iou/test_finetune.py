@@ -20,6 +20,7 @@ from torchvision.transforms import v2
 
 import attnguide as ag
 import attnguide_gradcam_iou as gci
+from attnguide import functional
 from attnguide.data.celeba import CelebA
 from attnguide.data.faces import ProceduralFaces
 from attnguide.errors import DataError, GuidanceError, InputError, UnknownNameError
@@ -90,6 +91,33 @@ def test_losses_fall_and_history_tells() -> None:
     assert last.iou > first.iou
     assert 0.6 < last.accuracy <= 1
     assert "IoU" in str(last)
+
+
+def test_one_class_for_each_image() -> None:
+    """Class indices mean a softmax: what is reported is what a plain loop computes, and −100 is unknown."""
+    generator = torch.Generator().manual_seed(0)
+    images, labels = torch.rand(6, 3, SIZE, SIZE, generator=generator), torch.tensor([0, 1, 2, -100, 1, 0])
+    masks = corner().expand(6, -1, -1)
+    data = list(zip(images, labels, masks, strict=True))
+    model = cnn_without_randomness()
+    history = quick(
+        model, data, batch_size=6, guidance_weight=0.5, validation=data, epochs=1, measure_before=True
+    )
+    assert [epoch.number for epoch in history] == [0, 1]
+    plain = cnn_without_randomness().eval()
+    known = labels >= 0
+    with ag.Guide.from_recipe(plain, "gradcam-iou", targets="labels", evidence="logit") as guide:
+        right = (plain(images).argmax(dim=1) == labels)[known].float().mean()
+        guide.loss(labels, mask=masks)
+        overlap = (-functional.iou(guide.maps()[0].maps, guide.maps()[0].prior)).exp().mean()
+        assert history[0].accuracy == pytest.approx(right.item())
+        assert history[0].iou == pytest.approx(overlap.item(), rel=1e-4)
+        plain.train()
+        loss = nn.functional.cross_entropy(plain(images), labels)
+        guided = guide.loss(labels, mask=masks)
+    assert history[1].attribute_loss == pytest.approx(loss.item(), rel=1e-4)
+    assert history[1].guidance_loss == pytest.approx(guided.item(), rel=1e-3)
+    assert str(history[0]).startswith("epoch 0, accuracy")
 
 
 def test_the_loss_is_the_published_one() -> None:

@@ -19,12 +19,15 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from PIL import Image
+from safetensors.torch import load_file
 from tests.helpers.browser import annotating
 
 from attnguide import models
 from attnguide.cli import main
-from attnguide.data.faces import ProceduralFaces
-from attnguide.errors import DataError, InputError
+from attnguide.data.faces import ATTRIBUTES, ProceduralFaces, template
+from attnguide.errors import DataError, InputError, UnknownNameError
+from attnguide.models import write_embedded
+from attnguide.networks import small_cnn
 from attnguide.priors.mask import MaskPrior
 from attnguide.visual import to_pil
 from attnguide_action_units.tables import LandmarkTable
@@ -33,6 +36,7 @@ from attnguide_gradcam_iou.painting import exchange
 from attnguide_gradcam_iou.painting.parts import LandmarkParts, ParsedParts
 from attnguide_gradcam_iou.painting.sheets import AVERAGED, LONGEST, find_sheets, mean_image
 from attnguide_gradcam_iou.painting.store import MaskStore, recorded_classes
+from attnguide_gradcam_iou.painting.tuning import Answered, FineTuning, read_answers
 from attnguide_gradcam_iou.painting.watching import seen_box
 from attnguide_gradcam_iou.shapes import Polygon
 from attnguide_segmentation.regions import merged
@@ -117,11 +121,11 @@ def test_masks_of_a_template_are_what_the_prior_reads(tmp_path: Path) -> None:
     first, second = some_mask(1), some_mask(2)
     store.write("", 0, first)
     store.write("", 1, second)
-    template = load_template(tmp_path / "masks", ["mouth", "left eye", "nose"])
-    assert template.painted == ("mouth", "left eye")
-    np.testing.assert_array_equal(template.masks[0].numpy() > 0, first)
-    np.testing.assert_array_equal(template.masks[1].numpy() > 0, second)
-    MaskPrior(template.masks)
+    found = load_template(tmp_path / "masks", ["mouth", "left eye", "nose"])
+    assert found.painted == ("mouth", "left eye")
+    np.testing.assert_array_equal(found.masks[0].numpy() > 0, first)
+    np.testing.assert_array_equal(found.masks[1].numpy() > 0, second)
+    MaskPrior(found.masks)
     again = MaskStore(tmp_path / "masks", ["Mouth", "left_eye", "nose"], template=True)
     np.testing.assert_array_equal(again.read("", 1, SIZE), second)
     assert again.painted("") == [0, 1]
@@ -176,8 +180,8 @@ def test_nothing_is_read_or_written_through_links(tmp_path: Path) -> None:
     assert [path.name for path in outside.iterdir()] == ["secret.png"]
     before = (outside / "secret.png").read_bytes()
     (root / "dog.png").symlink_to(outside / "secret.png")
-    template = MaskStore(root, ["dog"], template=True)
-    for action in (lambda: template.read("", 0, SIZE), lambda: template.write("", 0, some_mask(1))):
+    once = MaskStore(root, ["dog"], template=True)
+    for action in (lambda: once.read("", 0, SIZE), lambda: once.write("", 0, some_mask(1))):
         with pytest.raises(InputError, match="leads out of"):
             action()
     assert (outside / "secret.png").read_bytes() == before
@@ -446,7 +450,10 @@ def test_mistakes(tmp_path: Path) -> None:
         ((image, "--data", tmp_path), "--data is for fine-tuning"),
         ((image, "--template", tmp_path / "no.png"), "does not exist"),
         ((image, "--checkpoint", models.EMBEDDED, "--classes", tmp_path / "fish.txt"), "none of the classes"),
-        ((image, "--checkpoint", models.EMBEDDED, "--data", tmp_path), "a question for each class"),
+        (
+            (image, "--checkpoint", models.EMBEDDED, "--data", tmp_path),
+            "a question for each class: give the answers by --labels",
+        ),
         ((image, "--checkpoint", models.EMBEDDED, "--source", "grad_can"), "grad_cam"),
         ((image, "--host", "256.1.1.1"), "cannot listen at"),
     ):
@@ -507,11 +514,101 @@ def test_parts_between_landmarks(tmp_path: Path) -> None:
     lost = LandmarkParts(find_sheets([str(tmp_path / "c.png")], None), tmp_path / "table.npz")
     mouth = lost.names.index("mouth")
     y, x = np.mgrid[:60, :50] + 0.5
-    for template, offset in ((None, 0), ("average", 1)):
-        sheets = find_sheets(list(map(str, paths)), template)
+    for kind, offset in ((None, 0), ("average", 1)):
+        sheets = find_sheets(list(map(str, paths)), kind)
         found = LandmarkParts(sheets, tmp_path / "table.npz").mask(0, mouth)
         inside = (x > 10 + offset) & (x < 30 + offset) & (y > 40 + offset) & (y < 48 + offset)
         assert found[inside].all()
         assert inside.sum() < found.sum() < inside.sum() + 90  # by the margin of 1.2 pixels
     with pytest.raises(DataError, match=r"no landmarks of c\.png"):
         lost.mask(0, mouth)
+
+
+# --------------------------------------------------------------------------- fine-tuning
+
+
+def test_answers_of_attributes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        picture(tmp_path / "images" / f"{name}.png")
+    table = tmp_path / "labels.csv"
+    table.write_text("file,Big_Nose,hat\na.png,1,-1\n\nb.png, 0,\n")
+    found = read_answers(table, tmp_path / "images", ["hat", "smile", "big nose"])
+    assert [each.path.name for each in found] == ["a.png", "b.png"]
+    assert str(found[0].answer) == "(0.0, nan, 1.0)"
+    assert str(found[1].answer) == "(nan, nan, 0.0)"
+    for text, message in (
+        ("file,hat\n", "tells nothing"),
+        ("file,cap\na.png,1\n", "cap"),
+        ("file,hat\na.png,yes\n", "line 2: expected a file and 1 answers"),
+        ("file,hat\na.png,1,0\n", "line 2"),
+        ("file,hat\nc.png,1\nd.png,1\n", r"c\.png, which is no file, and of 1 more"),
+    ):
+        table.write_text(text)
+        with pytest.raises((DataError, UnknownNameError), match=message):
+            read_answers(table, tmp_path / "images", ["hat", "smile"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_fine_tuning_raises_the_overlap(tmp_path: Path, multi_label: bool) -> None:
+    faces = ProceduralFaces(48, seed=2, prevalence={"lipstick": 0.5}).stack()
+    lipstick = faces.attributes[:, ATTRIBUTES.index("lipstick")].long().tolist()
+    paths = []
+    for number, image in enumerate(faces.image):
+        paths.append(tmp_path / f"{number}.png")
+        to_pil(image).save(paths[-1])
+    classes = ["mole", "lipstick"] if multi_label else ["bare", "lipstick"]
+    store = MaskStore(tmp_path / "masks", classes, template=True)
+    side = faces.image.shape[-1]
+    for cls in range(2):
+        store.write("", cls, (template("mouth", side) > 0.5).numpy())
+    checkpoint = tmp_path / "model.safetensors"
+    write_embedded(
+        checkpoint,
+        small_cnn(2, width=8).eval(),
+        classes=classes,
+        size=side,
+        width=8,
+        mean=[0.5] * 3,
+        std=[0.25] * 3,
+        multi_label=multi_label,
+    )
+    loaded = models.embedded(checkpoint)
+    answers = [
+        Answered(p, (float("nan"), float(y)) if multi_label else y)
+        for p, y in zip(paths, lipstick, strict=True)
+    ]
+    before = {name: value.clone() for name, value in loaded.model.state_dict().items()}
+    given: list[models.LoadedModel] = []
+    out = tmp_path / "masks" / "finetuned.safetensors"
+    tuning = FineTuning(loaded, answers, tmp_path / "masks", out, torch.device("cpu"), given.append)
+    tuning.start(epochs=6, weight=1.0, learning_rate=3e-3)
+    tuning.wait(120)
+    progress = tuning.progress
+    assert (progress.state, progress.error) == ("done", "")
+    assert progress.step == progress.steps
+    assert [epoch.number for epoch in progress.epochs] == list(range(7))
+    first, last = progress.epochs[0].iou, progress.epochs[-1].iou
+    assert first is not None
+    assert last is not None
+    assert last > first + 0.05
+    json.dumps(progress.as_dict(), allow_nan=False)
+    assert all(torch.equal(value, before[name]) for name, value in loaded.model.state_dict().items())
+    weights = load_file(out)
+    assert all(torch.equal(value, weights[name]) for name, value in given[0].model.state_dict().items())
+    with pytest.raises(InputError, match="learning_rate=0"):
+        tuning.start(epochs=1, weight=1.0, learning_rate=0)
+
+
+def test_a_fine_tuning_that_cannot_be(tmp_path: Path) -> None:
+    paths = [picture(tmp_path / f"{n}.png") for n in range(4)]
+    loaded = models.load("torchvision/squeezenet1_1", num_classes=2)
+    images = [Answered(path, n % 2) for n, path in enumerate(paths)]
+    (tmp_path / "masks").mkdir()
+    tuning = FineTuning(loaded, images, tmp_path / "masks", tmp_path / "o", torch.device("cpu"), print)
+    tuning.start(epochs=1, weight=1.0, learning_rate=1e-3)
+    tuning.wait(60)
+    assert tuning.progress.state == "failed"
+    assert "holds no mask" in tuning.progress.error
+    with pytest.raises(InputError, match="at least two"):
+        FineTuning(loaded, images[:1], tmp_path, tmp_path, torch.device("cpu"), print)

@@ -604,8 +604,9 @@ async function watch() {
   $("tuned").textContent = texts[told.state];
   $("tuned").title = told.file;
   const rows = [];
-  if (told.before.accuracy !== undefined) rows.push(["before", null, null, told.before.accuracy, told.before.iou]);
-  for (const one of told.epochs) rows.push([one.number, one.attribute_loss, one.guidance_loss, one.accuracy, one.iou]);
+  for (const one of told.epochs) {
+    rows.push([one.number || "before", one.attribute_loss, one.guidance_loss, one.accuracy, one.iou]);
+  }
   $("epochtable").hidden = !rows.length;
   $("epochtable").tBodies[0].replaceChildren(...rows.map(([name, loss, guidance, accuracy, iou]) => {
     const row = document.createElement("tr");
