@@ -4,6 +4,7 @@
     python benchmarks/effect.py --data mnist.npz --tasks decoy-cdep --methods unguided rrr --seeds 0 1
     python benchmarks/effect.py --data mnist.npz --cost                # seconds of a step, not of all that
     python benchmarks/effect.py --summary decoy-cdep                   # runs nothing, prints what was found
+    python benchmarks/effect.py --figures                              # the same, as docs/images/effect-*.png
 
 Nothing is chosen by test images. λ is chosen first, for each method, in one run each with a seed of its
 own, on a validation split of the *training* distribution, where what is outside the masks is exchanged
@@ -40,6 +41,7 @@ from measuring import alternate, compared, machine, told
 from tasks import TASKS, VARIANTS, Part, Task
 
 RESULTS = Path(__file__).parent / "results" / "effect"
+FIGURES = Path(__file__).parents[1] / "docs" / "images"
 #: λ is chosen with this seed, which no result is reported for.
 CHOOSING = 100
 #: Images whose maps are measured.
@@ -282,7 +284,7 @@ def work_through(runs: Iterable[Run], processes: int) -> None:
 
 
 def spread(values: Sequence[float], scale: float = 100) -> str:
-    return f"{scale * mean(values):.1f}" + (f" ± {scale * stdev(values):.1f}" if len(values) > 1 else "")
+    return f"{scale * mean(values):.2f}" + (f" ± {scale * stdev(values):.2f}" if len(values) > 1 else "")
 
 
 def finished(task: str, method: str, variant: str = "all") -> list[dict[str, Any]]:
@@ -367,6 +369,28 @@ def variants(task: str) -> str:
     return "\n".join([*lines, f"| unguided | {' | '.join([f'{100 * unguided:.1f}'] * len(names))} |"])
 
 
+def draw(task: str, path: Path) -> None:
+    """Draw test accuracy after each epoch: means of the seeds, and all of them."""
+    import matplotlib.pyplot as plt
+
+    found = {name: [r["curve"]["test"] for r in finished(task, name)] for name in METHODS}
+    figure, axes = plt.subplots(figsize=(7.5, 4), layout="constrained")
+    for name, runs in found.items():
+        if runs:
+            epochs = range(1, len(runs[0]) + 1)
+            means = [100 * mean(column) for column in zip(*runs, strict=True)]
+            (line,) = axes.plot(epochs, means, marker="o", markersize=3, label=name)
+            for one in runs:
+                axes.plot(epochs, [100 * value for value in one], color=line.get_color(), alpha=0.25, lw=0.8)
+    axes.set(xlabel="epoch", ylabel="test accuracy, %", title=TASKS[task].about)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
 # ----------------------------------------------------------------------------- cost
 
 
@@ -418,10 +442,15 @@ def main() -> None:
     add("--processes", type=int, default=os.cpu_count() or 1)
     add("--cost", action="store_true", help="measure the time of a step instead")
     add("--quick", action="store_true", help="few images, one epoch, one λ; nothing written")
+    add("--figures", action="store_true", help="run nothing, draw what was found into docs/images")
     add("--summary", choices=list(summaries), help="run nothing, print what was found")
     options = parser.parse_args()
     if options.summary:
         print(summaries[options.summary]())
+        return
+    if options.figures:
+        for task in options.tasks:
+            draw(task, FIGURES / f"effect-{task}.png")
         return
     if options.data is None:
         parser.error("--data is needed: mnist.npz, or the folder of torchvision's MNIST")

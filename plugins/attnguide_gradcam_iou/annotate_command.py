@@ -6,7 +6,6 @@ import secrets
 import socket
 import threading
 import webbrowser
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from attnguide.options import ModelChoice, device_option, model_options, pick_de
 if TYPE_CHECKING:
     from attnguide.models import LoadedModel
     from attnguide_gradcam_iou.painting.server import Studio
+    from attnguide_gradcam_iou.painting.tuning import Answered
 
 __all__ = ["annotate"]
 
@@ -199,7 +199,7 @@ def _studio(
     if sheets.links:
         click.echo(f"{sheets.links} images are links to elsewhere, and left out.", err=True)
     with_model = choice.name is not None or choice.checkpoint is not None
-    loaded = choice.load() if with_model else None
+    loaded, answered = _answered(choice.load(), *data) if with_model else (None, None)
     names: list[str] | None = None
     if classes is not None:
         names = read_class_names(classes)
@@ -214,7 +214,7 @@ def _studio(
     store = MaskStore(out, names, template=template is not None)
     studio = Studio(sheets, store, {}, [None] * max(1, len(names)))
     if loaded is not None:
-        _with_model(studio, loaded, names, source, *data, device)
+        _with_model(studio, loaded, names, source, answered, choice.checkpoint, device)
     about: dict[str, Any] = {"template": None, "size": None}
     if sheets.template is not None:
         about = {"template": sheets.about, "size": list(sheets.template.size[::-1])}
@@ -222,17 +222,39 @@ def _studio(
     return studio
 
 
+def _answered(
+    loaded: LoadedModel, data: Path | None, labels: Path | None
+) -> tuple[LoadedModel, list[Answered] | None]:
+    """Find the images to fine-tune on; their folders may name the model's classes."""
+    if data is None:
+        return loaded, None
+    from attnguide_gradcam_iou.evaluation import single_label_images
+    from attnguide_gradcam_iou.painting.tuning import Answered, read_answers
+
+    if loaded.multi_label and labels is None:
+        raise InputError(f"{loaded.name} answers a question for each class: give the answers by --labels.")
+    if labels is None:
+        loaded, labelled = single_label_images(loaded, data)
+        return loaded, [Answered(each.path, each.cls) for each in labelled]
+    if not loaded.multi_label:
+        raise InputError(
+            f"--labels is for attributes, but {loaded.name} gives each image one class: --multi-label."
+        )
+    return loaded, read_answers(labels, data, loaded.classes)
+
+
 def _with_model(
     studio: Studio,
     loaded: LoadedModel,
     names: list[str],
     source: str,
-    data: Path | None,
-    labels: Path | None,
+    answered: list[Answered] | None,
+    checkpoint: Path | None,
     device: str,
 ) -> None:
     """Show what a model looks at, and let it be fine-tuned."""
     from attnguide.registry import registry
+    from attnguide_gradcam_iou.painting.tuning import FineTuning
     from attnguide_gradcam_iou.painting.watching import Watcher
     from attnguide_gradcam_iou.regions import ClassNames
 
@@ -247,29 +269,13 @@ def _with_model(
             f"{', '.join(loaded.classes[:5])}. Name the model's by --class-names."
         )
     studio.watchers["before"] = Watcher(loaded, studio.sheets, place, source)
-    if data is None:
+    if answered is None:
         return
-    from attnguide_gradcam_iou.evaluation import labelled_images
-    from attnguide_gradcam_iou.painting.tuning import Answered, FineTuning, read_answers
-
-    if loaded.multi_label != (labels is not None):
-        raise InputError(
-            f"{loaded.name} answers a question for each class: give the answers by --labels."
-            if loaded.multi_label
-            else f"--labels is for attributes, but {loaded.name} gives each image one class: --multi-label."
-        )
 
     def on_model(tuned: LoadedModel) -> None:
-        studio.watchers["after"] = Watcher(replace(tuned), studio.sheets, place, source)
+        studio.watchers["after"] = Watcher(tuned, studio.sheets, place, source)
 
-    if labels is not None:
-        images = read_answers(labels, data, loaded.classes)
-    else:
-        named = not loaded.classes[0].startswith("class ")
-        labelled = labelled_images(data, loaded.classes, named=named)
-        images = [Answered(each.path, each.cls) for each in labelled]
-    out = studio.store.root
-    studio.tuning = FineTuning(loaded, images, out, out / "finetuned.safetensors", place, on_model)
+    studio.tuning = FineTuning(loaded, answered, studio.store.root, place, on_model, checkpoint)
 
 
 def _listen(host: str, port: int | None) -> socket.socket:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
@@ -80,10 +81,11 @@ class FineTuning:
     Args:
         loaded: The model; it stays as it is.
         images: Files, with classes or attributes as the model has them.
-        masks: The folder that is painted in.
-        out: Where the weights go, a `.safetensors` file.
+        masks: The folder that is painted in; the new weights become its `finetuned.safetensors`.
         device: Where to train.
         on_model: Given the model that was trained, also when it was stopped.
+        checkpoint: Where the model's weights come from. What a `.safetensors` file tells besides them is told
+            again.
 
     Raises:
         InputError: If there are fewer than two images.
@@ -94,14 +96,15 @@ class FineTuning:
         loaded: LoadedModel,
         images: Sequence[Answered],
         masks: Path,
-        out: Path,
         device: torch.device,
         on_model: Callable[[LoadedModel], None],
+        checkpoint: Path | None = None,
     ) -> None:
         if len(images) < 2:
             raise InputError("fine-tuning needs at least two labelled images. Give more by --data.")
         self.loaded, self.images, self.masks = loaded, images, masks
-        self.out, self.device, self.on_model = out, device, on_model
+        self.out, self.device, self.on_model = masks / "finetuned.safetensors", device, on_model
+        self.checkpoint = checkpoint
         self.progress = Progress()
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -178,10 +181,19 @@ class FineTuning:
         state_dict = tuned.model.state_dict()
         weights = {name: value.detach().cpu().contiguous() for name, value in state_dict.items()}
         with atomic_write(self.out) as temporary:
-            save_file(weights, temporary)
+            save_file(weights, temporary, metadata=_metadata(self.checkpoint))
         self.progress.file = str(self.out)
         self.on_model(tuned)
         self.progress.state = state
+
+
+def _metadata(checkpoint: Path | None) -> dict[str, str] | None:
+    """What a file of weights tells besides them, such as the structure of the small network."""
+    if checkpoint is None or checkpoint.suffix != ".safetensors":
+        return None
+    with safe_open(checkpoint, "pt") as file:
+        told: dict[str, str] | None = file.metadata()
+    return told
 
 
 class _Painted(Dataset[tuple[Tensor, Tensor, Tensor]]):

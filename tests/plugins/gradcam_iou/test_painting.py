@@ -581,7 +581,7 @@ def test_fine_tuning_raises_the_overlap(tmp_path: Path, multi_label: bool) -> No
     before = {name: value.clone() for name, value in loaded.model.state_dict().items()}
     given: list[models.LoadedModel] = []
     out = tmp_path / "masks" / "finetuned.safetensors"
-    tuning = FineTuning(loaded, answers, tmp_path / "masks", out, torch.device("cpu"), given.append)
+    tuning = FineTuning(loaded, answers, tmp_path / "masks", torch.device("cpu"), given.append, checkpoint)
     tuning.start(epochs=6, weight=1.0, learning_rate=3e-3)
     tuning.wait(120)
     progress = tuning.progress
@@ -595,6 +595,7 @@ def test_fine_tuning_raises_the_overlap(tmp_path: Path, multi_label: bool) -> No
     json.dumps(progress.as_dict(), allow_nan=False)
     assert all(torch.equal(value, before[name]) for name, value in loaded.model.state_dict().items())
     weights = load_file(out)
+    assert models.embedded(out).classes == tuple(classes)
     assert all(torch.equal(value, weights[name]) for name, value in given[0].model.state_dict().items())
     with pytest.raises(InputError, match="learning_rate=0"):
         tuning.start(epochs=1, weight=1.0, learning_rate=0)
@@ -605,10 +606,10 @@ def test_a_fine_tuning_that_cannot_be(tmp_path: Path) -> None:
     loaded = models.load("torchvision/squeezenet1_1", num_classes=2)
     images = [Answered(path, n % 2) for n, path in enumerate(paths)]
     (tmp_path / "masks").mkdir()
-    tuning = FineTuning(loaded, images, tmp_path / "masks", tmp_path / "o", torch.device("cpu"), print)
+    tuning = FineTuning(loaded, images, tmp_path / "masks", torch.device("cpu"), print)
     tuning.start(epochs=1, weight=1.0, learning_rate=1e-3)
     tuning.wait(60)
     assert tuning.progress.state == "failed"
     assert "holds no mask" in tuning.progress.error
     with pytest.raises(InputError, match="at least two"):
-        FineTuning(loaded, images[:1], tmp_path, tmp_path, torch.device("cpu"), print)
+        FineTuning(loaded, images[:1], tmp_path, torch.device("cpu"), print)
