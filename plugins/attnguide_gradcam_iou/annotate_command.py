@@ -200,6 +200,11 @@ def _studio(
         click.echo(f"{sheets.links} images are links to elsewhere, and left out.", err=True)
     with_model = choice.name is not None or choice.checkpoint is not None
     loaded, answered = _answered(choice.load(), *data) if with_model else (None, None)
+    if loaded is not None and loaded.weights == "random":
+        click.echo(
+            f"Warning: the weights of {loaded.name} are random. Give --pretrained or --checkpoint FILE.",
+            err=True,
+        )
     names: list[str] | None = None
     if classes is not None:
         names = read_class_names(classes)

@@ -232,6 +232,34 @@ def test_with_keys_alone(driver: Any, tmp_path: Path) -> None:
         page.check_alone(address)
 
 
+def test_fingers(driver: Any, tmp_path: Path) -> None:
+    """One finger paints, two move and zoom."""
+    out = tmp_path / "masks"
+    with annotating(picture(tmp_path / "one.png", 200, 160), "--out", out) as (_, address):
+        page = Page(driver, address)
+
+        def touch(kind: str, *points: tuple[float, float]) -> None:
+            places = [
+                {"id": number, "x": x, "y": y}
+                for number, (x, y) in enumerate(page.screen(*point) for point in points)
+            ]
+            page.driver.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": kind, "touchPoints": places})
+
+        page.js("document.getElementById('size').value = 20; showSize()")
+        touch("touchStart", (50, 40))
+        touch("touchMove", (110, 40))
+        touch("touchEnd")
+        page.saved()
+        painted = strokes((160, 200), [page.seen(50, 40), page.seen(110, 40)], 10)
+        np.testing.assert_array_equal(on_disk(out / "one.png"), painted)
+        touch("touchStart", (80, 80), (100, 80))
+        touch("touchMove", (70, 80), (110, 80))
+        touch("touchEnd")
+        assert float(page.canvas.get_attribute("data-scale")) == pytest.approx(2 * page.scale, rel=0.02)
+        np.testing.assert_array_equal(on_disk(out / "one.png"), painted)
+        page.check_alone(address)
+
+
 def test_walking_through_images(driver: Any, tmp_path: Path) -> None:
     folder, out = tmp_path / "images", tmp_path / "masks"
     folder.mkdir()
