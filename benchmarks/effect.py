@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 import attnguide as ag
 from attnguide.losses.pointwise import MSE, Outside
+from attnguide.recipe import load_recipe
 from attnguide.sources.grad_cam import HiResCAM
 from attnguide.sources.gradient import Gradient
 from measuring import alternate, compared, machine, told
@@ -107,7 +108,9 @@ METHODS: dict[str, Method] = {
         (0.1, 1.0, 10.0),
     ),
     "grad_cam_iou": Method(
-        "`grad_cam`, `iou`", lambda: {"source": "grad_cam", "loss": "iou"}, (0.03, 0.3, 3.0)
+        "the recipe `gradcam-iou`: `grad_cam`, `iou`, all classes, evidence of the decision",
+        lambda: {name: value for name, value in load_recipe("gradcam-iou").guide.items() if name != "weight"},
+        (0.1, 0.3, 1.0),
     ),
     "rrr_g": Method(
         "RRR-G: `grad_cam`, `outside`",
@@ -203,12 +206,16 @@ def run(what: Run) -> dict[str, Any]:
     trainer = Trainer(method, task, what.weight)
     # The faster layout on most processors; the numbers are the same.
     model = trainer.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    epochs = 1 if what.quick else task.epochs
+    end = 0.05 if task.decay else 1.0
+    schedule = torch.optim.lr_scheduler.LinearLR(trainer.optimizer, 1.0, end, max(1, epochs - 1))
     curve: dict[str, list[float]] = {"valid": [], "exchanged": [], "test": [], "worst": []}
     begun = time.perf_counter()
-    for _ in range(1 if what.quick else task.epochs):
+    for _ in range(epochs):
         model.train()
         for index in torch.randperm(len(train)).split(task.batch):
             trainer.step(train.select(index))
+        schedule.step()
         for name, some in (("valid", valid), ("exchanged", exchanged(valid))):
             curve[name].append(float((answered(model, some) == some.labels).float().mean()))
         if not what.choosing:

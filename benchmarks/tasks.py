@@ -58,6 +58,7 @@ class Task:
         optimizer: Makes the optimiser.
         held_out: Number of validation images.
         published: Accuracies that others report, in per cent.
+        decay: Whether the learning rate falls to a twentieth, epoch by epoch.
         weights_of: The task whose λ are taken; None to choose them here.
     """
 
@@ -69,6 +70,7 @@ class Task:
     optimizer: Callable[[Any], torch.optim.Optimizer]
     held_out: int
     published: dict[str, str]
+    decay: bool = False
     weights_of: str | None = None
 
 
@@ -185,5 +187,6 @@ TASKS: dict[str, Task] = {
         optimizer=partial(torch.optim.Adam, lr=3e-3),
         held_out=600,
         published={},
+        decay=True,
     ),
 }
