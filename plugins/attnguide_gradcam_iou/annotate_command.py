@@ -6,6 +6,8 @@ import secrets
 import socket
 import threading
 import webbrowser
+from functools import partial
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,8 @@ __all__ = ["annotate"]
 
 _PORT = 8765
 _LOCAL = ("127.0.0.1", "localhost", "::1")
+#: All addresses of this machine.
+_EVERY = ("0.0.0.0", "::")  # noqa: S104  (only if asked for)
 
 
 @click.command(short_help="Paint where a model should look, in the browser.")
@@ -147,7 +151,8 @@ def annotate(
             studio.parts = ParsedParts(studio.sheets, parser)
         token = secrets.token_urlsafe(24)
         port = listener.getsockname()[1]
-        address = f"http://{_named(host)}:{port}/?token={token}"
+        shown = _named(_outward(host) if host in _EVERY else host)
+        address = f"http://{shown}:{port}/?token={token}"
         if host not in _LOCAL:
             click.echo(
                 f"Warning: at {host} everyone in the network can reach the page who has the address below. "
@@ -155,7 +160,7 @@ def annotate(
                 err=True,
             )
         settings = uvicorn.Config(
-            application(studio, token, _hosts(host, port)),
+            application(studio, token, partial(_serves, host, port)),
             log_level="warning",
             access_log=False,
             server_header=False,
@@ -194,12 +199,12 @@ def _studio(
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("averaging", total=None, visible=template == "average")
         sheets = find_sheets(
-            images, template, lambda done, of: progress.update(task, completed=done, total=of)
+            images, template, out, lambda done, of: progress.update(task, completed=done, total=of)
         )
     if sheets.links:
         click.echo(f"{sheets.links} images are links to elsewhere, and left out.", err=True)
     with_model = choice.name is not None or choice.checkpoint is not None
-    loaded, answered = _answered(choice.load(), *data) if with_model else (None, None)
+    loaded, answered = _answered(choice.load(), *data, out) if with_model else (None, None)
     if loaded is not None and loaded.weights == "random":
         click.echo(
             f"Warning: the weights of {loaded.name} are random. Give --pretrained or --checkpoint FILE.",
@@ -212,9 +217,9 @@ def _studio(
             raise InputError(f"{classes} names no class. Write one a line.")
     elif loaded is not None:
         names = list(loaded.classes)
-    elif out.is_dir():
+    else:
         names = recorded_classes(out)
-    if names is None:
+    if not names:
         names = ["region"] if template is not None else []
     store = MaskStore(out, names, template=template is not None)
     studio = Studio(sheets, store, {}, [None] * max(1, len(names)))
@@ -228,7 +233,7 @@ def _studio(
 
 
 def _answered(
-    loaded: LoadedModel, data: Path | None, labels: Path | None
+    loaded: LoadedModel, data: Path | None, labels: Path | None, out: Path
 ) -> tuple[LoadedModel, list[Answered] | None]:
     """Find the images to fine-tune on; their folders may name the model's classes."""
     if data is None:
@@ -240,12 +245,22 @@ def _answered(
         raise InputError(f"{loaded.name} answers a question for each class: give the answers by --labels.")
     if labels is None:
         loaded, labelled = single_label_images(loaded, data)
+        _check_apart([each.path for each in labelled], out)
         return loaded, [Answered(each.path, each.cls) for each in labelled]
     if not loaded.multi_label:
         raise InputError(
             f"--labels is for attributes, but {loaded.name} gives each image one class: --multi-label."
         )
-    return loaded, read_answers(labels, data, loaded.classes)
+    answered = read_answers(labels, data, loaded.classes)
+    _check_apart([each.path for each in answered], out)
+    return loaded, answered
+
+
+def _check_apart(paths: list[Path], out: Path) -> None:
+    """Refuse images where masks would take their place."""
+    inside = next((path for path in paths if path.resolve().is_relative_to(out.resolve())), None)
+    if inside is not None:
+        raise InputError(f"{inside} of --data lies in {out}, where the masks go. Choose another --out.")
 
 
 def _with_model(
@@ -306,16 +321,26 @@ def _named(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _hosts(host: str, port: int) -> set[str]:
-    """By which names the page may be called."""
-    names = {_named(host), *map(_named, _LOCAL)}
-    if host in ("0.0.0.0", "::"):  # noqa: S104  (asked for)
-        names |= {socket.gethostname(), *(each[4][0] for each in _addresses())}
-    return {f"{name}:{port}".lower() for name in names}
+def _serves(host: str, port: int, asked: str) -> bool:
+    """Whether the page may be called by a name and port."""
+    name, _, number = asked.rpartition(":")
+    if number != str(port):
+        return False
+    if host in _EVERY:
+        # By any address of this machine; a name could be another site's.
+        try:
+            return bool(ip_address(name.strip("[]")))
+        except ValueError:
+            return name == "localhost"
+    return name in {_named(host).lower(), *map(_named, _LOCAL)}
 
 
-def _addresses() -> list[Any]:
-    try:
-        return socket.getaddrinfo(socket.gethostname(), None)
-    except OSError:
-        return []
+def _outward(host: str) -> str:
+    """The address by which others reach this machine."""
+    family, beyond = (socket.AF_INET6, "2001:db8::1") if ":" in host else (socket.AF_INET, "192.0.2.1")
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((beyond, 9))  # nothing is sent
+            return str(probe.getsockname()[0])
+        except OSError:
+            return "::1" if ":" in host else "127.0.0.1"

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +15,13 @@ from attnguide.errors import DataError
 from attnguide_gradcam_iou.painting.sheets import Sheets
 from attnguide_gradcam_iou.painting.store import Bits, MaskStore
 
+if TYPE_CHECKING:
+    from attnguide_gradcam_iou.labelled import LabelledMasks
+
 __all__ = ["Imported", "as_coco", "as_labelme", "outlines", "read_into"]
 
+#: Pixels that an image of a file may have; those of the page are smaller.
+_LARGEST = 100_000_000
 #: What masks are called where there are no classes.
 WHOLE = "region"
 
@@ -66,11 +71,19 @@ def as_coco(sheets: Sheets, store: MaskStore) -> dict[str, Any]:
     for number in range(len(sheets)):
         if not store.painted(sheets.stem(number)):
             continue
-        width, height = sheets.picture(number).size
+        masks = [
+            (names[cls], mask)
+            for cls in store.painted(sheets.stem(number))
+            # In its own size: the image may be gone.
+            if (mask := store.read(sheets.stem(number), cls)) is not None and mask.any()
+        ]
+        if not masks:
+            continue
+        height, width = masks[0][1].shape
         document["images"].append(
             {"id": number + 1, "file_name": sheets.name(number), "width": width, "height": height}
         )
-        for name, mask in _masks(sheets, store, number):
+        for name, mask in masks:
             rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
             box = [columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1]
             document["annotations"].append(
@@ -100,45 +113,64 @@ def read_into(sheets: Sheets, store: MaskStore, content: bytes, number: int) -> 
         DataError: If the file is neither.
     """
     from attnguide.data.files import read_json
-    from attnguide_gradcam_iou.labelled import LabelledMasks, read_coco, read_labelme
-    from attnguide_gradcam_iou.regions import ClassNames
+    from attnguide_gradcam_iou.labelled import read_coco, read_labelme
 
     with tempfile.TemporaryDirectory() as folder, _named(path := Path(folder) / "imported.json"):
         path.write_bytes(content)
         document = read_json(path)
         stems = {sheets.stem(n): n for n in range(len(sheets))}
-        found: dict[int, LabelledMasks] = {}
+        found: list[tuple[int, LabelledMasks]] = []
         skipped = []
         if isinstance(document, dict) and "annotations" in document:
             for name, masks in read_coco(path).items():
                 place = 0 if sheets.template is not None else stems.get(Path(name).stem)
                 if place is not None:
-                    found[place] = masks
+                    found.append((place, masks))
                 elif masks.shapes:
                     skipped.append(f"{name}: there is no such image")
         elif isinstance(document, dict) and "shapes" in document:
             told = str(document.get("imagePath", ""))
-            found[stems.get(Path(told.replace("\\", "/")).stem, number)] = read_labelme(path)
+            found.append((stems.get(Path(told.replace("\\", "/")).stem, number), read_labelme(path)))
         else:
             raise DataError("this is neither a LabelMe nor a COCO file. Export it again.")
-    names = ClassNames(store.classes or (WHOLE,))
-    count = 0
-    for place, masks in found.items():
-        size = sheets.picture(place).size[::-1]
-        united: dict[int, Bits] = {}
-        for label, mask in masks.masks.items():
-            cls_name = names.find(label) if store.classes else WHOLE
-            if cls_name is None:
-                skipped.append(f"{label}: there is no such class")
-                continue
-            cls = names.names.index(cls_name)
-            drawn = _resized(mask.numpy() > 0.5, size)
-            united[cls] = united[cls] | drawn if cls in united else drawn
-        for cls, bits in united.items():
-            store.write(sheets.stem(place), cls, bits)
-            count += 1
-        skipped += [f"{number} of kind {kind}" for kind, number in masks.skipped.items()]
-    return Imported(count, list(dict.fromkeys(skipped)))
+    # All is drawn before anything is written, so that an error changes nothing.
+    drawn: dict[tuple[int, int], Bits] = {}
+    for place, masks in found:
+        skipped += [f"{count} of kind {kind}" for kind, count in masks.skipped.items()]
+        skipped += _draw(drawn, place, masks, sheets.picture(place).size[::-1], store.classes)
+    for (place, cls), bits in drawn.items():
+        store.write(sheets.stem(place), cls, bits)
+    return Imported(len(drawn), list(dict.fromkeys(skipped)))
+
+
+def _draw(
+    drawn: dict[tuple[int, int], Bits],
+    place: int,
+    masks: LabelledMasks,
+    size: tuple[int, int],
+    classes: Sequence[str],
+) -> list[str]:
+    """Add an image's masks to those of the same place and class; tells what was left out."""
+    from attnguide_gradcam_iou.regions import ClassNames
+
+    names = ClassNames(classes or (WHOLE,))
+    height, width = masks.size
+    # A file may claim any size, and is drawn in it.
+    if abs(height * size[1] - width * size[0]) > 0.02 * height * size[1] or height * width > _LARGEST:
+        return [f"{width}×{height} pixels do not fit an image of {size[1]}×{size[0]}"]
+    skipped = []
+    for label in masks.labels:
+        name = names.find(label) if classes else WHOLE
+        if name is None:
+            skipped.append(f"{label}: there is no such class")
+            continue
+        bits = _resized(masks.tensor([label], strict=False)[0].numpy() > 0.5, size)
+        if not bits.any():
+            skipped.append(f"{label}: no pixel of the image lies in it")
+            continue
+        key = place, names.names.index(name)
+        drawn[key] = drawn[key] | bits if key in drawn else bits
+    return skipped
 
 
 @contextmanager

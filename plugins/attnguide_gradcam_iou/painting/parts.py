@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from scipy.spatial import ConvexHull
 from skimage.morphology import isotropic_dilation
@@ -15,11 +16,13 @@ from torch import Tensor
 from attnguide import functional
 from attnguide.data.images import read_image
 from attnguide.errors import DataError
-from attnguide_gradcam_iou.painting.sheets import Sheets
+from attnguide_gradcam_iou.painting.sheets import AVERAGED, Sheets, spaced
 from attnguide_gradcam_iou.painting.store import Bits
 from attnguide_gradcam_iou.shapes import Polygon
 
 __all__ = ["FaceParts", "LandmarkParts", "ParsedParts"]
+
+_Points = npt.NDArray[np.float64]
 
 
 class FaceParts(Protocol):
@@ -94,6 +97,7 @@ class LandmarkParts:
 
         self.sheets, self.names = sheets, tuple(_AROUND)
         self.table = read_landmarks(table)
+        self._found: dict[int, _Points] = {}
 
     def mask(self, number: int, part: int) -> Bits:
         """Draw a part of a sheet; `(H, W)`.
@@ -113,16 +117,25 @@ class LandmarkParts:
             mask = isotropic_dilation(mask, _MARGIN * float(np.hypot(*eyes)))  # type: ignore[no-untyped-call]
         return mask
 
-    def _points(self, number: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    def _points(self, number: int) -> _Points:
         """Landmarks of a sheet `(68, 2)`, x and y in its pixels."""
-        size = np.array(self.sheets.picture(number).size, dtype=np.float64)
-        paths = [self.sheets.paths[number]] if self.sheets.template is None else self.sheets.paths
-        # Of aligned images all have one size; a single image may have been shrunk.
-        found = [(path, points) for path in paths if (points := self.table.of(path)) is not None]
+        if number not in self._found:
+            self._found[number] = self._computed(number)
+        return self._found[number]
+
+    def _computed(self, number: int) -> _Points:
+        sheets = self.sheets
+        size = np.array(sheets.picture(number).size, dtype=np.float64)
+        if sheets.template is None:
+            paths = [sheets.paths[number]]
+        else:
+            paths = spaced(sheets.paths, AVERAGED) if sheets.file is None else [sheets.file]
+        found = []
+        for path in paths:
+            points = self.table.of(path)
+            if points is not None and bool(points.isfinite().all()):
+                # As the images are: resized to the size of the sheet.
+                found.append(points.double().numpy() * (size / np.array(read_image(path).size)))
         if not found:
-            raise DataError(f"the table has no landmarks of {self.sheets.name(number)}.")
-        scale = size / np.array(read_image(found[0][0]).size)
-        points = np.mean([each.double().numpy() for _, each in found], axis=0) * scale
-        if not np.isfinite(points).all():
-            raise DataError(f"some of the landmarks of {self.sheets.name(number)} are missing.")
-        return np.asarray(points)
+            raise DataError(f"the table has no landmarks of {sheets.name(number)}, or not all 68.")
+        return np.asarray(np.mean(found, axis=0))

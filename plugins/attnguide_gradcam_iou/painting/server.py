@@ -84,13 +84,13 @@ class Studio:
         }
 
 
-def application(studio: Studio, token: str, hosts: set[str]) -> _ASGI:
+def application(studio: Studio, token: str, serves: Callable[[str], bool]) -> _ASGI:
     """Make the application.
 
     Args:
         studio: What it serves.
         token: What every request must have, in the address or as `X-Token`.
-        hosts: Names and ports, `127.0.0.1:8765`, by which it may be called.
+        serves: Whether it may be called by a name and port, such as `127.0.0.1:8765`.
 
     Returns:
         An ASGI application. Requests for another host, from another origin, without the token, or with too
@@ -119,7 +119,7 @@ def application(studio: Studio, token: str, hosts: set[str]) -> _ASGI:
         HTTPException: _http_error,
         Exception: _failed,
     }
-    return _Guard(Starlette(routes=routes, exception_handlers=handlers), token, hosts)
+    return _Guard(Starlette(routes=routes, exception_handlers=handlers), token, serves)
 
 
 # ---------------------------------------------------------------------- what it answers
@@ -315,8 +315,8 @@ _ASGI: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
 class _Guard:
     """Refuses what does not come from the page, before it is read."""
 
-    def __init__(self, app: _ASGI, token: str, hosts: set[str]) -> None:
-        self.app, self.token, self.hosts = app, token, hosts
+    def __init__(self, app: _ASGI, token: str, serves: Callable[[str], bool]) -> None:
+        self.app, self.token, self.serves = app, token, serves
 
     async def __call__(self, scope: _Scope, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
@@ -344,11 +344,10 @@ class _Guard:
 
     def _problem(self, headers: Mapping[str, list[str]], query: bytes) -> tuple[int, str] | None:
         # Another site's name may lead to this machine: what was asked for tells.
-        if headers.get("host", [""])[0].lower() not in self.hosts or len(headers.get("host", [])) != 1:
+        hosts = [host.lower() for host in headers.get("host", [])]
+        if len(hosts) != 1 or not self.serves(hosts[0]):
             return 403, "this host is not served here."
-        if any(
-            origin not in {f"http://{host}" for host in self.hosts} for origin in headers.get("origin", [])
-        ):
+        if any(origin.lower() != f"http://{hosts[0]}" for origin in headers.get("origin", [])):
             return 403, "requests of other sites are not served."
         asked = parse_qs(query.decode("latin-1"))
         token = [*headers.get("x-token", []), *asked.get("token", [])]

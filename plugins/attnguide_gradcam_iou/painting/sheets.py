@@ -14,7 +14,7 @@ from PIL import Image
 from attnguide.data.images import find_images, read_image
 from attnguide.errors import DataError, InputError
 
-__all__ = ["AVERAGED", "LONGEST", "Sheets", "find_sheets", "mean_image"]
+__all__ = ["AVERAGED", "LONGEST", "Sheets", "find_sheets", "mean_image", "spaced"]
 
 #: Larger images are painted at this length of their longer side, in pixels.
 LONGEST = 2048
@@ -33,12 +33,14 @@ class Sheets:
         template: The one picture that is painted on; None to walk through the images.
         about: What the template is, for the record.
         links: How many images of a folder were left out, being links to elsewhere.
+        file: The template's file, if it has one.
     """
 
     paths: Sequence[Path]
     template: Image.Image | None = None
     about: str | None = None
     links: int = 0
+    file: Path | None = None
     _kept: OrderedDict[int, Image.Image] = field(default_factory=OrderedDict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -74,33 +76,49 @@ class Sheets:
 
 
 def find_sheets(
-    images: Sequence[str], template: str | None, advance: Callable[[int, int], None] = lambda done, of: None
+    images: Sequence[str],
+    template: str | None,
+    out: Path,
+    advance: Callable[[int, int], None] = lambda done, of: None,
 ) -> Sheets:
     """Find what is to be painted on.
 
     Args:
         images: Files, folders and patterns.
         template: `"average"` for the mean of the images, or an image file; None to walk through the images.
+        out: Where the masks go: what lies there is no image to paint on.
         advance: Called while a mean is computed: how many images are done, and of how many.
 
     Raises:
-        InputError: If there is nothing, or two images would share one mask.
+        InputError: If there is nothing, two images would share one mask, or they lie where the masks go.
         DataError: If the template cannot be read.
     """
     paths, links = _within(images) if images else ([], 0)
+    painted = out.resolve()
+    others = [path for path in paths if not path.resolve().is_relative_to(painted)]
+    if paths and not others:
+        raise InputError(f"the images lie in {out}, where the masks go. Choose another --out.")
     if template is None:
-        if not paths:
+        if not others:
             raise InputError("there is nothing to paint on. Give images, or --template FILE.")
-        _check_stems(paths)
-        return Sheets(paths, links=links)
+        _check_stems(others)
+        return Sheets(others, links=links)
     if template != "average":
-        return Sheets(paths, _shrunk(read_image(template)), Path(template).name, links)
-    if not paths:
+        file = Path(template)
+        if file.resolve().is_relative_to(painted):
+            raise InputError(f"the template {file} lies in {out}, where the masks go. Choose another --out.")
+        return Sheets(others, _shrunk(read_image(file)), file.name, links, file)
+    if not others:
         raise InputError("--template average is the mean of images. Give aligned images, or a folder.")
-    chosen = [paths[int(n)] for n in np.linspace(0, len(paths) - 1, min(len(paths), AVERAGED))]
+    chosen = spaced(others, AVERAGED)
     mean, skipped = mean_image(chosen, advance)
     about = f"average of {len(chosen) - skipped} images"
-    return Sheets(paths, mean, f"{about} ({skipped} could not be read)" if skipped else about, links)
+    return Sheets(others, mean, f"{about} ({skipped} could not be read)" if skipped else about, links)
+
+
+def spaced(paths: Sequence[Path], most: int) -> list[Path]:
+    """At most so many of the files, evenly spaced."""
+    return [paths[int(n)] for n in np.linspace(0, len(paths) - 1, min(len(paths), most))]
 
 
 def mean_image(

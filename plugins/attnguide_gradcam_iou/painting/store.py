@@ -63,7 +63,7 @@ class MaskStore:
         before = recorded_classes(root)
         if before is not None and not {class_key(name) for name in before} <= set(keys):
             raise InputError(
-                f"{root / INDEX} tells of masks for {', '.join(before) or 'whole images'}, not only for "
+                f"{root / INDEX} tells of masks for {', '.join(before)}, not only for "
                 f"{', '.join(self.classes) or 'whole images'}. Give the same classes, or another --out."
             )
         self._files = self._found()
@@ -78,13 +78,13 @@ class MaskStore:
         with self._lock, atomic_write(self._checked(self.root / INDEX)) as temporary:
             temporary.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
-    def read(self, stem: str, cls: int, size: tuple[int, int]) -> Bits | None:
+    def read(self, stem: str, cls: int, size: tuple[int, int] | None = None) -> Bits | None:
         """Read a mask.
 
         Args:
             stem: Name of the image; of no account for a template.
             cls: The class; 0 where there are none.
-            size: Rows and columns of the picture; a mask of another size is resized.
+            size: Rows and columns of the picture; a mask of another size is resized. None for its own.
 
         Returns:
             `(H, W)`, True where more than half of a pixel was painted; None if there is no mask.
@@ -97,7 +97,7 @@ class MaskStore:
         if path is None:
             return None
         levels = read_levels(self._checked(path))
-        if levels.shape != size:
+        if size is not None and levels.shape != size:
             image = Image.fromarray(levels.astype(np.float32))
             levels = np.asarray(image.resize(size[::-1], Image.Resampling.NEAREST), dtype=np.float64)
         return levels >= 0.5
@@ -158,30 +158,52 @@ class MaskStore:
         return path
 
     def _found(self) -> dict[tuple[str, int], Path]:
-        """The masks that are there, under any spelling of their class."""
+        """The masks that are there, under any spelling of their class.
+
+        Raises:
+            InputError: If others are there, with which these could not be read together.
+        """
         number = {class_key(name): cls for cls, name in enumerate(self.classes)}
         found: dict[tuple[str, int], Path] = {}
         for path in sorted(self.root.iterdir()):
             if path.name.startswith("."):
                 continue
-            if path.is_dir():
-                cls = None if self.template else number.get(class_key(path.name))
-                if cls is not None and not path.is_symlink():
-                    found.update(
-                        {(each.stem, cls): each for each in sorted(path.iterdir()) if _is_mask(each)}
-                    )
-            elif _is_mask(path) and self.template and class_key(path.stem) in number:
-                found["", number[class_key(path.stem)]] = path
-            elif _is_mask(path) and not self.template and not self.classes:
-                found[path.stem, 0] = path
+            if path.is_dir() and not path.is_symlink():
+                inside = [each for each in sorted(path.iterdir()) if _is_mask(each)]
+                if inside and (self.template or not self.classes):
+                    raise self._mixed(inside[0], "of a class in a single image")
+                if class_key(path.name) in number:
+                    found.update({(each.stem, number[class_key(path.name)]): each for each in inside})
+                    continue
+                for each in inside:
+                    if class_key(each.stem) not in number:
+                        raise self._mixed(each, "of no class")
+                    found[path.name, number[class_key(each.stem)]] = each
+            elif _is_mask(path):
+                if self.classes and not self.template:
+                    raise self._mixed(path, "of a whole image, or of a template")
+                if not self.template:
+                    found[path.stem, 0] = path
+                elif class_key(path.stem) in number:
+                    found["", number[class_key(path.stem)]] = path
+                else:
+                    raise self._mixed(path, "of no class")
         return found
+
+    def _mixed(self, path: Path, what: str) -> InputError:
+        kind = "the template" if self.template else "single images"
+        named = f"{kind} and the classes {', '.join(self.classes)}" if self.classes else "whole images"
+        return InputError(
+            f"{path} is a mask {what}, and cannot lie among masks of {named}. Move it, or "
+            "choose another --out."
+        )
 
 
 def recorded_classes(root: Path) -> list[str] | None:
-    """The classes of the masks in a folder; None if it tells of none.
+    """The classes of the masks in a folder, as its index tells them; None if it has none.
 
     Raises:
-        DataError: If its index cannot be read.
+        DataError: If the index cannot be read.
     """
     path = root / INDEX
     if not path.exists():

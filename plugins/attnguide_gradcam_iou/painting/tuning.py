@@ -106,6 +106,8 @@ class FineTuning:
         self.out, self.device, self.on_model = masks / "finetuned.safetensors", device, on_model
         self.checkpoint = checkpoint
         self.progress = Progress()
+        # Copied before anything looks at the model: what looks puts hooks on it meanwhile.
+        self._fresh = copy.deepcopy(loaded.model)
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -150,7 +152,7 @@ class FineTuning:
             self.progress.error, self.progress.state = f"{type(error).__name__}: {error}", "failed"
 
     def _tune(self, epochs: int, weight: float, learning_rate: float) -> None:
-        tuned = replace(self.loaded, model=copy.deepcopy(self.loaded.model))
+        tuned = replace(self.loaded, model=copy.deepcopy(self._fresh))
         data = _Painted(self.loaded, self.images, self.masks)
         train, held_out = _split([each.answer for each in self.images])
         batches = [math.ceil(len(part) / _BATCH) for part in (train, held_out)]

@@ -15,7 +15,7 @@ from attnguide import functional
 from attnguide.errors import DataError
 from attnguide.explanation import explain
 from attnguide.models import LoadedModel
-from attnguide_gradcam_iou.painting.sheets import Sheets
+from attnguide_gradcam_iou.painting.sheets import Sheets, spaced
 
 __all__ = ["SeenMap", "Watcher", "seen_box"]
 
@@ -89,7 +89,7 @@ class Watcher:
         paths = self.sheets.paths
         if self.sheets.template is None or not paths:
             return [self.loaded.prepared(picture, self.sheets.name(number))]
-        chosen = [paths[int(n)] for n in np.linspace(0, len(paths) - 1, min(len(paths), _LOOKED_AT))]
+        chosen = spaced(paths, _LOOKED_AT)
         found, last = [], ""
         for path in chosen:
             try:

@@ -39,10 +39,14 @@ class Page:
     def open(self, address: str) -> None:
         self.driver.get(address)
         self.until(lambda: self.js("return document.body.dataset.ready === 'true'"))
+        self.open_view()
+
+    def open_view(self) -> None:
+        """See where the image lies."""
         self.canvas = self.find("canvas")
         frame = self.js("return arguments[0].getBoundingClientRect().toJSON()", self.canvas)
         self.scale, left, top = (
-            float(self.canvas.get_attribute(f"data-{name}")) for name in ("scale", "left", "top")
+            float(self.canvas.get_attribute(f"data-{name}") or 0) for name in ("scale", "left", "top")
         )
         self.origin = frame["left"] + left, frame["top"] + top
 
@@ -71,6 +75,10 @@ class Page:
         return (a - self.origin[0]) / self.scale, (b - self.origin[1]) / self.scale
 
     def drag(self, *points: tuple[float, float]) -> None:
+        self.drag_unsaved(*points)
+        self.saved()
+
+    def drag_unsaved(self, *points: tuple[float, float]) -> None:
         from selenium.webdriver.common.actions.action_builder import ActionBuilder
 
         actions = ActionBuilder(self.driver, duration=0)
@@ -79,7 +87,6 @@ class Page:
             actions.pointer_action.move_to_location(*self.screen(*point))
         actions.pointer_action.pointer_up()
         actions.perform()
-        self.saved()
 
     def click(self, *points: tuple[float, float]) -> None:
         for point in points:
@@ -204,6 +211,7 @@ def test_painting_is_exact_and_lasts(driver: Any, tmp_path: Path) -> None:
 
         page.open(address)
         page.keys("1")
+        page.until(lambda: page.js("return mask !== null"))
         shown = page.js("return Array.from(mask)")
         np.testing.assert_array_equal(np.array(shown, dtype=bool).reshape(160, 200), whole)
         page.press("clear")
@@ -222,11 +230,8 @@ def test_with_keys_alone(driver: Any, tmp_path: Path) -> None:
         page.keys("r", "\ue014")  # the cross appears in the middle, at 32.5, 24.5
         page.keys(*["\ue012"] * 8, " ", *["\ue014"] * 6, *["\ue015"] * 4, " ")
         expected = np.zeros((48, 64), dtype=bool)
-        expected[24:28, 24:30] = True  # between the middles of pixels, the first of which counts
-        mask = on_disk(out / "one.png")
-        assert mask.sum() == expected.sum()
-        rows, columns = np.nonzero(mask)
-        assert (rows.min(), columns.min()) in {(24, 24), (25, 25), (24, 25), (25, 24)}
+        expected[24:29, 24:31] = True  # all pixels that the cross stood on
+        np.testing.assert_array_equal(on_disk(out / "one.png"), expected)
         page.chord("\ue009", "z")
         assert not (out / "one.png").exists()
         page.check_alone(address)
@@ -258,6 +263,71 @@ def test_fingers(driver: Any, tmp_path: Path) -> None:
         assert float(page.canvas.get_attribute("data-scale")) == pytest.approx(2 * page.scale, rel=0.02)
         np.testing.assert_array_equal(on_disk(out / "one.png"), painted)
         page.check_alone(address)
+
+
+def test_nothing_is_painted_into_another_mask(driver: Any, tmp_path: Path) -> None:
+    """Whatever is done while the next mask is under way, it is not done to the last one."""
+    folder, out = tmp_path / "images", tmp_path / "masks"
+    folder.mkdir()
+    for number in range(4):
+        picture(folder / f"{number}.png", 40 + number, 30, number)
+    (tmp_path / "classes.txt").write_text("a\nb\n")
+    with annotating(folder, "--classes", tmp_path / "classes.txt", "--out", out) as (_, address):
+        page = Page(driver, address)
+        page.tool("rectangle")
+        page.drag((5, 5), (20, 20))
+        first = on_disk(out / "a" / "0.png")
+        page.js(
+            "const real = fetch; window.fetch = async (...asked) => {"
+            " if (!asked[1].method) await new Promise((done) => setTimeout(done, 400));"
+            " return real(...asked); }"
+        )
+        page.keys("2", "i", "e", "\ue00f", "i", "\ue017")
+        page.drag((5, 5), (20, 20))
+        page.until(lambda: page.js("return mask !== null"))
+        assert not (out / "b").exists()
+        np.testing.assert_array_equal(on_disk(out / "a" / "0.png"), first)
+        page.keys("\ue00f", "\ue00f", "1")
+        page.until(lambda: page.find("name").text.startswith("3.png"))
+        page.until(lambda: page.js("return mask !== null"))
+        assert page.find("number").get_attribute("value") == "4"
+        assert page.js("return cls") == 0
+        assert sorted(path.name for path in out.rglob("*.png")) == ["0.png"]
+
+
+def test_a_mask_that_is_refused_does_not_stop_the_others(driver: Any, tmp_path: Path) -> None:
+    folder, out = tmp_path / "images", tmp_path / "masks"
+    folder.mkdir()
+    for number in range(2):
+        picture(folder / f"{number}.png", 40, 30, number)
+    with annotating(folder, "--out", out) as (_, address):
+        page = Page(driver, address)
+        (out / "0.png").symlink_to(tmp_path / "elsewhere.png")
+        page.tool("rectangle")
+        page.drag_unsaved((5, 5), (20, 20))
+        page.until(lambda: "leads out of" in page.find("problem").text)
+        assert page.find("saved").text == "Not saved"
+        page.find("next").click()
+        page.until(lambda: page.find("name").text.startswith("1.png") and page.js("return mask !== null"))
+        page.drag((5, 5), (20, 20))
+        assert (out / "1.png").exists()
+        assert not (tmp_path / "elsewhere.png").exists()
+
+
+def test_an_image_that_cannot_be_read_is_passed_by(driver: Any, tmp_path: Path) -> None:
+    folder, out = tmp_path / "images", tmp_path / "masks"
+    folder.mkdir()
+    (folder / "0.png").write_bytes(b"no image")
+    picture(folder / "1.png", 40, 30)
+    with annotating(folder, "--out", out) as (_, address):
+        page = Page(driver, address)
+        assert "0.png" in page.find("problem").text
+        page.keys("\ue00f")
+        page.until(lambda: page.find("name").text.startswith("1.png") and page.js("return mask !== null"))
+        page.open_view()
+        page.tool("rectangle")
+        page.drag((5, 5), (20, 20))
+        assert on_disk(out / "1.png").any()
 
 
 def test_walking_through_images(driver: Any, tmp_path: Path) -> None:

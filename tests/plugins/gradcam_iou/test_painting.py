@@ -64,7 +64,7 @@ def test_images_are_read_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     opened = []
     real = Image.open
     monkeypatch.setattr(Image, "open", lambda path, **kwargs: opened.append(path) or real(path, **kwargs))
-    sheets = find_sheets([str(tmp_path)], None)
+    sheets = find_sheets([str(tmp_path)], None, tmp_path / "masks-of-it")
     assert len(sheets) == 30
     assert not opened
     for number in (3, 3, 4):
@@ -77,7 +77,10 @@ def test_images_are_read_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_large_images_are_painted_smaller(tmp_path: Path) -> None:
     picture(tmp_path / "a.png", (10, 3 * LONGEST))
-    assert find_sheets([str(tmp_path / "a.png")], None).picture(0).size == (LONGEST, 3)
+    assert find_sheets([str(tmp_path / "a.png")], None, tmp_path / "masks-of-it").picture(0).size == (
+        LONGEST,
+        3,
+    )
 
 
 def test_the_mean_of_images(tmp_path: Path) -> None:
@@ -87,7 +90,10 @@ def test_the_mean_of_images(tmp_path: Path) -> None:
     values = np.mean([np.asarray(Image.open(path), dtype=float) for path in paths], axis=0)
     assert np.abs(np.asarray(mean, dtype=float) - values).max() <= 0.5
     assert skipped == 1
-    assert find_sheets([str(tmp_path)], "average").about == "average of 3 images (1 could not be read)"
+    assert (
+        find_sheets([str(tmp_path)], "average", tmp_path / "masks-of-it").about
+        == "average of 3 images (1 could not be read)"
+    )
     assert AVERAGED == 200
     with pytest.raises(DataError, match=r"none of the 1 images.*broken"):
         mean_image([tmp_path / "broken.png"])
@@ -95,20 +101,52 @@ def test_the_mean_of_images(tmp_path: Path) -> None:
 
 def test_what_cannot_be_painted_on(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nothing to paint on"):
-        find_sheets([], None)
+        find_sheets([], None, tmp_path / "masks-of-it")
     with pytest.raises(InputError, match="mean of images"):
-        find_sheets([], "average")
+        find_sheets([], "average", tmp_path / "masks-of-it")
     picture(tmp_path / "a" / "one.png")
     picture(tmp_path / "b" / "one.jpg")
     with pytest.raises(InputError, match=r"one\.png and .*one\.jpg would share one mask"):
-        find_sheets([str(tmp_path)], None)
+        find_sheets([str(tmp_path)], None, tmp_path / "masks-of-it")
+
+
+def test_what_lies_where_the_masks_go_is_no_image(tmp_path: Path) -> None:
+    picture(tmp_path / "photos" / "one.png")
+    picture(tmp_path / "photos" / "masks" / "one.png")
+    sheets = find_sheets([str(tmp_path / "photos")], None, tmp_path / "photos" / "masks")
+    assert [str(path.relative_to(tmp_path)) for path in sheets.paths] == ["photos/one.png"]
+    before = (tmp_path / "photos" / "one.png").read_bytes()
+    for arguments in (
+        (tmp_path / "photos",),
+        ("--template", tmp_path / "photos" / "one.png"),
+        ("--template", tmp_path / "photos" / "one.png", tmp_path / "photos"),
+    ):
+        found = invoke(*arguments, "--out", tmp_path / "photos", "--port", "0")
+        assert "where the masks go. Choose another --out." in found.output
+    checkpoint = tmp_path / "model.safetensors"
+    write_embedded(
+        checkpoint,
+        small_cnn(2, width=8).eval(),
+        classes=["a", "b"],
+        size=32,
+        width=8,
+        mean=[0.5] * 3,
+        std=[0.5] * 3,
+        multi_label=False,
+    )
+    picture(tmp_path / "train" / "a" / "x.png")
+    picture(tmp_path / "train" / "b" / "y.png")
+    options = ("--checkpoint", checkpoint, "--data", tmp_path / "train", "--out", tmp_path / "train")
+    found = invoke(tmp_path / "photos" / "one.png", *options, "--port", "0")
+    assert "of --data lies in" in found.output
+    assert (tmp_path / "photos" / "one.png").read_bytes() == before
 
 
 def test_links_out_of_a_folder_are_left_out(tmp_path: Path) -> None:
     picture(tmp_path / "in" / "one.png")
     picture(tmp_path / "outside.png")
     (tmp_path / "in" / "link.png").symlink_to(tmp_path / "outside.png")
-    sheets = find_sheets([str(tmp_path / "in")], None)
+    sheets = find_sheets([str(tmp_path / "in")], None, tmp_path / "masks-of-it")
     assert [path.name for path in sheets.paths] == ["one.png"]
     assert sheets.links == 1
 
@@ -187,6 +225,38 @@ def test_nothing_is_read_or_written_through_links(tmp_path: Path) -> None:
     assert (outside / "secret.png").read_bytes() == before
 
 
+def test_masks_of_another_kind_are_not_mixed(tmp_path: Path) -> None:
+    def kept(folder: Path, *, classes: list[str], template: bool) -> MaskStore:
+        store = MaskStore(folder, classes, template=template)
+        store.record({"template": "one.png" if template else None})
+        return store
+
+    kept(tmp_path / "t", classes=["cat"], template=True).write("", 0, some_mask())
+    with pytest.raises(InputError, match=r"cat\.png is a mask of a whole image, or of a template"):
+        MaskStore(tmp_path / "t", ["cat"], template=False)
+    (tmp_path / "t" / "masks.json").unlink()
+    with pytest.raises(InputError, match="a mask of no class"):
+        MaskStore(tmp_path / "t", ["dog"], template=True)
+    kept(tmp_path / "w", classes=[], template=False).write("one", 0, some_mask())
+    with pytest.raises(InputError, match="whole image"):
+        MaskStore(tmp_path / "w", ["cat"], template=False)
+    kept(tmp_path / "i", classes=["cat"], template=False).write("one", 0, some_mask())
+    with pytest.raises(InputError, match="a mask of a class in a single image"):
+        MaskStore(tmp_path / "i", ["cat"], template=True)
+    (tmp_path / "i" / "masks.json").unlink()
+    with pytest.raises(InputError, match="a mask of a class in a single image"):
+        MaskStore(tmp_path / "i", [], template=False)
+    # The other way in which MaskFolder finds masks of classes is gone on with.
+    (tmp_path / "s" / "one").mkdir(parents=True)
+    Image.fromarray(some_mask(1).astype(np.uint8) * 255).save(tmp_path / "s" / "one" / "cat.png")
+    store = MaskStore(tmp_path / "s", ["cat"], template=False)
+    np.testing.assert_array_equal(store.read("one", 0, SIZE), some_mask(1))
+    store.write("one", 0, some_mask(2))
+    found = MaskFolder(tmp_path / "s", ["cat"]).get("one")
+    assert found is not None
+    np.testing.assert_array_equal(found[0].numpy() > 0, some_mask(2))
+
+
 def test_other_classes_need_another_folder(tmp_path: Path) -> None:
     MaskStore(tmp_path, ["cat"], template=True).record({"template": "a.png"})
     assert recorded_classes(tmp_path) == ["cat"]
@@ -219,7 +289,7 @@ def test_outlines_hold_exactly_the_pixels() -> None:
 def test_there_and_back(tmp_path: Path) -> None:
     for name in ("one", "two"):
         picture(tmp_path / "images" / f"{name}.png")
-    sheets = find_sheets([str(tmp_path / "images")], None)
+    sheets = find_sheets([str(tmp_path / "images")], None, tmp_path / "masks-of-it")
     store = MaskStore(tmp_path / "masks", ["cat", "dog"], template=False)
     store.write("one", 0, some_mask(1))
     store.write("one", 1, some_mask(2))
@@ -240,10 +310,41 @@ def test_there_and_back(tmp_path: Path) -> None:
     labelme["shapes"].append({**labelme["shapes"][0], "label": "fish"})
     labelme["shapes"].append({"label": "cat", "shape_type": "point", "points": [[1, 1]]})
     found = exchange.read_into(sheets, other, json.dumps(labelme).encode(), 1)
-    assert found == (2, ["fish: there is no such class", "1 of kind point"])
+    assert found == (2, ["1 of kind point", "fish: there is no such class"])
     np.testing.assert_array_equal(other.read("two", 0, SIZE), some_mask(1))
     with pytest.raises(DataError, match="neither a LabelMe nor a COCO"):
         exchange.read_into(sheets, other, b"{}", 0)
+
+
+def test_an_import_is_all_or_nothing(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        picture(tmp_path / "images" / f"{name}.png")
+    sheets = find_sheets([str(tmp_path / "images")], None, tmp_path / "masks")
+    store = MaskStore(tmp_path / "masks", ["cat"], template=False)
+    store.write("one", 0, some_mask(1))
+    store.write("two", 0, some_mask(2))
+    coco = exchange.as_coco(sheets, store)
+    (tmp_path / "images" / "two.png").write_bytes(b"gone")
+    assert exchange.as_coco(sheets, store) == coco  # masks are told even where the image is gone
+    store.write("one", 0, some_mask(3))
+    sheets = find_sheets([str(tmp_path / "images")], None, tmp_path / "masks")
+    with pytest.raises(DataError, match=r"two\.png"):
+        exchange.read_into(sheets, store, json.dumps(coco).encode(), 0)
+    np.testing.assert_array_equal(store.read("one", 0, SIZE), some_mask(3))
+
+    picture(tmp_path / "template.png")
+    once = find_sheets([], str(tmp_path / "template.png"), tmp_path / "once")
+    united = MaskStore(tmp_path / "once", ["cat"], template=True)
+    outside = {**coco["annotations"][0], "id": 9, "segmentation": [[500, 500, 600, 500, 600, 600]]}
+    coco["categories"].append({"id": 2, "name": "dog"})
+    coco["annotations"] += [outside, {**outside, "id": 10, "category_id": 2}]
+    large = {**coco["images"][0], "id": 7, "file_name": "large.png", "width": 400_000, "height": 400}
+    coco["images"].append(large)
+    coco["annotations"].append({**outside, "id": 11, "image_id": 7})
+    found = exchange.read_into(once, united, json.dumps(coco).encode(), 0)
+    assert found.masks == 1
+    assert found.skipped == ["dog: there is no such class", "400000×400 pixels do not fit an image of 40×30"]
+    np.testing.assert_array_equal(united.read("", 0, SIZE), some_mask(1) | some_mask(2))
 
 
 def test_where_a_transform_looks() -> None:
@@ -472,9 +573,12 @@ def test_mistakes(tmp_path: Path) -> None:
 def test_another_address_needs_asking_and_warns(tmp_path: Path) -> None:
     image = picture(tmp_path / "one.png")
     with annotating(image, "--out", tmp_path / "masks", "--host", "0.0.0.0") as (process, address):
-        served = Served(process, address.replace("0.0.0.0", "127.0.0.1"), tmp_path / "masks")
+        served = Served(process, address, tmp_path / "masks")
         assert served.alive()
+        assert "0.0.0.0" not in address
+        assert served.ask("/api/state", Host=f"192.0.2.7:{served.port}")[0] == 200
         assert served.ask("/api/state", Host=f"evil.example:{served.port}")[0] == 403
+        assert served.ask("/api/state", Origin=f"http://192.0.2.7:{served.port}")[0] == 403
         process.send_signal(signal.SIGINT)
         process.wait(20)
         assert process.stderr is not None
@@ -494,7 +598,7 @@ def test_it_needs_what_the_extra_brings(tmp_path: Path, monkeypatch: pytest.Monk
 def test_parts_that_a_parser_finds(tmp_path: Path) -> None:
     face = ProceduralFaces(1, seed=3)[0]
     to_pil(face.image).save(tmp_path / "face.png")
-    sheets = find_sheets([str(tmp_path / "face.png")], None)
+    sheets = find_sheets([str(tmp_path / "face.png")], None, tmp_path / "masks-of-it")
     parts = ParsedParts(sheets)
     mouth = parts.mask(0, parts.names.index("mouth"))
     truth = merged(face.segmentation.as_subclass(torch.Tensor)).numpy() == parts.names.index("mouth")
@@ -511,11 +615,13 @@ def test_parts_between_landmarks(tmp_path: Path) -> None:
     paths = [picture(tmp_path / f"{name}.png", (60, 50)) for name in ("a", "b")]
     picture(tmp_path / "c.png", (60, 50))
     LandmarkTable(("a.png", "b.png"), points).save(tmp_path / "table.npz")
-    lost = LandmarkParts(find_sheets([str(tmp_path / "c.png")], None), tmp_path / "table.npz")
+    lost = LandmarkParts(
+        find_sheets([str(tmp_path / "c.png")], None, tmp_path / "masks-of-it"), tmp_path / "table.npz"
+    )
     mouth = lost.names.index("mouth")
     y, x = np.mgrid[:60, :50] + 0.5
     for kind, offset in ((None, 0), ("average", 1)):
-        sheets = find_sheets(list(map(str, paths)), kind)
+        sheets = find_sheets(list(map(str, paths)), kind, tmp_path / "masks-of-it")
         found = LandmarkParts(sheets, tmp_path / "table.npz").mask(0, mouth)
         inside = (x > 10 + offset) & (x < 30 + offset) & (y > 40 + offset) & (y < 48 + offset)
         assert found[inside].all()

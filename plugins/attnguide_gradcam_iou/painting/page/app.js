@@ -7,7 +7,7 @@ async function ask(path, options = {}) {
   if (answer.ok) return answer;
   let text = `${answer.status} ${answer.statusText}`;
   if ((answer.headers.get("content-type") || "").includes("json")) text = (await answer.json()).error || text;
-  throw new Error(text);
+  throw Object.assign(new Error(text), {status: answer.status});
 }
 const askJson = async (path, options) => (await ask(path, options)).json();
 
@@ -33,9 +33,10 @@ function guarded(action) {
 
 // ------------------------------------------------------------------------ saving
 
-// The newest state of each mask is sent, one after the other, until the server has it.
+// The newest state of each mask is sent, one after the other. What the server cannot be reached for is sent again,
+// after the others; what it refuses is told.
 const saver = {
-  waiting: new Map(), busy: false,
+  waiting: new Map(), busy: false, failed: "",
   get pending() { return this.busy || this.waiting.size > 0; },
   keep(number, kind, bits) {
     this.waiting.set(`${number}/${kind}`, bits);
@@ -53,18 +54,23 @@ const saver = {
         noteProgress(Number(key.split("/")[0]), found);
         this.failed = "";
       } catch (error) {
+        if (this.failed !== error.message) complain(`Not saved: ${error.message}`);
         this.failed = error.message;
+        const newest = this.waiting.get(key);
+        this.waiting.delete(key);
+        const refused = error.status >= 400 && error.status < 500;
+        if (newest !== bits || !refused) this.waiting.set(key, newest);
         this.tell();
-        await new Promise((done) => setTimeout(done, 1500));
+        if (!refused) await new Promise((done) => setTimeout(done, 1500));
       }
     }
     this.busy = false;
     this.tell();
   },
+  async idle() { while (this.pending) await new Promise((done) => setTimeout(done, 20)); },
   tell() {
     $("saved").className = this.failed ? "bad" : this.pending ? "busy" : "";
     $("saved").textContent = this.failed ? "Not saved" : this.pending ? "Saving …" : "Saved";
-    $("saved").title = this.failed ? `${this.failed} It is tried again.` : "";
   },
 };
 addEventListener("beforeunload", (event) => { if (saver.pending) event.preventDefault(); });
@@ -157,54 +163,68 @@ async function picture(number) {
   return pictures.get(number);
 }
 
-let visit = 0;
-const go = guarded(async (number) => {
+// What is gone to: until it is there, nothing can be painted.
+let visit = 0, target = 0, wanted = 0;
+
+async function visitSheet(number, index) {
   if (stroke) endStroke(false);
-  number = Math.min(state.sheets - 1, Math.max(0, number));
   const own = ++visit;
-  $("number").value = number + 1;
-  $("previous").disabled = number === 0;
-  $("next").disabled = number === state.sheets - 1;
-  let told, image;
+  target = Math.min(state.sheets - 1, Math.max(0, number));
+  wanted = index;
+  mask = null;
+  view.forget();
+  $("pair").hidden = true;
+  $("number").value = target + 1;
+  $("previous").disabled = target === 0;
+  $("next").disabled = target === state.sheets - 1;
+  const input = document.querySelector(`#classes input[value="${wanted}"]`);
+  if (input) input.checked = true;
+  let told, image, bits;
   try {
-    [told, image] = await Promise.all([askJson(`/api/sheet/${number}`), picture(number)]);
+    const key = `${target}/${wanted}`;
+    [told, image] = await Promise.all([askJson(`/api/sheet/${target}`), picture(target)]);
+    bits = saver.waiting.get(key);
+    if (!bits) {
+      const answer = await ask(`/api/mask/${key}`);
+      bits = answer.status === 204 ? new Uint8Array(0) : new Uint8Array(await answer.arrayBuffer());
+      bits = saver.waiting.get(key) || bits;
+    }
   } catch (error) {
     // One that cannot be shown is passed by.
-    if (own === visit) { sheet = number; about = mask = view.image = null; view.draw(); $("name").textContent = "–"; }
+    if (own !== visit) return;
+    [sheet, cls, about, view.image] = [target, wanted, null, null];
+    view.draw();
+    $("name").textContent = "–";
     throw error;
   }
   if (own !== visit) return;  // gone on in the meantime
-  sheet = number;
-  about = told;
+  if (sheet !== target || view.image !== image) view.show(image);
+  [sheet, cls, about] = [target, wanted, told];
+  mask = Raster.unpack(bits, told.width * told.height);
   view.cross = null;
-  view.show(image);
   $("name").textContent = `${told.name} · ${told.width} × ${told.height}`;
-  await choose(cls, own);
-  if (number + 1 < state.sheets) picture(number + 1).catch(() => {});
-});
-
-async function choose(index, own = ++visit) {
-  if (stroke) endStroke(false);
-  cls = index;
-  if (!about) return;
-  const length = about.width * about.height, key = `${sheet}/${cls}`;
-  let bits = saver.waiting.get(key);
-  if (!bits) {
-    const answer = await ask(`/api/mask/${key}`);
-    bits = answer.status === 204 ? new Uint8Array(Math.ceil(length / 8)) : new Uint8Array(await answer.arrayBuffer());
-  }
-  if (own !== visit) return;
-  mask = Raster.unpack(bits, length);
-  const input = document.querySelector(`#classes input[value="${index}"]`);
-  if (input) input.checked = true;
+  if (!sized) startSize();
   view.paint(mask);
   showProgress();
   shown();
   showHeat();
+  if (sheet + 1 < state.sheets) picture(sheet + 1).catch(() => {});
+}
+const go = guarded((number) => visitSheet(number, wanted));
+const choose = guarded((index) => visitSheet(target, index));
+
+// The brush begins with a size that suits the first image.
+let sized = false;
+function startSize() {
+  sized = true;
+  const side = Math.max(about.width, about.height);
+  $("size").max = Math.max(8, Math.round(side / 2));
+  $("size").value = Math.max(1, Math.round(side / 14));
+  showSize();
 }
 
 async function nextToPaint() {
-  const found = await askJson(`/api/next/${sheet}`);
+  const found = await askJson(`/api/next/${target}`);
   if (found.sheet === null) announce("all are painted");
   else await go(found.sheet);
 }
@@ -215,7 +235,7 @@ function listClasses() {
     const label = document.createElement("label"), input = document.createElement("input");
     const dot = document.createElement("i"), text = document.createElement("b");
     Object.assign(input, {type: "radio", name: "class", value: String(index)});
-    input.addEventListener("change", guarded(() => choose(index)));
+    input.addEventListener("change", () => choose(index));
     text.textContent = name;
     label.append(input, dot, text);
     if (index < 9) {
@@ -249,6 +269,7 @@ const TOOLS = {
 function pick(name) {
   if (stroke) endStroke(false);
   tool = name;
+  view.cross = null;
   document.querySelectorAll("#tools button").forEach((button) => {
     button.setAttribute("aria-pressed", button.dataset.tool === name);
   });
@@ -286,7 +307,7 @@ function begin(point, event) {
     changed(before);
     return;
   }
-  stroke = {tool, points: [point], before, value: tool === "eraser" || (!draws(tool) && subtracts(event)) ? 0 : 1};
+  stroke = {tool, points: [point], start: point, byKeys: Boolean(view.cross), before, value: tool === "eraser" || (!draws(tool) && subtracts(event)) ? 0 : 1};
   if (draws(tool)) extend(point);
 }
 
@@ -300,7 +321,16 @@ function extend(point, event) {
     return;
   }
   if (stroke.tool === "polygon") { stroke.loose = point; view.draw(); return; }
-  const [from] = stroke.points;
+  const from = stroke.start;
+  if (stroke.byKeys) {
+    // From edge to edge of the pixels that the cross stood on.
+    stroke.points = [
+      {x: Math.min(from.x, point.x) - 0.5, y: Math.min(from.y, point.y) - 0.5},
+      {x: Math.max(from.x, point.x) + 0.5, y: Math.max(from.y, point.y) + 0.5},
+    ];
+    view.draw();
+    return;
+  }
   if (event && event.shiftKey) {
     const side = Math.max(Math.abs(point.x - from.x), Math.abs(point.y - from.y));
     point = {x: from.x + side * Math.sign(point.x - from.x), y: from.y + side * Math.sign(point.y - from.y)};
@@ -378,29 +408,40 @@ view.sketch = (context, scale) => {
 // ------------------------------------------------------------------ pointers and wheel
 
 const fingers = new Map();
-let panning = null, pinch = null;
+// Who draws, what a finger will do if no second one comes, and what moves the image.
+let drawing = null, tap = null, panning = null, pinch = null;
 
 $("canvas").addEventListener("pointerdown", (event) => {
   if (!about) return;
+  const touches = event.pointerType === "touch";
+  if (drawing !== null && !(touches && fingers.has(drawing))) return;  // a palm beside a pen, a second button
   $("canvas").focus({preventScroll: true});
   view.cross = null;
   $("canvas").setPointerCapture(event.pointerId);
-  if (event.pointerType === "touch") {
+  if (touches) {
     fingers.set(event.pointerId, event);
-    if (fingers.size === 2) { endStroke(false); pinch = spread(); return; }
     if (fingers.size > 2) return;
+    if (fingers.size === 2) {
+      if (drawing !== null && tool !== "polygon") endStroke(false);
+      drawing = tap = panning = null;
+      pinch = spread();
+      return;
+    }
   }
   if (event.button === 1 || tool === "hand") { panning = event; event.preventDefault(); return; }
   if (event.button !== 0) return;
+  drawing = event.pointerId;
   const point = view.toImage(event.clientX, event.clientY);
-  if (tool === "polygon") corner(point, event);
-  else begin(point, event);
+  const act = () => { if (tool === "polygon") corner(point, event); else begin(point, event); };
+  if (touches && (tool === "polygon" || tool === "fill")) tap = act;
+  else act();
 });
 
 $("canvas").addEventListener("pointermove", (event) => {
   if (!about) return;
   if (fingers.has(event.pointerId)) fingers.set(event.pointerId, event);
-  if (pinch && fingers.size === 2) {
+  if (pinch) {
+    if (fingers.size !== 2) return;
     const now = spread(), frame = $("canvas").getBoundingClientRect();
     view.zoom(now.apart / pinch.apart, now.x - frame.left, now.y - frame.top);
     view.pan(now.x - pinch.x, now.y - pinch.y);
@@ -408,12 +449,14 @@ $("canvas").addEventListener("pointermove", (event) => {
     return;
   }
   if (panning) {
+    if (event.pointerId !== panning.pointerId) return;
     view.pan(event.clientX - panning.clientX, event.clientY - panning.clientY);
     panning = event;
     return;
   }
+  if (drawing !== null && event.pointerId !== drawing) return;
   view.pointer = event.pointerType === "touch" ? null : view.toImage(event.clientX, event.clientY);
-  if (!stroke) { view.draw(); return; }
+  if (!stroke || stroke.byKeys) { view.draw(); return; }
   // All places since the last event, so that a quick stroke is round.
   const events = event.getCoalescedEvents ? event.getCoalescedEvents() : [];
   for (const one of events.length ? events : [event]) extend(view.toImage(one.clientX, one.clientY), event);
@@ -422,7 +465,11 @@ $("canvas").addEventListener("pointermove", (event) => {
 function lift(event) {
   fingers.delete(event.pointerId);
   if (pinch) { if (!fingers.size) pinch = null; return; }
-  panning = null;
+  if (panning && panning.pointerId === event.pointerId) panning = null;
+  if (drawing !== event.pointerId) return;
+  drawing = null;
+  if (tap && event.type === "pointerup") tap();
+  tap = null;
   if (stroke && stroke.tool !== "polygon") endStroke();
 }
 $("canvas").addEventListener("pointerup", lift);
@@ -448,25 +495,26 @@ function spread() {
 
 const ARROWS = {ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1]};
 
-// On the image: the cross stands at the middle of a pixel.
+// On the image the cross stands at the middle of a pixel; for polygons, at its corner.
+const offset = () => tool === "polygon" ? 0 : 0.5;
+const middle = () => ({x: Math.floor(about.width / 2) + offset(), y: Math.floor(about.height / 2) + offset()});
 $("canvas").addEventListener("keydown", (event) => {
   if (!about || event.ctrlKey || event.metaKey) return;
   const arrow = ARROWS[event.key];
   if (arrow) {
     event.preventDefault();
-    const pace = event.shiftKey ? 10 : 1;
-    const at = view.cross || {x: Math.floor(about.width / 2) + 0.5, y: Math.floor(about.height / 2) + 0.5};
+    const pace = event.shiftKey ? 10 : 1, edge = offset();
     view.cross = view.cross ? {
-      x: Math.min(about.width - 0.5, Math.max(0.5, at.x + pace * arrow[0])),
-      y: Math.min(about.height - 0.5, Math.max(0.5, at.y + pace * arrow[1])),
-    } : at;
+      x: Math.min(about.width - edge, Math.max(edge, view.cross.x + pace * arrow[0])),
+      y: Math.min(about.height - edge, Math.max(edge, view.cross.y + pace * arrow[1])),
+    } : middle();
     if (stroke) extend(view.cross, null);
     view.draw();
     announce(`${Math.floor(view.cross.x)}, ${Math.floor(view.cross.y)}`);
   } else if (event.key === " ") {
     event.preventDefault();
     if (event.repeat || tool === "hand") return;
-    if (!view.cross) view.cross = {x: Math.floor(about.width / 2) + 0.5, y: Math.floor(about.height / 2) + 0.5};
+    if (!view.cross) view.cross = middle();
     if (tool === "polygon") corner(view.cross, event);
     else if (stroke && !draws(tool)) { extend(view.cross, event); endStroke(); }
     else begin(view.cross, event);
@@ -491,7 +539,7 @@ addEventListener("keydown", (event) => {
   const named = Object.keys(TOOLS).find((name) => TOOLS[name][0].toLowerCase() === key);
   const doing = {
     "[": () => resize(-1), "]": () => resize(1), Delete: () => $("clear").click(), i: () => $("invert").click(),
-    PageUp: () => go(sheet - 1), PageDown: () => go(sheet + 1), n: guarded(nextToPaint),
+    PageUp: () => go(target - 1), PageDown: () => go(target + 1), n: guarded(nextToPaint),
     "+": () => view.zoom(1.25), "=": () => view.zoom(1.25), "-": () => view.zoom(0.8), 0: () => view.fit(),
     m: () => $("heat").click(), "?": () => $("keys").showModal(),
     Enter: () => { if (stroke && stroke.tool === "polygon") endStroke(); },
@@ -501,7 +549,7 @@ addEventListener("keydown", (event) => {
   if (key === "Enter" && !(stroke && stroke.tool === "polygon")) return;  // buttons want it
   if (named) pick(named);
   else if (doing) doing();
-  else if (/^[1-9]$/.test(key) && Number(key) <= state.classes.length) guarded(choose)(Number(key) - 1);
+  else if (/^[1-9]$/.test(key) && Number(key) <= state.classes.length) choose(Number(key) - 1);
   else return;
   event.preventDefault();
 });
@@ -530,15 +578,22 @@ async function seenMap(number, index, model) {
   return maps.get(key);
 }
 
+let look = 0;
 const showHeat = guarded(async () => {
-  const own = visit, there = about && state.seen[kind()];
+  const own = ++look, there = about && state.seen[kind()];
   $("seen").hidden = !there;
-  view.heat = null;
+  view.values = view.heat = null;
   view.draw();
   if (!there) return;
   $("overlap").textContent = "looking …";
-  const found = await seenMap(sheet, kind(), which());
-  if (own !== visit) return;
+  let found;
+  try {
+    found = await seenMap(sheet, kind(), which());
+  } catch (error) {
+    if (own === look) $("overlap").textContent = "";
+    throw error;
+  }
+  if (own !== look) return;
   view.values = found;
   view.box = found.box;
   view.heat = $("heat").checked ? heatImage(found.values) : null;
@@ -548,7 +603,7 @@ const showHeat = guarded(async () => {
 
 // The share of what the model looks at that lies in the mask.
 function showOverlap() {
-  if (!view.values || !state.seen[kind()] || !mask) return;
+  if (!view.values || !mask) return;
   const {values, box: [left, top, right, bottom], score} = view.values;
   const rows = values.length, columns = values[0].length;
   let inside = 0, all = 0;
@@ -576,8 +631,10 @@ function listParts() {
     button.textContent = name.replaceAll("_", " ");
     button.title = `Add the ${button.textContent} to the mask`;
     button.addEventListener("click", guarded(async () => {
-      const answer = await ask(`/api/part/${sheet}/${index}`);
-      const part = Raster.unpack(new Uint8Array(await answer.arrayBuffer()), mask.length);
+      const own = visit, answer = await ask(`/api/part/${sheet}/${index}`);
+      const bytes = new Uint8Array(await answer.arrayBuffer());
+      if (own !== visit || !mask) return;
+      const part = Raster.unpack(bytes, mask.length);
       change(() => part.forEach((value, place) => { if (value) mask[place] = $("subtract").checked ? 0 : 1; }));
     }));
     $("parts").append(button);
@@ -624,9 +681,11 @@ async function compare() {
   $("which").hidden = false;
   document.querySelector("input[name=which][value=after]").checked = true;
   await showHeat();
-  $("pair").hidden = false;
+  const own = visit, image = view.image;
+  if (!image) return;
   for (const model of ["before", "after"]) {
-    const {values, box} = await seenMap(sheet, kind(), model), canvas = $(model), image = view.image;
+    const {values, box} = await seenMap(sheet, kind(), model), canvas = $(model);
+    if (own !== visit) return;
     const context = canvas.getContext("2d"), scale = canvas.width / Math.max(image.width, image.height);
     context.setTransform(1, 0, 0, 1, 0, 0);
     context.clearRect(0, 0, canvas.width, canvas.height);
@@ -636,6 +695,7 @@ async function compare() {
     drawHeat(context, heatImage(values), box);
     context.globalAlpha = 1;
   }
+  $("pair").hidden = false;
 }
 
 // --------------------------------------------------------------------------- files
@@ -650,8 +710,8 @@ async function download(path) {
 
 // ------------------------------------------------------------------------ the buttons
 
-$("previous").addEventListener("click", () => go(sheet - 1));
-$("next").addEventListener("click", () => go(sheet + 1));
+$("previous").addEventListener("click", () => go(target - 1));
+$("next").addEventListener("click", () => go(target + 1));
 $("todo").addEventListener("click", guarded(nextToPaint));
 $("number").addEventListener("change", () => go(Number($("number").value) - 1));
 $("undo").addEventListener("click", () => step("undo", "redo"));
@@ -680,10 +740,19 @@ $("import").addEventListener("change", guarded(async () => {
   const [file] = $("import").files;
   if (!file) return;
   $("import").value = "";
-  const found = await askJson(`/api/import/${sheet}`, {method: "POST", body: file});
-  histories.clear();
-  noteProgress(sheet, found);
-  await choose(cls);
+  const number = target;
+  if (stroke) endStroke(false);
+  mask = null;  // nothing can be painted meanwhile
+  view.forget();
+  let found;
+  try {
+    await saver.idle();
+    found = await askJson(`/api/import/${number}`, {method: "POST", body: file});
+    histories.clear();
+    noteProgress(number, found);
+  } finally {
+    await go(target);
+  }
   const left = found.skipped.length ? ` Left out: ${found.skipped.join("; ")}.` : "";
   announce(`${found.masks} masks imported.${left}`);
   if (left) complain(`${found.masks} masks imported.${left}`);
@@ -718,10 +787,6 @@ guarded(async () => {
     : "Start with --model or --checkpoint to see what a model looks at while you paint.";
   document.title = `attnguide annotate · ${state.folder}`;
   await go(state.first);
-  const side = Math.max(about.width, about.height);
-  $("size").max = Math.max(8, Math.round(side / 2));
-  $("size").value = Math.max(1, Math.round(side / 14));
-  showSize();
-  if (state.tuning) await watch();
+  if (state.tuning) guarded(watch)();
   document.body.dataset.ready = "true";
 })();

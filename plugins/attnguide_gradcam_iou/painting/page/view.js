@@ -17,6 +17,13 @@ class View {
     new ResizeObserver(() => this.resized()).observe(canvas);
   }
 
+  // Shows nothing of what belongs to another image or class.
+  forget() {
+    this.mask = this.values = this.heat = null;
+    for (const canvas of [this.tint, this.edge]) canvas.getContext("2d").clearRect(0, 0, canvas.width, canvas.height);
+    this.draw();
+  }
+
   get size() { return {width: this.canvas.clientWidth, height: this.canvas.clientHeight}; }
 
   show(image) {
