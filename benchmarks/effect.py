@@ -91,13 +91,13 @@ METHODS: dict[str, Method] = {
         (1.0, 10.0, 100.0),
     ),
     "hires_cam_half": Method(
-        "the same in every second step, with 2 λ",
+        "`hires_cam`, signed; `outside`; in every second step, with 2 λ",
         lambda: {"source": HiResCAM(relu=False), "loss": "outside"},
         every=2,
         like="hires_cam",
     ),
     "hires_cam_lazy": Method(
-        "the same in every fourth step, with 4 λ",
+        "`hires_cam`, signed; `outside`; in every fourth step, with 4 λ",
         lambda: {"source": HiResCAM(relu=False), "loss": "outside"},
         every=4,
         like="hires_cam",
