@@ -208,6 +208,7 @@ async function visitSheet(number, index) {
   showProgress();
   shown();
   showHeat();
+  if (!$("which").hidden) guarded(showPair)();
   if (sheet + 1 < state.sheets) picture(sheet + 1).catch(() => {});
 }
 const go = guarded((number) => visitSheet(number, wanted));
@@ -681,8 +682,13 @@ async function compare() {
   $("which").hidden = false;
   document.querySelector("input[name=which][value=after]").checked = true;
   await showHeat();
+  await showPair();
+}
+
+// The maps of both models side by side.
+async function showPair() {
   const own = visit, image = view.image;
-  if (!image) return;
+  if (!image || !state.seen[kind()]) return;
   for (const model of ["before", "after"]) {
     const {values, box} = await seenMap(sheet, kind(), model), canvas = $(model);
     if (own !== visit) return;
