@@ -15,6 +15,7 @@ import click
 
 from attnguide.errors import InputError
 from attnguide.options import ModelChoice, device_option, model_options, pick_device, read_class_names
+from attnguide_gradcam_iou.command import warn_of_random_weights
 
 if TYPE_CHECKING:
     from attnguide.models import LoadedModel
@@ -205,11 +206,8 @@ def _studio(
         click.echo(f"{sheets.links} images are links to elsewhere, and left out.", err=True)
     with_model = choice.name is not None or choice.checkpoint is not None
     loaded, answered = _answered(choice.load(), *data, out) if with_model else (None, None)
-    if loaded is not None and loaded.weights == "random":
-        click.echo(
-            f"Warning: the weights of {loaded.name} are random. Give --pretrained or --checkpoint FILE.",
-            err=True,
-        )
+    if loaded is not None:
+        warn_of_random_weights(loaded)
     names: list[str] | None = None
     if classes is not None:
         names = read_class_names(classes)

@@ -12,9 +12,10 @@ import click
 from attnguide.options import ModelChoice, device_option, pick_device, single_label_options
 
 if TYPE_CHECKING:
+    from attnguide.models import LoadedModel
     from attnguide_gradcam_iou.evaluation import Evaluation
 
-__all__ = ["evaluate", "layers_of", "measuring_options"]
+__all__ = ["evaluate", "layers_of", "measuring_options", "warn_of_random_weights"]
 
 _MEASURING = (
     click.option(
@@ -51,6 +52,15 @@ def measuring_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def layers_of(text: str) -> str | list[str]:
     """Read `--layer`: one name, or several with commas between them."""
     return text.split(",") if "," in text else text
+
+
+def warn_of_random_weights(loaded: LoadedModel) -> None:
+    """Say on stderr that a model has no weights of its own, if that is so."""
+    if loaded.weights == "random":
+        click.echo(
+            f"Warning: the weights of {loaded.name} are random. Give --pretrained or --checkpoint FILE.",
+            err=True,
+        )
 
 
 @click.command(short_help="Tell how good a model is, and whether it looks where it should.")
@@ -104,11 +114,7 @@ def evaluate(
     registry().find("source", source)
     place = pick_device(device)
     loaded, images = single_label_images(choice.load(), data)
-    if loaded.weights == "random":
-        click.echo(
-            f"Warning: the weights of {loaded.name} are random. Give --pretrained or --checkpoint FILE.",
-            err=True,
-        )
+    warn_of_random_weights(loaded)
     reader = mask_reader(masks, loaded.classes)
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("Evaluating", total=len(images))

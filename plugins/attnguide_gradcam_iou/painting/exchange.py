@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from attnguide.data.files import read_json
 from attnguide.errors import DataError
 from attnguide_gradcam_iou.painting.sheets import Sheets
 from attnguide_gradcam_iou.painting.store import Bits, MaskStore
@@ -112,7 +113,6 @@ def read_into(sheets: Sheets, store: MaskStore, content: bytes, number: int) -> 
     Raises:
         DataError: If the file is neither.
     """
-    from attnguide.data.files import read_json
     from attnguide_gradcam_iou.labelled import read_coco, read_labelme
 
     with tempfile.TemporaryDirectory() as folder, _named(path := Path(folder) / "imported.json"):

@@ -55,6 +55,7 @@ class Watcher:
         self.loaded, self.sheets, self.device, self.source = loaded, sheets, device, source
         loaded.model.to(device)
         self._maps: OrderedDict[tuple[int, int], SeenMap] = OrderedDict()
+        self._boxes: dict[tuple[int, int], tuple[float, float, float, float]] = {}
         # One at a time: explaining puts hooks on the model.
         self._lock = threading.Lock()
 
@@ -83,7 +84,10 @@ class Watcher:
         mean = functional.unit(functional.unit(raw).mean(dim=0, keepdim=True))[0]
         score = float(self.loaded.probabilities(shown.logits)[:, cls].mean())
         values = [[round(value, 4) for value in row] for row in mean.tolist()]
-        return SeenMap(values, seen_box(self.loaded, picture.size), score)
+        # The same for all classes, and for all pictures of one size.
+        if picture.size not in self._boxes:
+            self._boxes[picture.size] = seen_box(self.loaded, picture.size)
+        return SeenMap(values, self._boxes[picture.size], score)
 
     def _images(self, number: int, picture: Image.Image) -> list[Tensor]:
         paths = self.sheets.paths

@@ -566,7 +566,6 @@ function showSize() { $("sizetext").textContent = `${$("size").value} px`; view.
 
 const maps = new Map();
 const which = () => document.querySelector("input[name=which]:checked").value;
-const kind = () => Math.max(0, cls);
 
 async function seenMap(number, index, model) {
   const key = `${number}/${index}/${model}`;
@@ -581,7 +580,7 @@ async function seenMap(number, index, model) {
 
 let look = 0;
 const showHeat = guarded(async () => {
-  const own = ++look, there = about && state.seen[kind()];
+  const own = ++look, there = about && state.seen[cls];
   $("seen").hidden = !there;
   view.values = view.heat = null;
   view.draw();
@@ -589,7 +588,7 @@ const showHeat = guarded(async () => {
   $("overlap").textContent = "looking …";
   let found;
   try {
-    found = await seenMap(sheet, kind(), which());
+    found = await seenMap(sheet, cls, which());
   } catch (error) {
     if (own === look) $("overlap").textContent = "";
     throw error;
@@ -688,9 +687,9 @@ async function compare() {
 // The maps of both models side by side.
 async function showPair() {
   const own = visit, image = view.image;
-  if (!image || !state.seen[kind()]) return;
+  if (!image || !state.seen[cls]) return;
   for (const model of ["before", "after"]) {
-    const {values, box} = await seenMap(sheet, kind(), model), canvas = $(model);
+    const {values, box} = await seenMap(sheet, cls, model), canvas = $(model);
     if (own !== visit) return;
     const context = canvas.getContext("2d"), scale = canvas.width / Math.max(image.width, image.height);
     context.setTransform(1, 0, 0, 1, 0, 0);
