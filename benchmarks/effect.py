@@ -59,6 +59,8 @@ class Method:
         weights: λ to choose from.
         every: Guide in one of so many steps, with so many times λ.
         like: The method whose λ is taken; None to choose it.
+        balanced: λ counts in gradients: at each step the loss is scaled so that the norm of its gradient, over
+            all parameters, is λ times that of the classification.
     """
 
     title: str
@@ -66,6 +68,7 @@ class Method:
     weights: tuple[float, ...] = (1.0,)
     every: int = 1
     like: str | None = None
+    balanced: bool = False
 
 
 METHODS: dict[str, Method] = {
@@ -102,6 +105,23 @@ METHODS: dict[str, Method] = {
         every=4,
         like="hires_cam",
     ),
+    "hires_cam_pooled": Method(
+        "`hires_cam`, signed, after the last pooling; `outside`",
+        lambda: {"source": HiResCAM(relu=False), "loss": "outside", "layer": "5"},
+        (1.0, 10.0, 100.0),
+    ),
+    "hires_cam_pooled_half": Method(
+        "`hires_cam`, signed, after the last pooling; `outside`; in every second step, with 2 λ",
+        lambda: {"source": HiResCAM(relu=False), "loss": "outside", "layer": "5"},
+        every=2,
+        like="hires_cam_pooled",
+    ),
+    "hires_cam_balanced": Method(
+        "`hires_cam`, signed; `outside`; λ in norms of gradients",
+        lambda: {"source": HiResCAM(relu=False), "loss": "outside"},
+        (0.1, 1.0, 10.0),
+        balanced=True,
+    ),
     "grad_cam_energy": Method(
         "`grad_cam`, `energy`",
         lambda: {"source": "grad_cam", "loss": "energy"},
@@ -111,6 +131,12 @@ METHODS: dict[str, Method] = {
         "the recipe `gradcam-iou`: `grad_cam`, `iou`, all classes, evidence of the decision",
         lambda: {name: value for name, value in load_recipe("gradcam-iou").guide.items() if name != "weight"},
         (0.1, 0.3, 1.0),
+    ),
+    "grad_cam_iou_balanced": Method(
+        "the recipe `gradcam-iou`, λ in norms of gradients",
+        lambda: {name: value for name, value in load_recipe("gradcam-iou").guide.items() if name != "weight"},
+        (0.1, 1.0, 10.0),
+        balanced=True,
     ),
     "rrr_g": Method(
         "RRR-G: `grad_cam`, `outside`",
@@ -168,6 +194,7 @@ class Trainer:
     def __init__(self, method: Method, task: Task, weight: float) -> None:
         self.model = task.network()
         self.every, self.steps = method.every, 0
+        self.weight, self.balanced = weight, method.balanced
         self.guide: ag.Guide | None = None
         if method.guide is not None:
             self.guide = ag.Guide(self.model, weight=weight * method.every, **method.guide())
@@ -176,11 +203,21 @@ class Trainer:
     def step(self, part: Part) -> None:
         loss = F.cross_entropy(self.model(part.images), part.labels)
         if self.guide is not None and self.steps % self.every == 0:
-            loss = loss + self.guide.loss(part.labels, mask=part.masks, weight=part.annotated)
+            guidance = self.guide.loss(part.labels, mask=part.masks, weight=part.annotated)
+            if self.balanced:
+                norm = self._gradient(guidance).clamp(min=1e-12)
+                guidance = guidance * (self.weight * self._gradient(loss) / norm)
+            loss = loss + guidance
         self.steps += 1
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
+
+    def _gradient(self, loss: Tensor) -> Tensor:
+        """The norm of its gradient over all parameters."""
+        parameters = list(self.model.parameters())
+        found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+        return torch.stack([each.norm() for each in found if each is not None]).norm()
 
 
 @torch.no_grad()

@@ -183,8 +183,8 @@ def audit(
         side = window or max(2, size[0] // 8)
         falls = occlusion(
             model,
-            images[pairs.sample],
-            pairs.cls,
+            images,
+            torch.stack([pairs.sample, pairs.cls], dim=1),
             window=side,
             stride=max(1, side // 2),
             batch_size=batch_size,

@@ -48,6 +48,17 @@ def test_curves_by_hand() -> None:
         assert list(mean.parameters()) == []
 
 
+def test_with_several_labels_each_logit_is_a_yes_or_no() -> None:
+    curves = metrics.deletion(Corner(), IMAGES, maps(), torch.tensor([0, 1]), steps=4, baseline="zero")
+    several = metrics.deletion(
+        Corner(), IMAGES, maps(), torch.tensor([0, 1]), steps=4, baseline="zero", multi_label=True
+    )
+    # The logit of class 0 is always 0; that of class 1 is the same probability either way.
+    torch.testing.assert_close(several[0], torch.full((5,), 0.5))
+    torch.testing.assert_close(several[1], curves[1], atol=1e-5, rtol=0)
+    assert curves[0, 0] < 0.01
+
+
 @pytest.mark.parametrize("baseline", ["mean", "blur", "zero"])
 def test_the_ends_are_the_image_and_the_baseline(baseline: str) -> None:
     model, images = cnn(3).train(), torch.rand(3, 3, 32, 40)

@@ -40,3 +40,15 @@ def test_occlusion_reaches_every_pixel_and_changes_nothing() -> None:
             metrics.occlusion(
                 model, torch.rand(1, 3, 32, 32), torch.tensor([0]), window=window, stride=stride
             )
+
+
+def test_pairs_are_their_images_and_classes_one_by_one() -> None:
+    torch.manual_seed(0)
+    model, images = cnn(classes=3), torch.rand(3, 3, 32, 32)
+    pairs = torch.tensor([[2, 0], [0, 1], [2, 2]])
+    together = metrics.occlusion(model, images, pairs, window=8, stride=4, batch_size=50)
+    for (sample, cls), found in zip(pairs, together, strict=True):
+        alone = metrics.occlusion(model, images[sample][None], cls[None], window=8, stride=4)
+        torch.testing.assert_close(found, alone[0], atol=1e-5, rtol=1e-4)
+    with pytest.raises(InputError, match=r"classes of shape \(2,\) do not fit 3 images"):
+        metrics.occlusion(model, images, torch.tensor([0, 1]))

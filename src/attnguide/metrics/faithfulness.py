@@ -36,18 +36,20 @@ def occlusion(
     Args:
         model: Any classifier.
         images: `(B, C, H, W)`.
-        classes: The class to look at in each image, `(B,)`, int64.
+        classes: The class to look at in each image, `(B,)`, int64; or (image, class) pairs `(N, 2)`, for which
+            each image is occluded once.
         window: Side of the window in pixels.
         stride: Step of the window in pixels.
         batch_size: Number of occluded images that the model sees at once.
 
     Returns:
-        Maps `(B, H, W)`: positive where the model finds evidence for the class.
+        Maps `(B, H, W)` or `(N, H, W)`: positive where the model finds evidence for the class.
 
     Raises:
-        InputError: If window or stride do not fit the images.
+        InputError: If window or stride do not fit the images, or the classes do not.
     """
     batch, _, height, width = images.shape
+    sample, cls = _paired(classes, batch)
     if not 0 < stride <= window <= min(height, width):
         limit = min(height, width)
         raise InputError(f"window={window} and stride={stride}: 0 < stride ≤ window ≤ {limit} is needed.")
@@ -56,17 +58,29 @@ def occlusion(
     for index, (row, column) in enumerate((r, c) for r in rows for c in columns):
         covers[index, row : row + window, column : column + window] = 1
     mean = images.mean(dim=(2, 3), keepdim=True)
-    falls = images.new_empty(batch, len(covers))
-    sample = torch.arange(batch * len(covers), device=images.device)
+    falls = images.new_empty(len(sample), len(covers))
+    work = torch.arange(batch * len(covers), device=images.device)
     with aside(unwrap(model)), evaluating(model):
         plain = torch.cat([find_logits(model(part)) for part in torch.split(images, batch_size)])
-        plain = plain.gather(1, classes[:, None])[:, 0]
-        for chunk in torch.split(sample, batch_size):
-            which, cover = chunk // len(covers), covers[chunk % len(covers)][:, None]
-            occluded = images[which] * (1 - cover) + mean[which] * cover
-            scores = find_logits(model(occluded)).gather(1, classes[which][:, None])[:, 0]
-            falls.view(-1)[chunk] = (plain[which] - scores).to(falls)
-    return (falls @ covers.flatten(1)).view(batch, height, width) / covers.sum(0)
+        for chunk in torch.split(work, batch_size):
+            which, number = chunk // len(covers), chunk % len(covers)
+            cover = covers[number][:, None]
+            logits = find_logits(model(images[which] * (1 - cover) + mean[which] * cover))
+            pair, row = (sample[:, None] == which).nonzero(as_tuple=True)
+            fall = plain[sample[pair], cls[pair]] - logits[row, cls[pair]]
+            falls[pair, number[row]] = fall.to(falls)
+    return (falls @ covers.flatten(1)).view(-1, height, width) / covers.sum(0)
+
+
+def _paired(classes: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+    """Image and class of each pair."""
+    if classes.shape == (batch,):
+        return torch.arange(batch, device=classes.device), classes
+    if classes.ndim == 2 and classes.shape[1] == 2:
+        return classes[:, 0], classes[:, 1]
+    raise InputError(
+        f"classes of shape {tuple(classes.shape)} do not fit {batch} images: give ({batch},), or pairs (N, 2)."
+    )
 
 
 def _starts(length: int, window: int, stride: int) -> list[int]:
@@ -88,6 +102,7 @@ def deletion(
     *,
     steps: int = 20,
     baseline: Baseline = "mean",
+    multi_label: bool = False,
     batch_size: int = 256,
 ) -> Tensor:
     """Deletion curves: the class's probability while pixels are taken away, the most important first.
@@ -96,13 +111,14 @@ def deletion(
     evaluation mode and comes back as it was.
 
     Args:
-        model: Any classifier; with a single logit the probability is a sigmoid's, else a softmax's.
+        model: Any classifier.
         images: `(B, C, H, W)`.
         maps: Attributions `(B, H, W)`, any scale; where they tie, the upper left goes first.
         classes: The class of each map, `(B,)`, int64.
         steps: The pixels go in so many equal parts.
         baseline: What takes their place: `"mean"`: the image's mean colour; `"blur"`: the image, blurred by a
             45th of its height; `"zero"`.
+        multi_label: The probability of each logit is a sigmoid's, as with a single logit; else a softmax's.
         batch_size: Number of images that the model sees at once.
 
     Returns:
@@ -112,7 +128,7 @@ def deletion(
     Raises:
         InputError: If shapes do not fit, or a map is not finite.
     """
-    return _curve(model, images, maps, classes, steps, baseline, batch_size, deleting=True)
+    return _curve(model, images, maps, classes, steps, baseline, multi_label, batch_size, deleting=True)
 
 
 def insertion(
@@ -123,6 +139,7 @@ def insertion(
     *,
     steps: int = 20,
     baseline: Baseline = "blur",
+    multi_label: bool = False,
     batch_size: int = 256,
 ) -> Tensor:
     """Insertion curves: the class's probability while pixels come back, the most important first.
@@ -137,6 +154,7 @@ def insertion(
         classes: `(B,)`.
         steps: Parts.
         baseline: What is there before a pixel comes.
+        multi_label: Whether the model says yes or no to each class.
         batch_size: Number of images that the model sees at once.
 
     Returns:
@@ -145,7 +163,7 @@ def insertion(
     Raises:
         InputError: If shapes do not fit, or a map is not finite.
     """
-    return _curve(model, images, maps, classes, steps, baseline, batch_size, deleting=False)
+    return _curve(model, images, maps, classes, steps, baseline, multi_label, batch_size, deleting=False)
 
 
 def area(curves: Tensor) -> Tensor:
@@ -168,7 +186,7 @@ class Deletion(MeanMetric):
 
     Args:
         model: Any classifier.
-        **options: For `deletion`: `steps`, `baseline`, `batch_size`.
+        **options: For `deletion`: `steps`, `baseline`, `multi_label`, `batch_size`.
     """
 
     higher_is_better = False
@@ -189,7 +207,7 @@ class Insertion(Deletion):
 
     Args:
         model: Any classifier.
-        **options: For `insertion`: `steps`, `baseline`, `batch_size`.
+        **options: For `insertion`: `steps`, `baseline`, `multi_label`, `batch_size`.
     """
 
     higher_is_better = True
@@ -204,6 +222,7 @@ def _curve(
     classes: Tensor,
     steps: int,
     baseline: Baseline,
+    multi_label: bool,
     batch_size: int,
     *,
     deleting: bool,
@@ -230,7 +249,7 @@ def _curve(
             limit = torch.tensor(gone, device=images.device)[step]
             mixed = torch.where((rank[sample] < limit[:, None, None])[:, None], then[sample], first[sample])
             logits = find_logits(model(mixed)).float()
-            chance = logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1)
+            chance = logits.sigmoid() if multi_label or logits.shape[1] == 1 else logits.softmax(dim=1)
             found[sample, step] = chance.gather(1, classes[sample][:, None])[:, 0]
     return found
 
