@@ -16,6 +16,8 @@ from attnguide.data.images import IMAGE_SUFFIXES, find_images, read_image
 from attnguide.errors import DataError, InputError
 from attnguide.explanation import explain
 from attnguide.models import LoadedModel
+from attnguide.modes import evaluating
+from attnguide.outputs import find_logits
 from attnguide_gradcam_iou.masks import MaskFolder, load_template, read_mask
 from attnguide_gradcam_iou.regions import ClassNames
 
@@ -437,18 +439,20 @@ def _measured(
     threshold: float,
 ) -> list[Record]:
     classes = [sample.image.cls for sample in batch]
-    shown = explain(loaded.model, pixels, source, list(enumerate(classes)), layer)
-    probabilities = loaded.probabilities(shown.logits)
-    predicted = shown.logits.argmax(dim=1)
+    with torch.no_grad(), evaluating(loaded.model):
+        logits = find_logits(loaded.model(pixels))
+    probabilities, predicted = loaded.probabilities(logits), logits.argmax(dim=1)
     chosen = torch.stack([predicted, torch.tensor(classes, device=pixels.device)], dim=1)
     pairs = probabilities.gather(1, chosen).tolist()
     scores: list[dict[str, float]] = [{} for _ in batch]
     with_mask = [number for number, sample in enumerate(batch) if sample.mask is not None]
     if with_mask:
         masks = torch.stack([sample.mask for sample in batch if sample.mask is not None]).to(pixels.device)
-        maps = shown.maps[with_mask, 0]
         own = [(row, classes[number]) for row, number in enumerate(with_mask)]
-        witness = explain(loaded.model, pixels[with_mask], "input_gradient", own).maps[:, 0]
+        maps, witness = (
+            explain(loaded.model, pixels[with_mask], which, own, where).maps[:, 0]
+            for which, where in ((source, layer), ("input_gradient", "auto"))
+        )
         found = {
             "energy": metrics.energy_in_mask(maps, masks),
             "iou": metrics.iou(maps, masks, threshold=threshold),

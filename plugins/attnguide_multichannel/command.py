@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from attnguide.options import device_option, pick_device
+from attnguide.options import device_option, pick_device, read_class_names
 
 __all__ = ["analyze"]
 
@@ -34,7 +34,7 @@ __all__ = ["analyze"]
     "--class-names",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Names of the attributes, one a line; numbers without.",
+    help="Names of the attributes, in order: one a line, or a JSON list; numbers without.",
 )
 @click.option(
     "--out",
@@ -81,7 +81,7 @@ def analyze(
     from rich.progress import track
 
     from attnguide import models
-    from attnguide.data.files import atomic_write, check_file, read_text
+    from attnguide.data.files import atomic_write, check_file
     from attnguide.data.images import find_images
     from attnguide.errors import DataError, InputError
     from attnguide_multichannel.adapted import load_adapters, multichannel_of
@@ -91,9 +91,7 @@ def analyze(
     paths = find_images(images)
     for file in (checkpoint, adapters):
         check_file(file)
-    names = None
-    if class_names is not None:
-        names = [line.strip() for line in read_text(class_names).splitlines() if line.strip()]
+    names = None if class_names is None else read_class_names(class_names)
     loaded = models.load(model, checkpoint=checkpoint, class_names=names, multi_label=True)
     place = pick_device(device)
     network = loaded.model.to(place)
@@ -112,7 +110,8 @@ def analyze(
                 waiting.append(loaded.read(path))
             except DataError as error:
                 failures[path] = str(error)
-            if len(some) < 8 and waiting:
+                continue
+            if len(some) < 8:
                 some.append(waiting[-1])
             if len(waiting) == batch_size:
                 yield torch.stack(waiting).to(place)

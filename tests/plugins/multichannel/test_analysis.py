@@ -130,7 +130,7 @@ def test_the_command_analyses_a_folder(tmp_path: Path) -> None:
     for number in range(10):
         to_pil(faces[number].image.as_subclass(Tensor)).save(tmp_path / f"{number}.png")
     (tmp_path / "broken.png").write_bytes(b"no image")
-    (tmp_path / "names.txt").write_text("\n".join(["smile", "hat <b>", "beard"]))
+    (tmp_path / "names.json").write_text(json.dumps(["smile", "hat <b>", "beard"]))
     import timm
 
     torch.manual_seed(0)
@@ -142,7 +142,7 @@ def test_the_command_analyses_a_folder(tmp_path: Path) -> None:
     options = ["--model", "resnet10t", "--checkpoint", str(tmp_path / "model.pt")]
     options += ["--adapters", str(tmp_path / "attention.safetensors"), "--out", str(tmp_path / "out")]
     result = CliRunner().invoke(
-        main, ["analyze", str(tmp_path), *options, "--class-names", str(tmp_path / "names.txt"), "--top", "1"]
+        main, ["analyze", str(tmp_path), *options, "--class-names", str(tmp_path / "names.json"), "--top", "1"]
     )
     assert result.exit_code == 1, result.output
     assert "broken.png" in result.output
