@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from attnguide import functional
 from attnguide.errors import InputError
+from attnguide.exchange import Exchanges, exchange
 from attnguide.explanation import explain
 from attnguide.hooks import aside, unwrap
 from attnguide.interfaces import AttributionSource
@@ -23,14 +24,41 @@ from attnguide.pairs import Evidence, Pairs, Targets, positives, resolve
 
 __all__ = ["AuditReport", "AuditWarning", "MasksOf", "audit"]
 
-#: A gain of the optimised map that is worth a question.
+#: A gain of the optimised map that is worth a question; a quarter of what was left to gain is enough.
 _GAIN = 0.05
-#: The witnesses should have gained this share of it.
+#: The witnesses should have gained this share of it, or of what they had left to gain.
 _FOLLOWING = 0.25
+#: With a report of the model before guidance, this share of its reliance passes too.
+_REMAINING = 0.25
+#: Of so many answers a class is judged by itself.
+_ENOUGH = 5
 
 
 class AuditWarning(UserWarning):
     """A guided model looks right on the optimised map alone."""
+
+
+@dataclass(frozen=True)
+class Reliance:
+    """How many answers follow what is outside the masks.
+
+    Attributes:
+        share: Share of the answers that change when what is outside is exchanged for that of an image with
+            another answer, less those that do with an image of the same answer, which noise and the cut
+            itself change. Near 0 in a model that does not look there.
+        error: Its standard error over the answers.
+        chance: What was subtracted.
+        pairs: Number of answers for which there was an image with another one.
+    """
+
+    share: float
+    error: float
+    chance: float
+    pairs: int
+
+    def exceeds(self, limit: float) -> bool:
+        """Whether it is above a limit by more than chance: by two standard errors."""
+        return self.share - 2 * self.error > limit
 
 
 @dataclass(frozen=True)
@@ -40,49 +68,80 @@ class AuditReport:
     Attributes:
         source: The attribution that was, or will be, optimised.
         optimised: Its energy in the mask, the mean over the pairs, in [0, 1].
-        witnesses: The same of attributions that were not optimised: `"input_gradient"`, `"occlusion"`.
-        reliance: Share of the answers that change when what is outside the mask is exchanged for that of an
-            image of another class, in [0, 1]. Near 0 in a model that does not look there.
-        attention: The same when what is inside the mask is exchanged: high in a model that looks there.
+        blank: Share of the pairs whose optimised map shows nothing at all, and has an energy of 0.
+        witnesses: The energy of attributions that were not optimised: `"input_gradient"`, `"occlusion"`.
+        exchanged: How many answers follow what is outside the masks.
+        by_class: The same of the answers about each class: where a model gives each image one class, of the
+            images that it gives that one.
+        attention: Share of the answers that change when what is inside the mask is exchanged for that of an
+            image with another answer: high in a model that looks there.
         uniform: Energy in the mask of a map that is the same everywhere: the mask's area.
         pairs: Number of (sample, class) pairs.
-        swaps: Number of pairs for which there was an image of another class.
-        tolerance: Highest `reliance` that passes.
+        tolerance: Highest reliance that passes.
         before: The report of the same model without guidance, if it was given.
     """
 
     source: str
     optimised: float
+    blank: float
     witnesses: dict[str, float]
-    reliance: float
+    exchanged: Reliance
+    by_class: dict[int, Reliance]
     attention: float
     uniform: float
     pairs: int
-    swaps: int
     tolerance: float
     before: AuditReport | None = None
 
     @property
+    def reliance(self) -> float:
+        """Share of the answers that follow what is outside the masks, less chance."""
+        return self.exchanged.share
+
+    @property
+    def swaps(self) -> int:
+        """Number of answers for which there was an image to exchange with."""
+        return self.exchanged.pairs
+
+    @property
     def looks_right(self) -> bool:
-        """Whether the optimised map is better than before; without `before`, than one that is uniform."""
-        return self.optimised - (self.uniform if self.before is None else self.before.optimised) > _GAIN
+        """Whether the optimised map is better than before; without `before`, than one that is uniform.
+
+        A map that shows nothing shows nothing outside the mask either.
+        """
+        shown = self.optimised + self.blank
+        if self.before is None:
+            return _gained(shown, self.uniform)
+        was = self.before
+        return _gained(self.optimised, was.optimised) or _gained(shown, was.optimised + was.blank)
+
+    @property
+    def limit(self) -> float:
+        """The reliance that passes: the tolerance, or a quarter of what it was before."""
+        return (
+            self.tolerance if self.before is None else max(self.tolerance, self.before.reliance * _REMAINING)
+        )
 
     @property
     def reasons(self) -> list[str]:
         """What the other measurements hold against the optimised map; empty if nothing."""
-        found = []
-        limit = self.tolerance if self.before is None else max(self.tolerance, self.before.reliance / 2)
-        if self.reliance > limit:
-            found.append(
-                f"{self.reliance:.0%} of the answers change with what is outside the mask; at most "
-                f"{limit:.0%} pass"
-            )
-        if self.before is not None:
-            gain = self.optimised - self.before.optimised
-            gains = {name: value - self.before.witnesses[name] for name, value in self.witnesses.items()}
-            if all(value < _FOLLOWING * gain for value in gains.values()):
-                told = ", ".join(f"{name} {value:+.2f}" for name, value in gains.items())
-                found.append(f"the optimised map gained {gain:+.2f}, those that were not optimised {told}")
+        found, limit = [], self.limit
+        above = {
+            cls: one for cls, one in self.by_class.items() if one.pairs >= _ENOUGH and one.exceeds(limit)
+        }
+        told = f"change with what is outside the mask; at most {limit:.0%} pass"
+        if self.exchanged.exceeds(limit):
+            found.append(f"{self.reliance:.0%} of the answers {told}")
+        elif above:
+            worst = max(above, key=lambda cls: above[cls].share)
+            more = f", so do those about {len(above) - 1} more" if len(above) > 1 else ""
+            found.append(f"{above[worst].share:.0%} of the answers about class {worst} {told}{more}")
+        if self.before is not None and self.reliance > limit:
+            gain, was = self.optimised - self.before.optimised, self.before.witnesses
+            gains = {name: value - was[name] for name, value in self.witnesses.items()}
+            if all(each < _FOLLOWING * min(gain, 1 - was[name]) for name, each in gains.items()):
+                gained = ", ".join(f"{name} {value:+.2f}" for name, value in gains.items())
+                found.append(f"the optimised map gained {gain:+.2f}, those that were not optimised {gained}")
         return found
 
     @property
@@ -99,7 +158,7 @@ class AuditReport:
                 for name, value in self.witnesses.items()
             ),
             ("energy of a uniform map", self.uniform, None),
-            ("answers that change with what is outside", self.reliance, was and was.reliance),
+            ("answers that change with what is outside, less chance", self.reliance, was and was.reliance),
             ("answers that change with what is inside", self.attention, was and was.attention),
         ]
         width = max(len(name) for name, _, _ in rows)
@@ -108,9 +167,14 @@ class AuditReport:
             lines.append(
                 f"  {name:{width}}  {value:6.1%}" + ("" if earlier is None else f"  was {earlier:6.1%}")
             )
-        if self.gamed:
-            lines.append(f"  The map looks right, but {'; and '.join(self.reasons)}.")
+        if self.reasons:
+            verdict = "The map looks right, but" if self.gamed else "The map does not look right, and"
+            lines.append(f"  {verdict} {'; and '.join(self.reasons)}.")
         return "\n".join(lines)
+
+
+def _gained(now: float, base: float) -> bool:
+    return now - base > min(_GAIN, (1 - base) / 4)
 
 
 #: Gives masks and weights for pairs at a size, as a prior does; pairs of weight 0 are left out.
@@ -136,8 +200,9 @@ def audit(
 
     An optimised map can be gamed: the network finds a way to use a shortcut that the map does not show. So
     the masks are held against the gradient of the images and against occlusion, which no guidance at a layer
-    optimises; and what is outside the mask is exchanged between images of different classes, which an honest
-    model hardly notices. The model runs in evaluation mode and comes back as it was.
+    optimises; and what is outside the masks is exchanged between images that the model answers differently.
+    An honest model's answers do not follow it: no more change than between images that it answers alike. The
+    model runs in evaluation mode and comes back as it was.
 
     Args:
         model: Any classifier.
@@ -150,7 +215,8 @@ def audit(
         targets: Which (sample, class) pairs.
         evidence: As in [`Term`][attnguide.terms.Term].
         before: The report of the model before guidance, or of its unguided twin, on the same images.
-        tolerance: Share of the answers that may change with what is outside the mask.
+        tolerance: Share of the answers, less chance, that may change with what is outside the mask; with
+            `before`, a quarter of what it was passes too.
         window: Side of the window of occlusion, in pixels; an eighth of the image's height if left out.
         batch_size: Number of images that the model sees at once.
 
@@ -175,11 +241,11 @@ def audit(
             raise InputError("there is nothing to audit: no sample has both a class to look at and a mask.")
         pairs, inside = pairs.select(kept), inside[kept]
         truth = positives(labels, logits)
-        partner, multi_label = _partners(truth, pairs), truth.ndim == 2
-        outcome = [
-            _exchanged(model, images, logits, pairs, stays, partner, multi_label, batch_size)
-            for stays in (inside, 1 - inside)
-        ]
+        if len(torch.unique(truth, dim=0)) == 1:
+            raise InputError(
+                "no two images are of different classes: give a batch with at least two classes."
+            )
+        changes = exchange(model, images, logits, truth, pairs, inside, batch_size)
         side = window or max(2, size[0] // 8)
         falls = occlusion(
             model,
@@ -190,21 +256,23 @@ def audit(
             batch_size=batch_size,
         )
     by_name = {"optimised": (source, layer), "input_gradient": ("input_gradient", "auto")}
-    energy = {
-        name: energy_in_mask(_explained(model, images, pairs, which, where, evidence, batch_size), inside)
+    maps = {
+        name: _explained(model, images, pairs, which, where, evidence, batch_size)
         for name, (which, where) in by_name.items()
     }
+    energy = {name: energy_in_mask(each, inside) for name, each in maps.items()}
     energy["occlusion"] = energy_in_mask(falls * pairs.sign[:, None, None], inside)
     scores = {name: float(values.mean()) for name, values in energy.items()}
     report = AuditReport(
         source=source if isinstance(source, str) else repr(source),
         optimised=scores.pop("optimised"),
+        blank=float((maps["optimised"].clamp(min=0).flatten(1).amax(dim=1) == 0).float().mean()),
         witnesses=scores,
-        reliance=outcome[0],
-        attention=outcome[1],
+        exchanged=_reliance(changes),
+        by_class={cls: _reliance(changes, changes.cls == cls) for cls in torch.unique(changes.cls).tolist()},
+        attention=float(changes.inside.nanmean()),
         uniform=float(inside.mean()),
         pairs=len(pairs),
-        swaps=int((partner >= 0).sum()),
         tolerance=tolerance,
         before=before,
     )
@@ -260,44 +328,17 @@ def _masks_of(masks: Tensor, pairs: Pairs, images: Tensor) -> tuple[Tensor, Tens
     return functional.resize(chosen, (images.shape[-2], images.shape[-1])), (~missing).float()
 
 
-def _partners(truth: Tensor, pairs: Pairs) -> Tensor:
-    """For each pair an image whose label of that class is another, drawn at random, `(N,)`; −1: none is.
-
-    Raises:
-        InputError: If there is none for any.
-    """
-    if truth.ndim == 2:
-        own, others = truth[pairs.sample, pairs.cls][:, None], truth.T[pairs.cls]
-    else:
-        own, others = truth[pairs.sample][:, None], truth[None]
-    other = (own != others).float()
-    some = other.any(dim=1)
-    if not bool(some.any()):
-        raise InputError("no two images are of different classes: give a batch with at least two classes.")
-    generator = torch.Generator(truth.device).manual_seed(0)
-    drawn = torch.multinomial(torch.where(some[:, None], other, 1.0), 1, generator=generator)[:, 0]
-    return torch.where(some, drawn, -1)
-
-
-def _exchanged(
-    model: nn.Module,
-    images: Tensor,
-    logits: Tensor,
-    pairs: Pairs,
-    stays: Tensor,
-    partner: Tensor,
-    multi_label: bool,
-    batch_size: int,
-) -> float:
-    """Share of the answers that change where all but what stays is taken from an image of another class."""
-    kept = (partner >= 0).nonzero()[:, 0]
-    changed: list[Tensor] = []
-    for some in torch.split(kept, batch_size):
-        sample, share = pairs.sample[some], stays[some][:, None].to(images)
-        mixed = find_logits(model(images[sample] * share + images[partner[some]] * (1 - share)))
-        if multi_label or logits.shape[1] == 1:
-            cls = pairs.cls[some]
-            changed.append((logits[sample, cls] > 0) != (mixed.gather(1, cls[:, None])[:, 0] > 0))
-        else:
-            changed.append(logits[sample].argmax(dim=1) != mixed.argmax(dim=1))
-    return float(torch.cat(changed).float().mean()) if changed else float("nan")
+def _reliance(changes: Exchanges, some: Tensor | None = None) -> Reliance:
+    """Of some answers, or of all; those without a partner do not count."""
+    counted = ~changes.outside.isnan() & (True if some is None else some)
+    count = int(counted.sum())
+    if not count:
+        return Reliance(float("nan"), float("nan"), float("nan"), 0)
+    # An answer that no other image shares is held against the chance of all.
+    chance = torch.where(changes.chance.isnan(), changes.chance.nanmean().nan_to_num(), changes.chance)[
+        counted
+    ]
+    less = changes.outside[counted] - chance
+    # Few that are all alike tell less than their spread says, hence the addition.
+    error = (float(less.var(correction=0)) + 1 / (4 * count)) / count
+    return Reliance(max(0.0, float(less.mean())), error**0.5, float(chance.mean()), count)

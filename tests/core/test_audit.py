@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from tests.helpers.state import snapshot
 from torch import Tensor, nn
 
 import attnguide as ag
-from attnguide.auditing import AuditReport
+from attnguide.auditing import AuditReport, Reliance
 from attnguide.errors import InputError
 from attnguide.sources.grad_cam import HiResCAM
 
@@ -178,6 +180,125 @@ def test_a_partner_has_another_answer_to_what_is_asked() -> None:
     report = ag.audit(Pixel(), images, labels, mask, targets=[0], layer="body.block4", tolerance=1.0)
     assert report.reliance == 1.0
     assert report.swaps == 100
+
+
+class Reads(nn.Module):
+    """Logits that are known, beside a body that a map can be made of and that says next to nothing."""
+
+    def __init__(self, read: Callable[[Tensor], Tensor], classes: int) -> None:
+        super().__init__()
+        self.body, self.read = cnn(classes=classes), read
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.read(images) + 1e-6 * self.body(images)
+
+
+def known(read: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, masks: Tensor) -> AuditReport:
+    classes = read(images[:1]).shape[1]
+    return ag.audit(Reads(read, classes), images, labels, masks, layer="body.block4")
+
+
+@pytest.mark.filterwarnings("ignore::attnguide.AuditWarning")
+def test_the_object_of_another_image_is_not_brought_in() -> None:
+    """A square of one of three colours, anywhere, on black; the model takes the colour of all there is."""
+    labels = torch.arange(60) % 3
+    images, masks = torch.zeros(60, 3, 32, 32), torch.zeros(60, 32, 32)
+    places = torch.randint(26, (60, 2), generator=torch.Generator().manual_seed(0)).tolist()
+    for image, mask, label, (row, column) in zip(images, masks, labels.tolist(), places, strict=True):
+        image[label, row : row + 6, column : column + 6] = 1
+        mask[row : row + 6, column : column + 6] = 1
+    report = known(lambda images: images.mean(dim=(2, 3)), images, labels, masks)
+    assert (report.reliance, report.attention, report.swaps) == (0.0, 1.0, 60)
+
+
+@pytest.mark.filterwarnings("ignore::attnguide.AuditWarning")
+def test_answers_that_noise_turns_are_not_held_against_a_model() -> None:
+    """The mask's mean tells the class, the rest is noise that the model cannot tell from it."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(400) % 2
+    images = torch.randn(400, 3, 32, 32, generator=generator)
+    images[..., :16] += 0.03 * (2 * labels[:, None, None, None] - 1)
+    mask = torch.zeros(32, 32)
+    mask[:, :16] = 1
+
+    def read(images: Tensor) -> Tensor:
+        mean = images.mean(dim=(1, 2, 3))
+        return torch.stack([-mean, mean], dim=1)
+
+    report = known(read, images, labels, mask)
+    assert report.exchanged.chance > 0.05
+    assert not report.exchanged.exceeds(0.3)
+    blind = known(lambda images: read(images * mask), images, labels, mask)
+    assert (blind.reliance, blind.exchanged.chance) == (0.0, 0.0)
+
+
+@pytest.mark.filterwarnings("ignore::attnguide.AuditWarning")
+@pytest.mark.parametrize("targets", ["labels", "all"])
+def test_a_shortcut_that_is_enough_alone_is_found(targets: str) -> None:
+    """A yes by what is in the mask, or by a watermark: positives keep their answer, whatever is exchanged."""
+    labels = (torch.arange(80) % 2).float()[:, None]
+    images = torch.zeros(80, 3, 32, 32)
+    images[..., 8:16, 8:16] = labels[:, :, None, None]
+    images[..., 0, 0] = labels
+    mask = torch.zeros(32, 32)
+    mask[8:16, 8:16] = 1
+    model = Reads(lambda images: torch.maximum(images[:, :1, 0, 0], images[:, :1, 10, 10]) - 0.5, 1)
+    found = ag.audit(model, images, labels, mask, layer="body.block4", targets=targets, tolerance=0.4)
+    assert found.reliance == pytest.approx(0.5)
+    assert found.reasons
+
+
+@pytest.mark.filterwarnings("ignore::attnguide.AuditWarning")
+def test_one_class_of_many_is_found() -> None:
+    """Eleven attributes are read inside, one outside; their mean would pass."""
+    labels = (torch.rand(60, 12, generator=torch.Generator().manual_seed(0)) < 0.5).float()
+    images = torch.zeros(60, 3, 32, 32)
+    images[:, :, 16, :12] = labels[:, None]
+    mask = torch.zeros(32, 32)
+    mask[16:, 1:] = 1
+    report = known(lambda images: images[:, 0, 16, :12] - 0.5, images, labels, mask)
+    assert report.reliance < report.tolerance
+    assert [cls for cls, one in report.by_class.items() if one.exceeds(0.1)] == [0]
+    assert report.reasons == [
+        "100% of the answers about class 0 change with what is outside the mask; at most 10% pass"
+    ]
+
+
+def report_of(**values: Any) -> AuditReport:
+    """A report of a model whose map looks right, and that is honest."""
+    exchanged = Reliance(values.pop("share", 0.0), values.pop("error", 0.01), 0.0, 100)
+    common: dict[str, Any] = {"source": "grad_cam", "optimised": 0.9, "blank": 0.0, "attention": 1.0}
+    common |= {"witnesses": {"input_gradient": 0.8, "occlusion": 0.9}, "by_class": {}, "uniform": 0.2}
+    common |= {"exchanged": exchanged, "pairs": 100, "tolerance": 0.1}
+    return AuditReport(**(common | values))
+
+
+def test_what_is_held_against_a_map() -> None:
+    assert not report_of().gamed
+    assert report_of(share=0.5).gamed
+    assert not report_of(share=0.5, error=0.25).gamed  # it may be chance
+    # A large mask leaves little to gain; a blank map shows nothing outside.
+    assert report_of(share=1.0, uniform=0.98, optimised=1.0).gamed
+    assert not report_of(share=1.0, uniform=0.98, optimised=0.98).gamed
+    assert report_of(share=1.0, uniform=0.98, optimised=0.5, blank=0.5).gamed
+    assert not report_of(share=1.0, optimised=0.2).gamed
+    # Guidance that left a quarter of the reliance passes, one that left half does not.
+    before = report_of(share=0.9, optimised=0.4, witnesses={"input_gradient": 0.3, "occlusion": 0.4})
+    assert not report_of(share=0.2, before=before).gamed
+    assert report_of(share=0.45, before=before).gamed
+    # Witnesses that were right already need not follow; those that did not tip the scales.
+    unsure = {"share": 0.5, "error": 0.25}
+    followed = report_of(**unsure, before=before)
+    assert not followed.gamed
+    stayed = report_of(**unsure, before=before, witnesses=before.witnesses)
+    assert stayed.gamed
+    assert "gained +0.50" in str(stayed)
+    # What was blank before and shows the mask now has gained.
+    blank = report_of(share=1.0, optimised=0.0, blank=1.0)
+    assert report_of(share=1.0, before=blank).gamed
+    assert "The map does not look right, and 100%" in str(report_of(share=1.0, optimised=0.2))
+    honest = report_of(optimised=0.5, witnesses={"input_gradient": 0.8, "occlusion": 0.95})
+    assert not report_of(before=honest, witnesses={"input_gradient": 0.8, "occlusion": 0.95}).gamed
 
 
 def test_no_more_images_at_once_than_allowed() -> None:

@@ -36,8 +36,8 @@ def occlusion(
     Args:
         model: Any classifier.
         images: `(B, C, H, W)`.
-        classes: The class to look at in each image, `(B,)`, int64; or (image, class) pairs `(N, 2)`, for which
-            each image is occluded once.
+        classes: The class to look at in each image, `(B,)`, int64; or (image, class) pairs `(N, 2)`, for
+            which each image is occluded once.
         window: Side of the window in pixels.
         stride: Step of the window in pixels.
         batch_size: Number of occluded images that the model sees at once.
@@ -62,10 +62,11 @@ def occlusion(
     work = torch.arange(batch * len(covers), device=images.device)
     with aside(unwrap(model)), evaluating(model):
         plain = torch.cat([find_logits(model(part)) for part in torch.split(images, batch_size)])
+        _check_classes(cls, plain)
         for chunk in torch.split(work, batch_size):
             which, number = chunk // len(covers), chunk % len(covers)
-            cover = covers[number][:, None]
-            logits = find_logits(model(images[which] * (1 - cover) + mean[which] * cover))
+            stays = 1 - covers[number][:, None]
+            logits = find_logits(model(images[which] * stays + mean[which] * (1 - stays)))
             pair, row = (sample[:, None] == which).nonzero(as_tuple=True)
             fall = plain[sample[pair], cls[pair]] - logits[row, cls[pair]]
             falls[pair, number[row]] = fall.to(falls)
@@ -77,10 +78,20 @@ def _paired(classes: Tensor, batch: int) -> tuple[Tensor, Tensor]:
     if classes.shape == (batch,):
         return torch.arange(batch, device=classes.device), classes
     if classes.ndim == 2 and classes.shape[1] == 2:
+        if bool(((classes[:, 0] < 0) | (classes[:, 0] >= batch)).any()):
+            raise InputError(f"pairs name images that are not there: the batch has 0 to {batch - 1}.")
         return classes[:, 0], classes[:, 1]
     raise InputError(
-        f"classes of shape {tuple(classes.shape)} do not fit {batch} images: give ({batch},), or pairs (N, 2)."
+        f"classes of shape {tuple(classes.shape)} do not fit {batch} images: give ({batch},), or pairs "
+        "(N, 2)."
     )
+
+
+def _check_classes(classes: Tensor, logits: Tensor) -> None:
+    """Refuse classes that the model does not have; −1, too, which would be the last one."""
+    if bool(((classes < 0) | (classes >= logits.shape[1])).any()):
+        wrong = int(classes[(classes < 0) | (classes >= logits.shape[1])][0])
+        raise InputError(f"class {wrong} is not there: the model has classes 0 to {logits.shape[1] - 1}.")
 
 
 def _starts(length: int, window: int, stride: int) -> list[int]:
@@ -126,7 +137,7 @@ def deletion(
         trapezoids, [`area`][attnguide.metrics.faithfulness.area].
 
     Raises:
-        InputError: If shapes do not fit, or a map is not finite.
+        InputError: If shapes do not fit, a map is not finite, or the model has no such class.
     """
     return _curve(model, images, maps, classes, steps, baseline, multi_label, batch_size, deleting=True)
 
@@ -249,6 +260,7 @@ def _curve(
             limit = torch.tensor(gone, device=images.device)[step]
             mixed = torch.where((rank[sample] < limit[:, None, None])[:, None], then[sample], first[sample])
             logits = find_logits(model(mixed)).float()
+            _check_classes(classes, logits)
             chance = logits.sigmoid() if multi_label or logits.shape[1] == 1 else logits.softmax(dim=1)
             found[sample, step] = chance.gather(1, classes[sample][:, None])[:, 0]
     return found

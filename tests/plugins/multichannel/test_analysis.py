@@ -142,7 +142,8 @@ def test_the_command_analyses_a_folder(tmp_path: Path) -> None:
     options = ["--model", "resnet10t", "--checkpoint", str(tmp_path / "model.pt")]
     options += ["--adapters", str(tmp_path / "attention.safetensors"), "--out", str(tmp_path / "out")]
     result = CliRunner().invoke(
-        main, ["analyze", str(tmp_path), *options, "--class-names", str(tmp_path / "names.json"), "--top", "1"]
+        main,
+        ["analyze", str(tmp_path), *options, "--class-names", str(tmp_path / "names.json"), "--top", "1"],
     )
     assert result.exit_code == 1, result.output
     assert "broken.png" in result.output
