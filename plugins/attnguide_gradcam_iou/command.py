@@ -98,7 +98,7 @@ def evaluate(
     Masks go through the same cropping and resizing as the images. A map that is the same everywhere has an
     energy of the mask's area.
 
-    Images that cannot be read are listed, and the exit status is 1 then.
+    Images that cannot be read are listed, and the exit status is 1 then, as where no image has a mask.
 
     \b
     Examples:
@@ -138,7 +138,14 @@ def evaluate(
         click.echo(json.dumps(_as_json(result, settings), indent=2))
     else:
         _print(result)
-    if result.failures:
+    without = masks is not None and not result.whole.masked
+    if without:
+        click.echo(
+            f"None of the {result.whole.images} images has a mask in {masks}: masks are named like the "
+            "images, or like the classes.",
+            err=True,
+        )
+    if result.failures or without:
         raise click.exceptions.Exit(1)
 
 

@@ -266,7 +266,11 @@ def mask_reader(masks: Path | None, classes: Sequence[str]) -> MaskFor:
         one = read_mask(masks)
         return lambda _path, _cls: one
     names = ClassNames(classes)
-    files = [each for each in masks.iterdir() if each.suffix.lower() in IMAGE_SUFFIXES]
+    files = [
+        each
+        for each in masks.iterdir()
+        if each.suffix.lower() in IMAGE_SUFFIXES and not each.name.startswith(".")
+    ]
     if files and all(names.find(each.stem) is not None for each in files):
         template = load_template(masks, classes).masks
 
@@ -276,12 +280,7 @@ def mask_reader(masks: Path | None, classes: Sequence[str]) -> MaskFor:
 
         return of_class
     folder = MaskFolder(masks, classes)
-
-    def of_image(path: Path, cls: int) -> Tensor | None:
-        found = folder.get(path)
-        return None if found is None or bool(found[cls].isnan().all()) else found[cls]
-
-    return of_image
+    return lambda path, cls: folder.get_class(path, classes[cls])
 
 
 def evaluate_folder(

@@ -7,6 +7,7 @@ Annotations drawn as shapes come out of LabelMe and COCO files: see
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -195,7 +196,7 @@ class MaskFolder:
         if not self.root.is_dir():
             raise InputError(f"{self.root} is not a folder. Give the folder that holds the masks.")
         for path in _images_in(self.root):
-            _add(self._whole, path.stem, path)
+            _add(self._whole, _stem(path), path)
         for folder in sorted(self.root.iterdir()):
             if folder.is_dir() and not folder.name.startswith("."):
                 self._add_folder(folder)
@@ -211,9 +212,9 @@ class MaskFolder:
         for path in _images_in(folder):
             if self._names is None:
                 raise InputError(f"{path} is a mask for one class. Pass classes, or remove its folder.")
-            name, stem = self._names.find(folder.name), path.stem
+            name, stem = self._names.find(folder.name), _stem(path)
             if name is None:
-                name, stem = self._names.get(path.stem, path), folder.name
+                name, stem = self._names.get(path.stem, path), _composed(folder.name)
             _add(self._parts.setdefault(stem, {}), name, path)
 
     def __len__(self) -> int:
@@ -221,7 +222,7 @@ class MaskFolder:
         return len(self._whole.keys() | self._parts.keys())
 
     def __contains__(self, image: str | Path) -> bool:
-        return (stem := Path(image).stem) in self._whole or stem in self._parts
+        return (stem := _stem(image)) in self._whole or stem in self._parts
 
     def get(self, image: str | Path) -> Tensor | None:
         """Read the mask of an image.
@@ -236,7 +237,7 @@ class MaskFolder:
         Raises:
             DataError: A mask cannot be read.
         """
-        stem = Path(image).stem
+        stem = _stem(image)
         if stem in self._whole:
             mask = read_mask(self._whole[stem], self._size)
             return mask if self._names is None else mask.repeat(len(self._names.names), 1, 1)
@@ -244,6 +245,32 @@ class MaskFolder:
             return None
         regions = {name: read_mask(path) for name, path in self._parts[stem].items()}
         return self._names.stack(regions, self._size)
+
+    def get_class(self, image: str | Path, name: str) -> Tensor | None:
+        """Read the mask of an image for one class; those for others are not opened.
+
+        Args:
+            image: As for `get`.
+            name: The class's name.
+
+        Returns:
+            `(H, W)` in [0, 1]; None without a mask.
+
+        Raises:
+            DataError: The mask cannot be read.
+        """
+        stem = _stem(image)
+        path = self._whole.get(stem) or self._parts.get(stem, {}).get(name)
+        return None if path is None else read_mask(path, self._size)
+
+
+def _stem(image: str | Path) -> str:
+    return _composed(Path(image).stem)
+
+
+def _composed(name: str) -> str:
+    """Write accents one way: some file systems give `é` as two characters."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _images_in(folder: Path) -> list[Path]:

@@ -646,3 +646,22 @@ def test_a_folder_that_cannot_be_written_is_no_reason_to_stop(
     monkeypatch.setenv("ATTNGUIDE_CACHE", str(tmp_path / "file"))
     model = timm.create_model("resnet10t", num_classes=CLASSES)
     assert find_layers(model, torch.rand(2, 3, 64, 64))[0].name == "layer4"
+
+
+def test_layer_attention_does_not_take_rounding_for_a_map() -> None:
+    """What an untrained normalisation leaves of the mean is nothing, not a direction to be guided along."""
+    model, images = tiny_vit(), torch.rand(2, 3, 32, 32)
+    with pytest.warns(UserWarning, match="layer attention is zero everywhere: the layer normalises"):
+        found = ag.explain(model, images, "layer_attention", size=None)
+    assert not found.maps.any()
+    with ag.Guide(model, source="layer_attention", loss="cosine") as guide:
+        model(images)
+        with pytest.warns(UserWarning, match="layer attention is zero"):
+            guide.loss(torch.tensor([0, 1]), mask=torch.eye(32)).backward()
+    gradients = [each.grad.norm() for each in model.parameters() if each.grad is not None]
+    assert max(gradients, default=0.0) == 0.0
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, torch.nn.LayerNorm):
+                module.weight.normal_()
+    assert ag.explain(model, images, "layer_attention", size=None).maps.any()

@@ -67,9 +67,9 @@ def occlusion(
             which, number = chunk // len(covers), chunk % len(covers)
             stays = 1 - covers[number][:, None]
             logits = find_logits(model(images[which] * stays + mean[which] * (1 - stays)))
-            pair, row = (sample[:, None] == which).nonzero(as_tuple=True)
-            fall = plain[sample[pair], cls[pair]] - logits[row, cls[pair]]
-            falls[pair, number[row]] = fall.to(falls)
+            pair, place = (sample[:, None] == which).nonzero(as_tuple=True)
+            fall = plain[sample[pair], cls[pair]] - logits[place, cls[pair]]
+            falls[pair, number[place]] = fall.to(falls)
     return (falls @ covers.flatten(1)).view(-1, height, width) / covers.sum(0)
 
 

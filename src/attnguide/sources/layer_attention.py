@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
+
+import torch
 from torch import Tensor
 
 from attnguide import functional
 from attnguide.interfaces import AttributionSource
 from attnguide.pairs import Pairs
 from attnguide.trace import Trace
+from attnguide.waiting import may_read
 
 __all__ = ["LayerAttention"]
 
@@ -16,10 +20,23 @@ class LayerAttention(AttributionSource):
     """Channel mean of the features; needs no gradient, and is the same for every class of a sample.
 
     See [`functional.channel_mean`][attnguide.functional.channel_mean].
+
+    A normalisation over the channels takes their mean away, until its own weights were trained: what is left
+    is rounding, which is taken for zero, with a warning.
     """
 
     needs_gradient = False
 
     def __call__(self, trace: Trace, pairs: Pairs) -> Tensor:
         """Average over channels; maps `(N, h, w)`."""
-        return pairs.pick(functional.channel_mean(trace.feature.spatial))
+        features = trace.feature.spatial
+        maps = functional.channel_mean(features)
+        rounding = torch.finfo(features.dtype).eps * features.detach().float().abs().mean(dim=1)
+        shown = maps.detach().abs() >= rounding
+        if may_read(shown) and not bool(shown.any()):
+            warnings.warn(
+                "layer attention is zero everywhere: the layer normalises over its channels, and was not "
+                "trained. Look at the layer before it, such as layer='blocks.10'; see `attnguide layers`.",
+                stacklevel=2,
+            )
+        return pairs.pick(torch.where(shown, maps, 0.0))

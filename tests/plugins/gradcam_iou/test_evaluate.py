@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,41 @@ def test_a_template_and_masks_of_single_images(checkpoint: Path, data: Path, tmp
     assert [row["masks"] for row in result["classes"].values()] == [1, 1, 0]
     assert result["classes"]["cat"]["area"] == pytest.approx(0.25)
     assert result["classes"]["Big dog"]["area"] == pytest.approx(0.75)
+
+
+def test_a_mask_is_for_its_image_and_class_alone(checkpoint: Path, data: Path, tmp_path: Path) -> None:
+    """Images of two classes with one name; a mask that is broken; an accent that is written in two ways."""
+    for folder, name in (("cat", "1"), ("big_dog", "1"), ("Fish", unicodedata.normalize("NFD", "é"))):
+        picture(data / folder / f"{name}.png", 1, (SIDE, SIDE))
+    masks = tmp_path / "masks"
+    painted(masks / "cat" / "1.png", slice(0, 8), slice(0, 32))
+    painted(masks / "Fish" / (unicodedata.normalize("NFC", "é") + ".png"), slice(0, 16), slice(0, 32))
+    (masks / "._hidden.png").write_bytes(b"what a file system leaves behind")
+    result = found(data, "--checkpoint", checkpoint, "--masks", masks)
+    assert [row["masks"] for row in result["classes"].values()] == [1, 0, 1]
+    assert result["classes"]["cat"]["area"] == pytest.approx(0.25)
+    (masks / "big_dog").mkdir()
+    (masks / "big_dog" / "1.png").write_bytes(b"no image")
+    failing = call(data, "--checkpoint", checkpoint, "--masks", masks, "--json")
+    assert failing.exit_code == 1
+    result = json.loads(failing.stdout)
+    assert [row["masks"] for row in result["classes"].values()] == [1, 0, 1]
+    assert len(result["skipped"]) == 1
+
+
+def test_hidden_files_are_no_templates(checkpoint: Path, data: Path, tmp_path: Path) -> None:
+    painted(tmp_path / "template" / "fish.png", slice(0, 16), slice(0, 32))
+    (tmp_path / "template" / "._fish.png").write_bytes(b"what a file system leaves behind")
+    result = found(data, "--checkpoint", checkpoint, "--masks", tmp_path / "template")
+    assert result["all"]["masks"] == 2
+
+
+def test_masks_of_which_none_fits_are_told(checkpoint: Path, data: Path, tmp_path: Path) -> None:
+    painted(tmp_path / "masks" / "zebra.png", slice(0, 8), slice(0, 32))
+    result = call(data, "--checkpoint", checkpoint, "--masks", tmp_path / "masks")
+    assert result.exit_code == 1
+    assert "accuracy" in result.stdout
+    assert "None of the 9 images has a mask in" in result.stderr
 
 
 def test_masks_are_cropped_as_images_are(checkpoint: Path, tmp_path: Path) -> None:
