@@ -134,8 +134,20 @@ def test_what_captum_refuses_is_told_and_leaves_nothing() -> None:
     assert snapshot(model) == before
 
 
+@pytest.mark.parametrize("name", ["FeaturePermutation", "LayerFeaturePermutation"])
+def test_permutation_is_among_all_images(name: str) -> None:
+    """However many classes are asked of each: the map of a pair is the same."""
+    model, images = cnn().eval(), batch(4)[0]
+    labels = torch.tensor([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [1, 1, 0, 0]]).float()
+    several = ag.explain(model, images, f"captum:{name}", "labels", labels=labels)
+    first = ag.explain(model, images, f"captum:{name}", [(0, 0), (1, 1), (2, 2), (3, 0)])
+    torch.testing.assert_close(several.maps[:, :1], first.maps)
+
+
 def test_bad_input() -> None:
     images = batch()[0]
+    with pytest.raises(GuidanceError, match=r"Name a single module, such as a convolution\."):
+        ag.explain(cnn(), images, "captum:LayerLRP", layer="block4")
     with pytest.raises(InputError, match=r"no attribution of images 'Saliencies'.*Saliency"):
         Captum("Saliencies")
     with pytest.raises(ag.AttnGuideError, match="captum:Saliency"):

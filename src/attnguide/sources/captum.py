@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from math import prod
 from typing import Any
@@ -117,7 +118,10 @@ class Captum(AttributionSource):
             warnings.simplefilter("ignore")
             for slot in range(pairs.slots):
                 some = pairs.select((pairs.slot == slot).nonzero()[:, 0])
-                found = self._attributed(trace, trace.model, some)
+                if self.method.endswith("Permutation"):  # among all images, whatever is asked of them
+                    found = self._attributed(trace, trace.model, _for_all(some, trace.logits))[some.sample]
+                else:
+                    found = self._attributed(trace, trace.model, some)
                 maps = maps.index_put((torch.full_like(some.sample, slot), some.sample), found.to(maps))
         return maps[pairs.slot, pairs.sample]
 
@@ -154,8 +158,9 @@ class Captum(AttributionSource):
             answer = attribution.attribute(images, **options)
         # captum's methods make demands on a model that each of them words, and raises, in its own way.
         except Exception as error:
+            hint = " Name a single module, such as a convolution." if self.method == "LayerLRP" else ""
             raise GuidanceError(
-                f"{self!r} cannot explain {type(model).__name__}: {type(error).__name__}: {error}"
+                f"{self!r} cannot explain {type(model).__name__}: {type(error).__name__}: {error}.{hint}"
             ) from error
         found: Tensor = answer[0] if isinstance(answer, tuple) else answer
         if not self.of_layer:
@@ -203,6 +208,13 @@ def __getattr__(name: str) -> Callable[..., Captum]:
     if name in CAPTUM_OF_IMAGES or name in CAPTUM_OF_LAYERS:
         return partial(Captum, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _for_all(pairs: Pairs, logits: Tensor) -> Pairs:
+    """Add any class for the images that have no pair."""
+    classes = pairs.cls.new_zeros(len(logits)).index_put((pairs.sample,), pairs.cls)
+    sign = pairs.sign.new_ones(len(logits)).index_put((pairs.sample,), pairs.sign)
+    return replace(Pairs.one_each(classes), sign=sign)
 
 
 class _Scores(nn.Module):
