@@ -59,8 +59,8 @@ class Method:
         weights: λ to choose from.
         every: Guide in one of so many steps, with so many times λ.
         like: The method whose λ is taken; None to choose it.
-        balanced: λ counts in gradients: at each step the loss is scaled so that the norm of its gradient, over
-            all parameters, is λ times that of the classification.
+        balanced: λ counts in gradients: at each step the loss is scaled so that the norm of its gradient,
+            over all parameters, is λ times that of the classification.
     """
 
     title: str
@@ -131,12 +131,6 @@ METHODS: dict[str, Method] = {
         "the recipe `gradcam-iou`: `grad_cam`, `iou`, all classes, evidence of the decision",
         lambda: {name: value for name, value in load_recipe("gradcam-iou").guide.items() if name != "weight"},
         (0.1, 0.3, 1.0),
-    ),
-    "grad_cam_iou_balanced": Method(
-        "the recipe `gradcam-iou`, λ in norms of gradients",
-        lambda: {name: value for name, value in load_recipe("gradcam-iou").guide.items() if name != "weight"},
-        (0.1, 1.0, 10.0),
-        balanced=True,
     ),
     "rrr_g": Method(
         "RRR-G: `grad_cam`, `outside`",
@@ -406,10 +400,14 @@ def variants(task: str) -> str:
         cells = []
         for name in names:
             values = [r["curve"]["test"][-1] for r in finished(task, name, variant)]
+            if not values:
+                cells.append("")
+                continue
             whole = mean(r["curve"]["test"][-1] for r in finished(task, name))
-            share = (mean(values) - unguided) / (whole - unguided) if values else 0.0
-            cells.append(f"{spread(values)} ({share:.0%} of the gain)" if values else "")
-        lines.append(f"| {variant} | {' | '.join(cells)} |")
+            share = (mean(values) - unguided) / (whole - unguided)
+            cells.append(f"{spread(values)} ({share:.0%} of the gain; {len(values)} seeds)")
+        if any(cells):
+            lines.append(f"| {variant} | {' | '.join(cells)} |")
     return "\n".join([*lines, f"| unguided | {' | '.join([f'{100 * unguided:.1f}'] * len(names))} |"])
 
 
