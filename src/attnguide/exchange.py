@@ -72,14 +72,12 @@ def exchange(
     found = []
     for question in questions:
         if question is None:
-            answers, labels, some = logits.argmax(dim=1), truth, torch.ones_like(pairs.cls, dtype=torch.bool)
+            asked = torch.ones_like(pairs.cls, dtype=torch.bool)
+            answers, labels = logits.argmax(dim=1), truth
         else:
-            answers, labels, some = (
-                logits[:, question] > 0,
-                truth.view(len(images), -1)[:, question],
-                pairs.cls == question,
-            )
-        cut = _Cut(model, images, question, answers, pairs.sample[some], masks[some], batch_size)
+            asked = pairs.cls == question
+            answers, labels = logits[:, question] > 0, truth.view(len(images), -1)[:, question]
+        cut = _Cut(model, images, question, answers, pairs.sample[asked], masks[asked], batch_size)
         found.append(cut.exchange(labels, draws))
     return Exchanges(*(torch.cat(each) for each in zip(*found, strict=True)))
 

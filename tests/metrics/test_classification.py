@@ -77,6 +77,10 @@ def test_groups() -> None:
 def test_bad_input() -> None:
     with pytest.raises(InputError, match=r"scores have shape \(3,\)"):
         average_precision(torch.zeros(3), torch.zeros(3))
+    for label in (-1.0, -100.0, torch.nan):
+        labels = torch.tensor([[1.0, 0.0], [0.0, label]])
+        with pytest.raises(InputError, match=r"of sample 1, attribute 1, is neither 0 nor 1"):
+            metrics.balanced_accuracy(torch.randn(2, 2), labels)
     with pytest.raises(InputError, match=r"groups lie from 0 to 4; there are 3"):
         group_accuracy(torch.zeros(2), torch.zeros(2), torch.tensor([0, 4]), 3)
     with pytest.raises(InputError, match=r"must all be \(N,\)"):

@@ -36,7 +36,7 @@ def classification_error(scores: Tensor, labels: Tensor) -> Tensor:
         `(K,)` in [0, 1].
 
     Raises:
-        InputError: If the shapes differ, or there is no sample.
+        InputError: If the shapes differ, there is no sample, or a label is neither 0 nor 1.
     """
     truth = _checked(scores, labels)
     return ((scores > 0) != truth).float().mean(dim=0)
@@ -56,7 +56,7 @@ def average_precision(scores: Tensor, labels: Tensor) -> Tensor:
         `(K,)` in [0, 1]; NaN for an attribute that no sample has.
 
     Raises:
-        InputError: If the shapes differ, or there is no sample.
+        InputError: If the shapes differ, there is no sample, or a label is neither 0 nor 1.
     """
     truth = _checked(scores, labels).double()
     order = scores.argsort(dim=0, descending=True, stable=True)
@@ -84,7 +84,7 @@ def balanced_accuracy(scores: Tensor, labels: Tensor) -> Tensor:
         `(K,)` in [0, 1]; NaN for an attribute that all have, or none.
 
     Raises:
-        InputError: If the shapes differ, or there is no sample.
+        InputError: If the shapes differ, there is no sample, or a label is neither 0 nor 1.
     """
     truth = _checked(scores, labels)
     said = scores > 0
@@ -134,6 +134,13 @@ def _checked(scores: Tensor, labels: Tensor) -> Tensor:
         raise InputError(
             f"scores have shape {tuple(scores.shape)}, labels {tuple(labels.shape)}; both must be (N, K), "
             "N ≥ 1."
+        )
+    wrong = ~((labels >= 0) & (labels <= 1))
+    if bool(wrong.any()):
+        sample, attribute = wrong.nonzero()[0].tolist()
+        raise InputError(
+            f"label {labels[sample, attribute].item():g} of sample {sample}, attribute {attribute}, is "
+            "neither 0 nor 1. Map −1/1 labels with (labels + 1) / 2, and leave out what has no label."
         )
     return labels > 0.5
 
