@@ -651,10 +651,15 @@ def test_a_folder_that_cannot_be_written_is_no_reason_to_stop(
 def test_layer_attention_does_not_take_rounding_for_a_map() -> None:
     """What an untrained normalisation leaves of the mean is nothing, not a direction to be guided along."""
     model, images = tiny_vit(), torch.rand(2, 3, 32, 32)
+    last = ag.explain(model, images).layer
+    assert isinstance(model.get_submodule(last), torch.nn.LayerNorm)
     with pytest.warns(UserWarning, match="layer attention is zero everywhere: the layer normalises"):
-        found = ag.explain(model, images, "layer_attention", size=None)
+        found = ag.explain(model, images, "layer_attention", layer=last, size=None)
     assert not found.maps.any()
-    with ag.Guide(model, source="layer_attention", loss="cosine") as guide:
+    own = ag.explain(model, images, "layer_attention", size=None)
+    assert own.layer == last.rpartition(".")[0].replace("1", "0")  # the block before
+    assert own.maps.any()
+    with ag.Guide(model, source="layer_attention", loss="cosine", layer=last) as guide:
         model(images)
         with pytest.warns(UserWarning, match="layer attention is zero"):
             guide.loss(torch.tensor([0, 1]), mask=torch.eye(32)).backward()
@@ -664,4 +669,4 @@ def test_layer_attention_does_not_take_rounding_for_a_map() -> None:
         for module in model.modules():
             if isinstance(module, torch.nn.LayerNorm):
                 module.weight.normal_()
-    assert ag.explain(model, images, "layer_attention", size=None).maps.any()
+    assert ag.explain(model, images, "layer_attention", layer=last, size=None).maps.any()

@@ -20,6 +20,8 @@ from attnguide.outputs import INPUT, Call, Tap, images_name, select, tensors_in
 
 __all__ = ["LayerSpec", "check_layer", "find_layers"]
 
+#: What `"auto"` means to a source that takes the mean over channels.
+UNCENTRED = "uncentred"
 #: How a user names layers: `"auto"`, `"stage:-2"`, `"input"`, a module's name, a pattern, or several.
 LayerSpec = str | Sequence[str]
 
@@ -48,7 +50,7 @@ def check_layer(model: nn.Module, layer: LayerSpec) -> tuple[str, ...]:
 def _checked(text: str, names: Sequence[str]) -> str:
     if not isinstance(text, str):
         raise LayerError(f"layer={text!r} must be a name, 'auto', 'stage:N', a pattern, or a list of them.")
-    if text == "auto" or _stage(text) is not None:
+    if text in ("auto", UNCENTRED) or _stage(text) is not None:
         return text
     # A wrapper for parallel training, which was taken off, puts "module." before the names.
     for form in (text, text.removeprefix("module.")):
@@ -100,7 +102,8 @@ def find_layers(
     Args:
         model: Any classifier.
         images: Images that it accepts, `(B, C, H, W)`.
-        layer: `"auto"`: the deepest with rows and columns and a spread-out gradient; `"stage:-2"`: the last
+        layer: `"auto"`: the deepest with rows and columns and a spread-out gradient; `"uncentred"`: the same,
+            but no `LayerNorm`, whose channels have a mean of zero; `"stage:-2"`: the last
             of a stage; `"input"`: the images themselves; a module's name; a pattern such as
             `"blocks.*.norm1"`, in which * stands for one part of a name; or several of these.
         verify: Measure how the layer's output is arranged. Without it, shapes and what the model says of
@@ -157,9 +160,13 @@ def _candidates_for(subject: Subject, text: str, verify: bool) -> list[Candidate
     def listed(wanted: Callable[[list[Output]], list[Output]] | None = None) -> list[Candidate]:
         return list_candidates(model, subject.images, verify=verify, wanted=wanted, call=subject.call)
 
-    if text == "auto":
-        near = listed(lambda outputs: _active(model, outputs)[-_NEAR_THE_END:])
-        chosen = choose(model, near if any(candidate.usable for candidate in near) else listed())
+    if text in ("auto", UNCENTRED):
+
+        def allowed(candidates: list[Candidate]) -> list[Candidate]:
+            return [each for each in candidates if text == "auto" or "LayerNorm" not in each.type]
+
+        near = allowed(listed(lambda outputs: _active(model, outputs)[-_NEAR_THE_END:]))
+        chosen = choose(model, near if any(candidate.usable for candidate in near) else allowed(listed()))
         return [_surer(subject, chosen) if verify else chosen]
     stage = _stage(text)
     if stage is not None:

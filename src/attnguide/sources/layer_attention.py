@@ -21,11 +21,13 @@ class LayerAttention(AttributionSource):
 
     See [`functional.channel_mean`][attnguide.functional.channel_mean].
 
-    A normalisation over the channels takes their mean away, until its own weights were trained: what is left
-    is rounding, which is taken for zero, with a warning.
+    A `LayerNorm` takes the mean over the channels away, until its own weights were trained. `"auto"`
+    therefore means the last layer that is none; of one that was named, rounding is taken for zero, with a
+    warning.
     """
 
     needs_gradient = False
+    layer = "uncentred"
 
     def __call__(self, trace: Trace, pairs: Pairs) -> Tensor:
         """Average over channels; maps `(N, h, w)`."""
