@@ -59,8 +59,6 @@ class Method:
         weights: λ to choose from.
         every: Guide in one of so many steps, with so many times λ.
         like: The method whose λ is taken; None to choose it.
-        balanced: λ counts in gradients: at each step the loss is scaled so that the norm of its gradient,
-            over all parameters, is λ times that of the classification.
     """
 
     title: str
@@ -68,7 +66,6 @@ class Method:
     weights: tuple[float, ...] = (1.0,)
     every: int = 1
     like: str | None = None
-    balanced: bool = False
 
 
 METHODS: dict[str, Method] = {
@@ -115,12 +112,6 @@ METHODS: dict[str, Method] = {
         lambda: {"source": HiResCAM(relu=False), "loss": "outside", "layer": "5"},
         every=2,
         like="hires_cam_pooled",
-    ),
-    "hires_cam_balanced": Method(
-        "`hires_cam`, signed; `outside`; λ in norms of gradients",
-        lambda: {"source": HiResCAM(relu=False), "loss": "outside"},
-        (0.1, 1.0, 10.0),
-        balanced=True,
     ),
     "grad_cam_energy": Method(
         "`grad_cam`, `energy`",
@@ -188,7 +179,6 @@ class Trainer:
     def __init__(self, method: Method, task: Task, weight: float) -> None:
         self.model = task.network()
         self.every, self.steps = method.every, 0
-        self.weight, self.balanced = weight, method.balanced
         self.guide: ag.Guide | None = None
         if method.guide is not None:
             self.guide = ag.Guide(self.model, weight=weight * method.every, **method.guide())
@@ -197,21 +187,11 @@ class Trainer:
     def step(self, part: Part) -> None:
         loss = F.cross_entropy(self.model(part.images), part.labels)
         if self.guide is not None and self.steps % self.every == 0:
-            guidance = self.guide.loss(part.labels, mask=part.masks, weight=part.annotated)
-            if self.balanced:
-                norm = self._gradient(guidance).clamp(min=1e-12)
-                guidance = guidance * (self.weight * self._gradient(loss) / norm)
-            loss = loss + guidance
+            loss = loss + self.guide.loss(part.labels, mask=part.masks, weight=part.annotated)
         self.steps += 1
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-
-    def _gradient(self, loss: Tensor) -> Tensor:
-        """The norm of its gradient over all parameters."""
-        parameters = list(self.model.parameters())
-        found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-        return torch.stack([each.norm() for each in found if each is not None]).norm()
 
 
 @torch.no_grad()
