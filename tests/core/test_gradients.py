@@ -148,7 +148,7 @@ def test_every_source_that_guides_reaches_what_it_depends_on(name: str) -> None:
     images, labels, masks = batch(3)
     # Scores of a curved head: the gradients depend on all weights.
     model = tiny_vit() if source.reads_attention else smooth_cnn()
-    layer = "auto" if source.layer == "input" or source.reads_attention else "2"
+    layer = "2" if source.layer in ("auto", "uncentred") and not source.reads_attention else "auto"
     guide = ag.Guide(model, source=source, loss="cosine", layer=layer)
     model(images)
     guide.loss(labels, mask=masks).backward()
