@@ -250,7 +250,7 @@ class Guide:
             labels: As for [`loss`][attnguide.guide.Guide.loss].
             term: Which of the terms.
             before: The report of the model before guidance, or of its unguided twin, on the same images.
-            tolerance: Share of the answers that may change with what is outside the prior.
+            tolerance: Share of the answers, less chance, that may change with what is outside the prior.
             **annotations: What the prior reads.
 
         Returns:
