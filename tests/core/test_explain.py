@@ -138,7 +138,7 @@ def test_nothing_before_the_layer_records_a_graph(build: Any, layer: str) -> Non
 
 def test_a_source_without_gradients_records_nothing_at_all() -> None:
     model, saved = cnn(), []
-    ag.layers.find_layers(model, IMAGES)
+    ag.layers.find_layers(model, IMAGES, "uncentred")
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(1) or tensor, lambda t: t):
         ag.explain(model, IMAGES, "layer_attention")
     assert not saved
