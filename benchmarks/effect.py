@@ -68,6 +68,10 @@ class Method:
     like: str | None = None
 
 
+def _signed(**more: Any) -> dict[str, Any]:
+    return {"source": HiResCAM(relu=False), "loss": "outside", **more}
+
+
 METHODS: dict[str, Method] = {
     "unguided": Method("unguided", None),
     "rrr": Method(
@@ -82,34 +86,34 @@ METHODS: dict[str, Method] = {
     ),
     "hires_cam": Method(
         "`hires_cam`, signed; `outside`",
-        lambda: {"source": HiResCAM(relu=False), "loss": "outside"},
+        _signed,
         (1.0, 10.0, 100.0),
     ),
     "hires_cam_all": Method(
         "`hires_cam`, signed, four classes drawn; `outside`",
-        lambda: {"source": HiResCAM(relu=False), "loss": "outside", "targets": "all"},
+        partial(_signed, targets="all"),
         (1.0, 10.0, 100.0),
     ),
     "hires_cam_half": Method(
         "`hires_cam`, signed; `outside`; in every second step, with 2 λ",
-        lambda: {"source": HiResCAM(relu=False), "loss": "outside"},
+        _signed,
         every=2,
         like="hires_cam",
     ),
     "hires_cam_lazy": Method(
         "`hires_cam`, signed; `outside`; in every fourth step, with 4 λ",
-        lambda: {"source": HiResCAM(relu=False), "loss": "outside"},
+        _signed,
         every=4,
         like="hires_cam",
     ),
     "hires_cam_pooled": Method(
         "`hires_cam`, signed, after the last pooling; `outside`",
-        lambda: {"source": HiResCAM(relu=False), "loss": "outside", "layer": "5"},
+        partial(_signed, layer="5"),
         (1.0, 10.0, 100.0),
     ),
     "hires_cam_pooled_half": Method(
         "`hires_cam`, signed, after the last pooling; `outside`; in every second step, with 2 λ",
-        lambda: {"source": HiResCAM(relu=False), "loss": "outside", "layer": "5"},
+        partial(_signed, layer="5"),
         every=2,
         like="hires_cam_pooled",
     ),

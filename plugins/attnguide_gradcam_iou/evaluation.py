@@ -18,7 +18,7 @@ from attnguide.explanation import explain
 from attnguide.models import LoadedModel
 from attnguide.modes import evaluating
 from attnguide.outputs import find_logits
-from attnguide_gradcam_iou.masks import MaskFolder, load_template, read_mask
+from attnguide_gradcam_iou.masks import MaskFolder, images_in, load_template, read_mask
 from attnguide_gradcam_iou.regions import ClassNames
 
 __all__ = [
@@ -266,11 +266,7 @@ def mask_reader(masks: Path | None, classes: Sequence[str]) -> MaskFor:
         one = read_mask(masks)
         return lambda _path, _cls: one
     names = ClassNames(classes)
-    files = [
-        each
-        for each in masks.iterdir()
-        if each.suffix.lower() in IMAGE_SUFFIXES and not each.name.startswith(".")
-    ]
+    files = images_in(masks)
     if files and all(names.find(each.stem) is not None for each in files):
         template = load_template(masks, classes).masks
 
@@ -438,20 +434,19 @@ def _measured(
     threshold: float,
 ) -> list[Record]:
     classes = [sample.image.cls for sample in batch]
-    with torch.no_grad(), evaluating(loaded.model):
-        logits = find_logits(loaded.model(pixels))
-    probabilities, predicted = loaded.probabilities(logits), logits.argmax(dim=1)
-    chosen = torch.stack([predicted, torch.tensor(classes, device=pixels.device)], dim=1)
-    pairs = probabilities.gather(1, chosen).tolist()
+    logits = pixels.new_empty(len(batch), len(loaded.classes))
     scores: list[dict[str, float]] = [{} for _ in batch]
     with_mask = [number for number, sample in enumerate(batch) if sample.mask is not None]
+    without = [number for number, sample in enumerate(batch) if sample.mask is None]
+    if without:
+        with torch.no_grad(), evaluating(loaded.model):
+            logits[without] = find_logits(loaded.model(pixels[without])).to(logits)
     if with_mask:
         masks = torch.stack([sample.mask for sample in batch if sample.mask is not None]).to(pixels.device)
         own = [(row, classes[number]) for row, number in enumerate(with_mask)]
-        maps, witness = (
-            explain(loaded.model, pixels[with_mask], which, own, where).maps[:, 0]
-            for which, where in ((source, layer), ("input_gradient", "auto"))
-        )
+        shown = explain(loaded.model, pixels[with_mask], source, own, layer)
+        logits[with_mask], maps = shown.logits.to(logits), shown.maps[:, 0]
+        witness = explain(loaded.model, pixels[with_mask], "input_gradient", own).maps[:, 0]
         found = {
             "energy": metrics.energy_in_mask(maps, masks),
             "iou": metrics.iou(maps, masks, threshold=threshold),
@@ -462,6 +457,9 @@ def _measured(
         for name, values in found.items():
             for number, value in zip(with_mask, values.tolist(), strict=True):
                 scores[number][name] = value
+    probabilities, predicted = loaded.probabilities(logits), logits.argmax(dim=1)
+    chosen = torch.stack([predicted, torch.tensor(classes, device=pixels.device)], dim=1)
+    pairs = probabilities.gather(1, chosen).tolist()
     return [
         Record(sample.image, answer, confidence, probability, score)
         for sample, answer, (confidence, probability), score in zip(

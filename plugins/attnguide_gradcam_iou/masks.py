@@ -111,7 +111,7 @@ def load_template(
 
 def _read_folder(folder: Path, names: ClassNames) -> dict[str, Tensor]:
     files: dict[str, Path] = {}
-    for path in _images_in(folder):
+    for path in images_in(folder):
         _add(files, names.get(path.stem, path), path)
     if not files:
         raise DataError(f"{folder} holds no image. Put a mask there for each class, named like the class.")
@@ -195,7 +195,7 @@ class MaskFolder:
         self._parts: dict[str, dict[str, Path]] = {}
         if not self.root.is_dir():
             raise InputError(f"{self.root} is not a folder. Give the folder that holds the masks.")
-        for path in _images_in(self.root):
+        for path in images_in(self.root):
             _add(self._whole, _stem(path), path)
         for folder in sorted(self.root.iterdir()):
             if folder.is_dir() and not folder.name.startswith("."):
@@ -209,7 +209,7 @@ class MaskFolder:
             )
 
     def _add_folder(self, folder: Path) -> None:
-        for path in _images_in(folder):
+        for path in images_in(folder):
             if self._names is None:
                 raise InputError(f"{path} is a mask for one class. Pass classes, or remove its folder.")
             name, stem = self._names.find(folder.name), _stem(path)
@@ -273,7 +273,7 @@ def _composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def _images_in(folder: Path) -> list[Path]:
+def images_in(folder: Path) -> list[Path]:
     """List a folder's image files in natural order, hidden ones left out."""
     paths = (p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
     return sorted((path for path in paths if path.is_file()), key=natural_key)

@@ -72,12 +72,10 @@ def exchange(
     found = []
     for question in questions:
         if question is None:
-            asked = torch.ones_like(pairs.cls, dtype=torch.bool)
-            answers, labels = logits.argmax(dim=1), truth
+            asked, labels = torch.ones_like(pairs.cls, dtype=torch.bool), truth
         else:
-            asked = pairs.cls == question
-            answers, labels = logits[:, question] > 0, truth.view(len(images), -1)[:, question]
-        cut = _Cut(model, images, question, answers, pairs.sample[asked], masks[asked], batch_size)
+            asked, labels = pairs.cls == question, truth.view(len(images), -1)[:, question]
+        cut = _Cut(model, images, logits, question, pairs.sample[asked], masks[asked], batch_size)
         found.append(cut.exchange(labels, draws))
     return Exchanges(*(torch.cat(each) for each in zip(*found, strict=True)))
 
@@ -88,8 +86,8 @@ class _Cut:
     Args:
         model: In evaluation mode.
         images: `(B, C, H, W)`.
+        logits: The model's, `(B, K)`.
         question: The class asked for; None: which one it is.
-        answers: The model's, `(B,)`.
         sample: The image of each mask, `(N,)`; of several its union counts.
         masks: `(N, H, W)`.
         batch_size: Number of images at once.
@@ -99,14 +97,14 @@ class _Cut:
         self,
         model: nn.Module,
         images: Tensor,
+        logits: Tensor,
         question: int | None,
-        answers: Tensor,
         sample: Tensor,
         masks: Tensor,
         batch_size: int,
     ) -> None:
-        self.model, self.images, self.question, self.answers = model, images, question, answers
-        self.batch_size = batch_size
+        self.model, self.images, self.question, self.batch_size = model, images, question, batch_size
+        self.answers = self._read(logits)
         self.known = torch.zeros(len(images), dtype=torch.bool, device=images.device)
         self.known[sample] = True
         self.masks = images.new_zeros(len(images), *masks.shape[1:])
@@ -166,10 +164,12 @@ class _Cut:
             fits = self.fits[kept, other][:, None, None]
             stays = torch.where(fits, torch.maximum(mine, theirs), mine)[:, None]
             logits = find_logits(self.model(self.images[kept] * stays + self.images[other] * (1 - stays)))
-            said[place] = (
-                logits.argmax(dim=1) if self.question is None else (logits[:, self.question] > 0).long()
-            )
+            said[place] = self._read(logits)
         return said
+
+    def _read(self, logits: Tensor) -> Tensor:
+        """Answers to the question, int64: the class; or 1 for yes, 0 for no."""
+        return logits.argmax(dim=1) if self.question is None else (logits[:, self.question] > 0).long()
 
     def _mask(self, image: Tensor, partner: Tensor) -> Tensor:
         """Masks of images, or of their partners where there is none."""
@@ -177,4 +177,4 @@ class _Cut:
 
     def _turned(self, said: Tensor, image: Tensor) -> Tensor:
         """1 where an answer is another than the image's own, 0 where not, NaN where there is none."""
-        return torch.where(said < 0, torch.nan, (said != self.answers[image].long()).float())
+        return torch.where(said < 0, torch.nan, (said != self.answers[image]).float())

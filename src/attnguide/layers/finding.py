@@ -103,9 +103,9 @@ def find_layers(
         model: Any classifier.
         images: Images that it accepts, `(B, C, H, W)`.
         layer: `"auto"`: the deepest with rows and columns and a spread-out gradient; `"uncentred"`: the same,
-            but no `LayerNorm`, whose channels have a mean of zero; `"stage:-2"`: the last
-            of a stage; `"input"`: the images themselves; a module's name; a pattern such as
-            `"blocks.*.norm1"`, in which * stands for one part of a name; or several of these.
+            but no `LayerNorm`, whose channels have a mean of zero; `"stage:-2"`: the last of a stage;
+            `"input"`: the images themselves; a module's name; a pattern such as `"blocks.*.norm1"`, in which
+            * stands for one part of a name; or several of these.
         verify: Measure how the layer's output is arranged. Without it, shapes and what the model says of
             itself must do.
         call: How the model is called with the images, if not `model(images)`.

@@ -89,9 +89,11 @@ def _paired(classes: Tensor, batch: int) -> tuple[Tensor, Tensor]:
 
 def _check_classes(classes: Tensor, logits: Tensor) -> None:
     """Refuse classes that the model does not have; −1, too, which would be the last one."""
-    if bool(((classes < 0) | (classes >= logits.shape[1])).any()):
-        wrong = int(classes[(classes < 0) | (classes >= logits.shape[1])][0])
-        raise InputError(f"class {wrong} is not there: the model has classes 0 to {logits.shape[1] - 1}.")
+    wrong = classes[(classes < 0) | (classes >= logits.shape[1])]
+    if len(wrong):
+        raise InputError(
+            f"class {int(wrong[0])} is not there: the model has classes 0 to {logits.shape[1] - 1}."
+        )
 
 
 def _starts(length: int, window: int, stride: int) -> list[int]:
@@ -172,7 +174,7 @@ def insertion(
         `(B, steps + 1)` in [0, 1].
 
     Raises:
-        InputError: If shapes do not fit, or a map is not finite.
+        InputError: If shapes do not fit, a map is not finite, or the model has no such class.
     """
     return _curve(model, images, maps, classes, steps, baseline, multi_label, batch_size, deleting=False)
 
@@ -255,12 +257,12 @@ def _curve(
     gone = [round(height * width * step / steps) for step in range(steps + 1)]
     found = images.new_empty(batch, steps + 1, dtype=torch.float32)
     with aside(unwrap(model)), evaluating(model):
+        _check_classes(classes, find_logits(model(images[:1])))
         for index in torch.split(torch.arange(batch * (steps + 1), device=images.device), batch_size):
             sample, step = index // (steps + 1), index % (steps + 1)
             limit = torch.tensor(gone, device=images.device)[step]
             mixed = torch.where((rank[sample] < limit[:, None, None])[:, None], then[sample], first[sample])
             logits = find_logits(model(mixed)).float()
-            _check_classes(classes, logits)
             chance = logits.sigmoid() if multi_label or logits.shape[1] == 1 else logits.softmax(dim=1)
             found[sample, step] = chance.gather(1, classes[sample][:, None])[:, 0]
     return found
