@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import attnguide as ag
-from attnguide.data.faces import ProceduralFaces
+from attnguide.data.procedural.faces import ProceduralFaces
 from attnguide_action_units.prior import ActionUnitPrior
 from measuring import Call, alternate, compared, machine, told
 

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 import attnguide as ag
 from attnguide.losses.pointwise import MSE, Outside
-from attnguide.recipe import load_recipe
+from attnguide.parts.recipe import load_recipe
 from attnguide.sources.grad_cam import HiResCAM
 from attnguide.sources.gradient import Gradient
 from measuring import alternate, compared, machine, told
@@ -191,7 +191,7 @@ class Trainer:
     def step(self, part: Part) -> None:
         loss = F.cross_entropy(self.model(part.images), part.labels)
         if self.guide is not None and self.steps % self.every == 0:
-            loss = loss + self.guide.loss(part.labels, mask=part.masks, weight=part.annotated)
+            loss = loss + self.guide.loss(part.labels, mask=part.masks, sample_weight=part.annotated)
         self.steps += 1
         self.optimizer.zero_grad()
         loss.backward()

@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from attnguide.data.faces import ProceduralFaces
+from attnguide.data.procedural.faces import ProceduralFaces
 
 
 def images_per_second(size: int, seconds: float = 2.0, repeats: int = 3) -> float:

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
-from attnguide.data.faces import ATTRIBUTES
+from attnguide.data.procedural.faces import ATTRIBUTES
 from attnguide_multichannel.adapted import attach
 from measuring import Call, alternate, compared, machine, peak_bytes, told
 from running import run_example

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from attnguide.data.decoy import DecoyMNIST, Protocol
-from attnguide.data.faces import ATTRIBUTES, ProceduralFaces, template
-from attnguide.networks import small_cnn
+from attnguide.data.procedural.faces import ATTRIBUTES, ProceduralFaces, template
+from attnguide.models.networks import small_cnn
 
 PAIR = ("lipstick", "heavy_makeup")
 

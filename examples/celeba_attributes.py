@@ -30,7 +30,7 @@ from torchvision.transforms import v2
 
 import attnguide as ag
 from attnguide.data.celeba import CelebA
-from attnguide.data.faces import ATTRIBUTES, ProceduralFaces
+from attnguide.data.procedural.faces import ATTRIBUTES, ProceduralFaces
 from attnguide.errors import AttnGuideError
 from attnguide.metrics import average_precision, balanced_accuracy, classification_error
 from attnguide_segmentation.adapted import Adapted, attach

@@ -19,11 +19,11 @@ from torchvision.transforms import v2
 
 import attnguide as ag
 from attnguide.data.celeba import CelebA
-from attnguide.data.faces import ATTRIBUTES, ProceduralFaces
+from attnguide.data.procedural.faces import ATTRIBUTES, ProceduralFaces
+from attnguide.masks.folders import load_template
 from attnguide.metrics import energy_in_mask
-from attnguide.networks import small_cnn
+from attnguide.models.networks import small_cnn
 from attnguide_gradcam_iou.finetune import finetune, prepare
-from attnguide_gradcam_iou.masks import load_template
 
 #: The mouth in CelebA's aligned images, 178 × 218 pixels: centre and radii in units of the image's sides.
 MOUTH = (0.497, 0.70, 0.18, 0.085)

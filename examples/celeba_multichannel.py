@@ -28,13 +28,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms import v2
 
 import attnguide as ag
-from attnguide.adapted import Adapted
+from attnguide.adapters.saving import Adapted
 from attnguide.data.celeba import CelebA
-from attnguide.data.faces import ATTRIBUTES, ProceduralFaces, template
+from attnguide.data.procedural.faces import ATTRIBUTES, ProceduralFaces, template
 from attnguide.errors import AttnGuideError
-from attnguide.networks import small_cnn
+from attnguide.models.networks import small_cnn
 from attnguide_multichannel.adapted import attach, multichannel_of
-from attnguide_multichannel.analysis import Analysis, Likeness, analyse
+from attnguide_multichannel.analysis import Analysis, Likeness, analyze
 from attnguide_multichannel.pruning import magnitude_ranking, prune
 from attnguide_multichannel.report import write_report
 from attnguide_multichannel.transform import emphasised, suppressed
@@ -353,7 +353,7 @@ def run(options: argparse.Namespace, seed: int) -> dict[str, Any]:
 
     def analysed(guide: Adapted, some: Faces) -> Analysis:
         batches = (some.batch(index) for index in torch.arange(len(some.images)).split(64))
-        return analyse(guide, batches, classes)
+        return analyze(guide, batches, classes)
 
     analysis = analysed(kept, valid)
     found["pruning"] = pruned(options, kept, analysis, faces, test, seed)

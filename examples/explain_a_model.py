@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 import attnguide as ag
-from attnguide.data.faces import ProceduralFaces
-from attnguide.models import load
+from attnguide.data.procedural.faces import ProceduralFaces
+from attnguide.models.loading import load
 from attnguide.visual import to_pil
 
 

@@ -26,7 +26,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 from attnguide.data.celeba import CelebA
-from attnguide.data.faces import ProceduralFaces
+from attnguide.data.procedural.faces import ProceduralFaces
 from attnguide.errors import AttnGuideError
 from attnguide_segmentation.datasets import ParsingSample, helen
 from attnguide_segmentation.metrics import region_iou

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as transforms
 
 import attnguide as ag
-from attnguide.data.faces import EXPRESSIONS, ProceduralFaces
+from attnguide.data.procedural.faces import EXPRESSIONS, ProceduralFaces
 from attnguide.errors import AttnGuideError, DataError, InputError
 from attnguide_action_units.datasets import RAFDB, AffectNet, FaceTable
 from attnguide_action_units.evaluation import CAMS, Report, evaluate

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import attnguide as ag
-from attnguide.data.faces import ATTRIBUTES, ProceduralFaces
-from attnguide.networks import small_cnn
+from attnguide.data.procedural.faces import ATTRIBUTES, ProceduralFaces
+from attnguide.models.networks import small_cnn
 
 
 class NearPoints(ag.TargetPrior):
@@ -56,7 +56,7 @@ def main() -> None:
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-                distances.append(guide.maps()[0].losses)
+                distances.append(guide.records()[0].losses)
             print(f"epoch {epoch + 1}: guidance loss {torch.cat(distances).mean():.3f}")
 
 

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import attnguide as ag
-from attnguide.data.faces import ATTRIBUTES, ProceduralFaces, template
+from attnguide.data.procedural.faces import ATTRIBUTES, ProceduralFaces, template
 from attnguide.metrics import energy_in_mask
-from attnguide.networks import small_cnn
+from attnguide.models.networks import small_cnn
 from attnguide.priors.mask import MaskPrior
 
 SIZE = 48

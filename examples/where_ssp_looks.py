@@ -3,7 +3,7 @@
 SSP answers from each region by itself, and learns which answer to believe (see the recipe of segmentation).
 For that to tell a place, two things matter: a position of the layer must not see the whole face, and regions
 must start on equal terms. So it reads a layer here whose positions see 24 of the 96 pixels, with
-`normalise=True`. It learns from drawn faces with attributes that are rare, and prints how much each region
+`normalize=True`. It learns from drawn faces with attributes that are rare, and prints how much each region
 counts for each attribute, on average over other faces that have it; and it writes `result.json` and
 `weights.png`.
 """
@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
-from attnguide.data.faces import ATTRIBUTES, ProceduralFaces
+from attnguide.data.procedural.faces import ATTRIBUTES, ProceduralFaces
 from attnguide.metrics import average_precision
 from attnguide_segmentation.adapted import Adapted, attach
 from attnguide_segmentation.attributes import attribute_table
@@ -115,7 +115,7 @@ def main() -> None:
         torch.manual_seed(seed)
         model = network(len(ATTRIBUTES))
         adapted = attach(model, inputs(faces[0], faces[2], torch.arange(2), torch.zeros(2) > 0)[0], "ssp",
-                         layer="0", normalise=True)  # fmt: skip
+                         layer="0", normalize=True)  # fmt: skip
         train(model, adapted, faces, options.epochs)
         precision, weights = look(model, adapted, unseen)
         runs.append({"average precision": precision.tolist(), "weights": weights.tolist()})

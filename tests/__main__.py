@@ -42,7 +42,7 @@ IN_THE_WHEEL = (
 )
 ENTRY_POINTS = (
     "attnguide.cli:main",
-    "attnguide.standard",
+    "attnguide.parts.standard",
     "attnguide_action_units.plugin",
     "attnguide_gradcam_iou.plugin",
     "attnguide_segmentation.plugin",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attnguide.hookspecs import Part, hookimpl
+from attnguide.parts.hookspecs import Part, hookimpl
 
 __all__ = ["attnguide_parts"]
 

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attnguide.capture.host_sync import may_read
 from attnguide.errors import InputError
 from attnguide.interfaces import PriorMaps, TargetPrior
 from attnguide.pairs import Pairs
 from attnguide.trace import Trace
-from attnguide.waiting import may_read
 from attnguide_action_units.codebook import Codebook, default, load
 from attnguide_action_units.heatmaps import CHIN, EYE_CORNERS, Regions, heat_maps
 from attnguide_action_units.landmarks import CANONICAL, to_68

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from attnguide.cli.console import warn_of_random_weights
+from attnguide.cli.options import ModelChoice, device_option, model_options, pick_device, read_class_names
 from attnguide.errors import InputError
-from attnguide.options import ModelChoice, device_option, model_options, pick_device, read_class_names
-from attnguide_gradcam_iou.command import warn_of_random_weights
 
 if TYPE_CHECKING:
-    from attnguide.models import LoadedModel
+    from attnguide.models.loading import LoadedModel
     from attnguide_gradcam_iou.painting.server import Studio
     from attnguide_gradcam_iou.painting.tuning import Answered
 
@@ -236,7 +236,7 @@ def _answered(
     """Find the images to fine-tune on; their folders may name the model's classes."""
     if data is None:
         return loaded, None
-    from attnguide_gradcam_iou.evaluation import single_label_images
+    from attnguide.evaluation.evaluate import single_label_images
     from attnguide_gradcam_iou.painting.tuning import Answered, read_answers
 
     if loaded.multi_label and labels is None:
@@ -271,10 +271,10 @@ def _with_model(
     device: str,
 ) -> None:
     """Show what a model looks at, and let it be fine-tuned."""
-    from attnguide.registry import registry
+    from attnguide.masks.class_names import ClassNames
+    from attnguide.parts.registry import registry
     from attnguide_gradcam_iou.painting.tuning import FineTuning
     from attnguide_gradcam_iou.painting.watching import Watcher
-    from attnguide_gradcam_iou.regions import ClassNames
 
     registry().find("source", source)
     place = pick_device(device)

@@ -25,16 +25,16 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from attnguide import functional, models
-from attnguide.data.faces import FaceSample
+from attnguide.capture.calls import find_logits
+from attnguide.capture.model_state import evaluating
+from attnguide.data.procedural.faces import FaceSample
 from attnguide.errors import DataError, GuidanceError, InputError
-from attnguide.guide import Guide
-from attnguide.modes import evaluating
-from attnguide.outputs import find_logits
+from attnguide.guiding.guide import Guide
+from attnguide.masks.class_names import Size, as_size
+from attnguide.masks.folders import MaskFolder, Template, load_template
 from attnguide.pairs import IGNORE_INDEX
+from attnguide.parts.recipe import Recipe, load_recipe
 from attnguide.priors.mask import MaskPrior
-from attnguide.recipe import Recipe, load_recipe
-from attnguide_gradcam_iou.masks import MaskFolder, Template, load_template
-from attnguide_gradcam_iou.regions import Size, as_size
 
 __all__ = ["Epoch", "WithMasks", "finetune", "prepare", "with_head"]
 
@@ -104,7 +104,7 @@ def finetune(
             [attnguide_gradcam_iou.finetune.with_head] makes one.
         train: Data set or loader. A data set is shuffled; give a loader for worker processes.
         template: Regions that hold for every image: `(K, H, W)` or `(H, W)` in [0, 1], NaN for a class that
-            has none, or a path for [`load_template`][attnguide_gradcam_iou.masks.load_template]. If None, the
+            has none, or a path for [`load_template`][attnguide.masks.folders.load_template]. If None, the
             data give masks.
         validation: Measured after each epoch.
         classes: Names of the attributes, to read a template; by default the data set's `classes`.
@@ -188,7 +188,7 @@ def prepare(
     """Load a model by name and give it an output for each attribute.
 
     Args:
-        name: As for [`models.load`][attnguide.models.load]: `"resnet50"`, `"torchvision/alexnet"`.
+        name: As for [`models.load`][attnguide.models.loading.load]: `"resnet50"`, `"torchvision/alexnet"`.
         classes: Names of the attributes.
         pretrained: Begin with the published weights; the head is new.
         checkpoint: Begin with the weights in a file, whatever number of classes they are for; a new head is
@@ -263,7 +263,7 @@ class WithMasks(Dataset[tuple[Any, Any, Tensor]]):
 
     Args:
         data: Gives `(image, attributes)`.
-        folder: Masks, as for [`MaskFolder`][attnguide_gradcam_iou.masks.MaskFolder].
+        folder: Masks, as for [`MaskFolder`][attnguide.masks.folders.MaskFolder].
         size: Size of the masks, best that of the images.
         classes: Names of the attributes, for masks of single classes; None for masks of whole images.
         names: File name of each image; by default the data set's `filename`, which CelebA has.
@@ -498,7 +498,7 @@ class _Trainer:
             (attribute_weight * cross_entropy + guided).backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             attribute.add(cross_entropy.detach()[None])
-            guidance.add(self.guide.maps()[0].losses)
+            guidance.add(self.guide.records()[0].losses)
             step(epoch)
         return attribute.value, guidance.value
 
@@ -517,8 +517,8 @@ class _Trainer:
                 right.add(_right(logits, batch.attributes))
                 if masked:
                     self.guide.loss(batch.attributes, **batch.annotations)
-                    seen = self.guide.maps()[0]
-                    overlap.add((-functional.iou(seen.maps, seen.prior)).exp())
+                    seen = self.guide.records()[0]
+                    overlap.add((-functional.iou_loss(seen.maps, seen.prior)).exp())
                     measured = True
             step(epoch)
         return right.value, overlap.value if measured else None

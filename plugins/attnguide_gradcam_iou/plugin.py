@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attnguide.hookspecs import Part, hookimpl
+from attnguide.parts.hookspecs import Part, hookimpl
 
 __all__ = ["attnguide_parts"]
 
@@ -22,17 +22,5 @@ def attnguide_parts() -> list[Part]:
             "annotate",
             "attnguide_gradcam_iou.annotate_command:annotate",
             "Paint where a model should look, in the browser.",
-        ),
-        Part(
-            "command",
-            "evaluate",
-            "attnguide_gradcam_iou.command:evaluate",
-            "Tell how good a model is, and whether it looks where it should.",
-        ),
-        Part(
-            "command",
-            "report",
-            "attnguide_gradcam_iou.report_command:report",
-            "Show what guidance changed in a model, as one HTML file.",
         ),
     ]

@@ -6,7 +6,7 @@ masks tell which channels matter to it, which channels are alike, and which attr
 ```python
 adapted = attach(model, images[:2])
 ...  # train as ever
-analysis = analyse(adapted, batches, classes)
+analysis = analyze(adapted, batches, classes)
 analysis.correlated(5)
 ```
 """

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attnguide.adapted import Adapted, SavedAdapters, feature_sizes
+from attnguide.adapters.saving import Adapted, SavedAdapters, feature_sizes
 from attnguide.errors import InputError
-from attnguide.guide import Guide
+from attnguide.guiding.guide import Guide
 from attnguide_multichannel.attention import MultiChannel
 
 __all__ = ["attach", "load_adapters", "multichannel_of"]
@@ -45,7 +45,7 @@ def attach(
         maps: See [`MultiChannel`][attnguide_multichannel.attention.MultiChannel], as for the next two.
         multi_label: α.
         reconstruction: β.
-        **guide: Further arguments of [`Guide`][attnguide.guide.Guide], as `terms=[…]`.
+        **guide: Further arguments of [`Guide`][attnguide.guiding.guide.Guide], as `terms=[…]`.
 
     Returns:
         The guide that holds the adapter, on the model's device.
@@ -74,7 +74,7 @@ def load_adapters(model: nn.Module, path: str | Path, **guide: Any) -> Adapted:
     Args:
         model: The model that it was trained with, with its own weights.
         path: A file that `adapted.save` wrote.
-        **guide: Further arguments of [`Guide`][attnguide.guide.Guide].
+        **guide: Further arguments of [`Guide`][attnguide.guiding.guide.Guide].
 
     Returns:
         The guide that holds it, on the model's device.

@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from attnguide.adapted import Adapted, seen_by
+from attnguide.adapters.saving import Adapted, seen_by
 from attnguide.errors import InputError
 from attnguide_multichannel.adapted import multichannel_of
 from attnguide_multichannel.attention import MultiChannel
 
-__all__ = ["Analysis", "Likeness", "MaskStatistics", "analyse", "clustered"]
+__all__ = ["Analysis", "Likeness", "MaskStatistics", "analyze", "clustered"]
 
 #: By what attributes are compared.
 Likeness = Literal["masks", "scores", "both"]
@@ -178,7 +178,7 @@ class MaskStatistics:
         """
         adapter = self.adapter
         if self._maps is None:
-            raise InputError("there was nothing to analyse: no image came.")
+            raise InputError("there was nothing to analyze: no image came.")
         if len(classes) != len(adapter.weight):
             raise InputError(f"{len(classes)} names were given for {len(adapter.weight)} attributes.")
         shares = adapter.shares.double()
@@ -196,7 +196,7 @@ class MaskStatistics:
         )
 
 
-def analyse(
+def analyze(
     adapted: Adapted, batches: Iterable[Tensor], classes: Sequence[str], *, progress: bool = False
 ) -> Analysis:
     """Analyse a data set.

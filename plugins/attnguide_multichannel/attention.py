@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attnguide.capture.host_sync import may_read
 from attnguide.errors import InputError, LayerError
 from attnguide.functional import full_precision
 from attnguide.interfaces import Adapter
 from attnguide.trace import Trace
-from attnguide.waiting import may_read
 
 __all__ = ["MultiChannel", "Reconstructor"]
 

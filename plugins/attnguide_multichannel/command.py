@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from attnguide.options import device_option, pick_device, read_class_names
+from attnguide.cli.options import device_option, pick_device, read_class_names
 
 __all__ = ["analyze"]
 
@@ -85,7 +85,7 @@ def analyze(
     from attnguide.data.images import find_images
     from attnguide.errors import DataError, InputError
     from attnguide_multichannel.adapted import load_adapters, multichannel_of
-    from attnguide_multichannel.analysis import analyse
+    from attnguide_multichannel.analysis import analyze
     from attnguide_multichannel.report import write_report
 
     paths = find_images(images)
@@ -120,7 +120,7 @@ def analyze(
             yield torch.stack(waiting).to(place)
 
     try:
-        analysis = analyse(adapted, batches(), classes)
+        analysis = analyze(adapted, batches(), classes)
     finally:
         for path, reason in failures.items():
             click.echo(f"{path}: {reason}", err=True)

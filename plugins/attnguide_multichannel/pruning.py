@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attnguide.adapted import Adapted, feature_sizes
+from attnguide.adapters.saving import Adapted, feature_sizes
+from attnguide.capture.calls import Tap
+from attnguide.capture.model_state import evaluating
+from attnguide.capture.recorder import aside, unwrap
 from attnguide.errors import InputError, LayerError
-from attnguide.hooks import aside, unwrap
 from attnguide.layers import find_layers
-from attnguide.modes import evaluating
-from attnguide.outputs import Tap
 from attnguide_multichannel.adapted import multichannel_of
 from attnguide_multichannel.attention import MultiChannel
 

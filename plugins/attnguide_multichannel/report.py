@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from attnguide import visual
-from attnguide.adapted import Adapted, seen_by
+from attnguide.adapters.saving import Adapted, seen_by
 from attnguide.data.files import atomic_write
 from attnguide_multichannel.adapted import multichannel_of
 from attnguide_multichannel.analysis import Analysis

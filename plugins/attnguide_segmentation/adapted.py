@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attnguide import adapted
-from attnguide.adapted import SavedAdapters, feature_sizes
+from attnguide.adapters import saving
+from attnguide.adapters.saving import SavedAdapters, feature_sizes
+from attnguide.capture.calls import find_logits
 from attnguide.errors import InputError, UnknownNameError
 from attnguide.interfaces import Adapter
-from attnguide.outputs import find_logits
 from attnguide_segmentation.finder import RegionFinder
 from attnguide_segmentation.gating import SSG, MaskChannels, Start
 from attnguide_segmentation.hosts import find_gate, first_convolution
@@ -31,7 +31,7 @@ METHODS: tuple[str, ...] = ("ssp", "ssg", "average", "pyramid", "mask_channels",
 Regions = RegionFinder | Callable[[Tensor], Tensor] | None
 
 
-class Adapted(adapted.Adapted):
+class Adapted(saving.Adapted):
     """A guide whose adapters can be saved apart from the model.
 
     Made by [`attach`][attnguide_segmentation.adapted.attach] and
@@ -55,7 +55,7 @@ def attach(
     layer: str = "auto",
     gate: str | None = None,
     start: Start = "identity",
-    normalise: bool = False,
+    normalize: bool = False,
     classes: int | None = None,
     regions: Regions = None,
     **guide: Any,
@@ -80,11 +80,11 @@ def attach(
         gate: Where SSG gates: a layer's name, or as in `"stage:1"`; by default the stage whose grid is
             nearest to an eighth of the image's.
         start: How SSG begins; see [`SSG`][attnguide_segmentation.gating.SSG].
-        normalise: Whether SSP's regions compete on equal terms; see
+        normalize: Whether SSP's regions compete on equal terms; see
             [`SSP`][attnguide_segmentation.pooling.SSP].
         classes: K, if the adapter is to answer for others than the model does.
         regions: Gives masks for images; by default the parser that comes along, for drawn faces.
-        **guide: Further arguments of [`Guide`][attnguide.guide.Guide], as `terms=[…]`.
+        **guide: Further arguments of [`Guide`][attnguide.guiding.guide.Guide], as `terms=[…]`.
 
     Returns:
         The guide that holds the adapters, on the model's device.
@@ -135,7 +135,7 @@ def attach(
             else:
                 names = REGIONS if pooling[0] == "ssp" else [f"box{number}" for number in range(finder.count)]
                 adapters.append(
-                    SSP(channels, answers, regions=finder, layer=layer, names=names, normalise=normalise)
+                    SSP(channels, answers, regions=finder, layer=layer, names=names, normalize=normalize)
                 )
     return _adapted(model, adapters, finder, images, guide)
 
@@ -145,9 +145,9 @@ def load_adapters(model: nn.Module, path: str | Path, *, regions: Regions = None
 
     Args:
         model: The model that they were trained with, with its own weights.
-        path: A file that [`Adapted.save`][attnguide.adapted.Adapted.save] wrote.
+        path: A file that [`Adapted.save`][attnguide.adapters.saving.Adapted.save] wrote.
         regions: As for [`attach`][attnguide_segmentation.adapted.attach]; a parser is not saved along.
-        **guide: Further arguments of [`Guide`][attnguide.guide.Guide].
+        **guide: Further arguments of [`Guide`][attnguide.guiding.guide.Guide].
 
     Returns:
         The guide that holds them, on the model's device.

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attnguide import visual
-from attnguide.adapted import seen_by
+from attnguide.adapters.saving import seen_by
 from attnguide.errors import InputError
 from attnguide.functional import min_max
 from attnguide_segmentation.adapted import Adapted
@@ -112,5 +112,5 @@ def sheet(maps: Tensor, columns: int = 10) -> Tensor:
     height, width = maps.shape[-2:]
     rows = -(-len(maps) // columns)
     padded = torch.cat([maps, maps.new_zeros(rows * columns - len(maps), height, width)])
-    tiles = visual.colourise(padded).view(rows, columns, 3, height, width)
+    tiles = visual.colorize(padded).view(rows, columns, 3, height, width)
     return tiles.permute(2, 0, 3, 1, 4).reshape(3, rows * height, columns * width)

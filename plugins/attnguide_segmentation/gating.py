@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from attnguide.capture.calls import Call
+from attnguide.capture.model_state import is_muted
 from attnguide.errors import GuidanceError, InputError, LayerError
 from attnguide.interfaces import Adapter
-from attnguide.modes import is_muted
-from attnguide.outputs import Call
 from attnguide_segmentation.finder import RegionFinder
 from attnguide_segmentation.regions import REGIONS, normalised, resized
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from attnguide.capture.calls import Tap
+from attnguide.capture.model_state import evaluating, muted
 from attnguide.errors import LayerError
 from attnguide.layers import Layer, find_layers
-from attnguide.modes import evaluating, muted
-from attnguide.outputs import Tap
 
 __all__ = ["Gate", "find_gate", "first_convolution"]
 

@@ -13,15 +13,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from attnguide.checkpoints import load_into
 from attnguide.data.files import atomic_write, check_file
 from attnguide.errors import DataError, InputError, UnknownNameError
+from attnguide.models.checkpoints import load_into
 from attnguide_segmentation.parsing import ParsingNetwork
 from attnguide_segmentation.regions import REGIONS
 
 __all__ = ["EMBEDDED", "Parser", "load_parser", "save_parser", "standardised"]
 
-#: Trained on drawn faces; see `attnguide_segmentation.assets.train_parser`.
+#: Trained on drawn faces; see `tools/train_parser.py`.
 EMBEDDED = Path(__file__).parent / "assets" / "parser.safetensors"
 
 

@@ -47,7 +47,7 @@ class SSP(Adapter):
         regions: Where the masks come from.
         layer: The layer; the last one that has rows and columns by default.
         names: Names of the regions.
-        normalise: Bring the features of each region to mean 0 and deviation 1 over the channels, so that
+        normalize: Bring the features of each region to mean 0 and deviation 1 over the channels, so that
             regions compete on equal terms; let all count the same at first, and learn slowly which to
             believe. As published, those whose features are largest win early.
 
@@ -64,21 +64,21 @@ class SSP(Adapter):
         regions: RegionFinder | None = None,
         layer: str = "auto",
         names: Sequence[str] = REGIONS,
-        normalise: bool = False,
+        normalize: bool = False,
     ) -> None:
         super().__init__()
-        self.layer, self.names, self.normalise = layer, tuple(names), normalise
+        self.layer, self.names, self.normalize = layer, tuple(names), normalize
         self.settings = {
             "channels": channels,
             "classes": classes,
             "layer": layer,
             "names": list(names),
-            "normalise": normalise,
+            "normalize": normalize,
         }
         self.finder = regions or RegionFinder(count=len(self.names))
         self.recognition = nn.Linear(channels, classes)
         self.localisation = nn.Linear(channels, classes)
-        if normalise:
+        if normalize:
             nn.init.zeros_(self.localisation.weight)
             nn.init.zeros_(self.localisation.bias)
 
@@ -99,10 +99,10 @@ class SSP(Adapter):
         """
         size = (features.shape[-2], features.shape[-1])
         pooled = region_means(features, resized(masks, size, self.names)).to(self.recognition.weight.dtype)
-        if self.normalise:
+        if self.normalize:
             pooled = F.layer_norm(pooled, pooled.shape[-1:])
         beliefs = self.localisation(pooled)
-        if self.normalise:  # as in attention: else steps are larger than for one feature by √C
+        if self.normalize:  # as in attention: else steps are larger than for one feature by √C
             beliefs = beliefs / pooled.shape[-1] ** 0.5
         return self.recognition(pooled), beliefs.softmax(dim=1)
 

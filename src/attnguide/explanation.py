@@ -13,17 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from attnguide import functional, visual
+from attnguide.capture.model_state import evaluating, full_precision_mode, uncached_autocast
+from attnguide.capture.recorder import Recorder, adapters_of, aside, is_answered_beside, unwrap
 from attnguide.errors import InputError
 from attnguide.functional import full_precision
-from attnguide.hooks import Recorder, adapters_of, aside, is_answered_beside, unwrap
-from attnguide.interfaces import AttributionSource
-from attnguide.layers import LayerSpec, find_attention, find_layers
-from attnguide.modes import evaluating, full_precision_mode, uncached_autocast
+from attnguide.interfaces import AttributionSource, maps_of
+from attnguide.layers import LayerSpec, check_reach, find_attention, find_layers
 from attnguide.pairs import Evidence, Pairs, Targets, resolve
-from attnguide.registry import registry
-from attnguide.terms import check_reach
+from attnguide.parts.registry import registry
 from attnguide.trace import Trace
-from attnguide.tracing import maps_of, trace_of
+from attnguide.tracing import trace_of
 
 __all__ = ["Explanation", "explain"]
 
@@ -43,7 +42,7 @@ class Explanation:
         logits: What the model answered, `(B, K)`.
         images: What it was given, `(B, C, H0, W0)`.
         source: Name of the attribution source.
-        fuse: How the maps of several layers are joined.
+        combine: How the maps of several layers are joined.
     """
 
     raw: dict[str, Tensor]
@@ -52,13 +51,13 @@ class Explanation:
     logits: Tensor
     images: Tensor
     source: str
-    fuse: str = "mean"
+    combine: str = "mean"
 
     @cached_property
     def maps(self) -> Tensor:
         """The maps `(B, T, H, W)`, computed from the raw ones, on their device, when first asked for."""
         shape = next(iter(self.raw.values())).shape[:2]
-        joined = functional.fuse([maps.flatten(0, 1) for maps in self.raw.values()], self.fuse)
+        joined = functional.combine([maps.flatten(0, 1) for maps in self.raw.values()], self.combine)
         return self._resized(joined.view(*shape, *joined.shape[-2:]))
 
     @property
@@ -134,8 +133,8 @@ def explain(
     *,
     labels: Tensor | None = None,
     evidence: Evidence = "logit",
-    fuse: str = "mean",
-    verify: bool = True,
+    combine: str = "mean",
+    measure: bool = True,
 ) -> Explanation:
     """Explain the answers of a classifier, without leaving a trace in it.
 
@@ -152,9 +151,9 @@ def explain(
         size: `"input"`: maps as large as the images; `(H, W)`; or None: the layer's own resolution.
         labels: Needed for `targets="labels"`.
         evidence: `"logit"`, or `"decision"`: for a negative logit the evidence is the negated logit.
-        fuse: How the maps of several layers are joined: `"mean"`, `"max"` or `"product"`, after each is
+        combine: How the maps of several layers are joined: `"mean"`, `"max"` or `"product"`, after each is
             scaled to a maximum of 1.
-        verify: Measure how the layer's output is arranged, once for a model and a size of images.
+        measure: Measure how the layer's output is arranged, once for a model and a size of images.
 
     Returns:
         The explanation.
@@ -175,8 +174,10 @@ def explain(
             f"images must be a tensor (B, C, H, W) with at least one image, got {got}. Add a batch axis: "
             "images[None]."
         )
-    if fuse not in functional.FUSIONS:
-        raise InputError(f"fuse={fuse!r} is unknown: choose one of {', '.join(functional.FUSIONS)}.")
+    if combine not in functional.COMBINATIONS:
+        raise InputError(
+            f"combine={combine!r} is unknown: choose one of {', '.join(functional.COMBINATIONS)}."
+        )
     if not _is_size(size):
         raise InputError(f"size={size!r} must be 'input', None, or (height, width), both at least 1.")
     made: AttributionSource = registry().create("source", source, AttributionSource)
@@ -191,7 +192,7 @@ def explain(
         stack.enter_context(aside(model))
         stack.enter_context(evaluating(model))
         images = images.clone() if images.is_inference() else images.detach()
-        layers = find_layers(model, images, made.layers(layer), verify=verify)
+        layers = find_layers(model, images, made.layers(layer), measure=measure)
         if is_answered_beside(model):
             layers = [one.plain() for one in layers]
         if made.needs_gradient:
@@ -228,7 +229,7 @@ def explain(
             trace.logits.detach(),
             images,
             source if isinstance(source, str) else repr(source),
-            fuse,
+            combine,
         )
 
 

@@ -23,25 +23,25 @@ __all__ = [
     "Reduction",
     "Scale",
     "channel_mean",
-    "cosine",
-    "dice",
-    "energy",
+    "combine",
+    "correlation_loss",
+    "cosine_loss",
+    "dice_loss",
+    "energy_loss",
     "full_precision",
-    "fuse",
     "grad_cam",
     "grad_cam_plus_plus",
     "gradient_norm",
     "hires_cam",
-    "iou",
-    "kl",
+    "iou_loss",
+    "kl_loss",
     "layer_cam",
     "min_max",
-    "mse",
-    "pointwise",
+    "mse_loss",
+    "pointwise_loss",
     "rectify",
     "resize",
     "signed",
-    "standardised_cosine",
     "unit",
     "xgrad_cam",
 ]
@@ -267,10 +267,10 @@ def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 #: How maps of several layers are joined.
-FUSIONS = ("mean", "max", "product")
+COMBINATIONS = ("mean", "max", "product")
 
 
-def fuse(maps: Sequence[Tensor], how: str = "mean") -> Tensor:
+def combine(maps: Sequence[Tensor], how: str = "mean") -> Tensor:
     """Join the maps of several layers, each scaled to a maximum of 1, at the largest of their resolutions.
 
     Args:
@@ -283,8 +283,8 @@ def fuse(maps: Sequence[Tensor], how: str = "mean") -> Tensor:
     Raises:
         InputError: If there are no maps, or the way is unknown.
     """
-    if how not in FUSIONS or not maps:
-        raise InputError(f"fuse={how!r} for {len(maps)} layers: choose one of {', '.join(FUSIONS)}.")
+    if how not in COMBINATIONS or not maps:
+        raise InputError(f"combine={how!r} for {len(maps)} layers: choose one of {', '.join(COMBINATIONS)}.")
     if len(maps) == 1:
         return maps[0]
     height, width = (max(one.shape[axis] for one in maps) for axis in (-2, -1))
@@ -297,7 +297,7 @@ def fuse(maps: Sequence[Tensor], how: str = "mean") -> Tensor:
 # --------------------------------------------------------------------- losses
 
 
-def iou(attribution: Tensor, prior: Tensor) -> Tensor:
+def iou_loss(attribution: Tensor, prior: Tensor) -> Tensor:
     """Negative logarithm of the soft intersection over union, −ln(Σ min(G, S) / Σ max(G, S)).
 
     G is the attribution scaled to [0, 1] by [`unit`][attnguide.functional.unit], S the prior (Yang et al.,
@@ -321,7 +321,7 @@ def iou(attribution: Tensor, prior: Tensor) -> Tensor:
     return (union + EPSILON).log() - (overlap + EPSILON).log()
 
 
-def cosine(attribution: Tensor, prior: Tensor) -> Tensor:
+def cosine_loss(attribution: Tensor, prior: Tensor) -> Tensor:
     """One minus the cosine between attribution and prior (Belharbi et al., FG 2024, arXiv 2402.00281).
 
     Signed attributions keep their sign. A map of zeros has cosine 0.
@@ -348,7 +348,7 @@ def cosine(attribution: Tensor, prior: Tensor) -> Tensor:
     return 1 - found
 
 
-def energy(attribution: Tensor, prior: Tensor) -> Tensor:
+def energy_loss(attribution: Tensor, prior: Tensor) -> Tensor:
     """Share of the positive attribution outside the prior, 1 − Σ S·A⁺ / Σ A⁺ (Rao et al., ICCV 2023).
 
     A map without a positive value has no energy anywhere: its loss is 1, its gradient 0.
@@ -369,7 +369,7 @@ def energy(attribution: Tensor, prior: Tensor) -> Tensor:
     return 1 - (scaled * prior).sum(dim=(1, 2)) / torch.where(total > 0, total, torch.ones_like(total))
 
 
-def dice(attribution: Tensor, prior: Tensor) -> Tensor:
+def dice_loss(attribution: Tensor, prior: Tensor) -> Tensor:
     """One minus the soft Dice coefficient, 1 − 2·Σ G·S / (Σ G² + Σ S²) (Milletari et al., 3DV 2016).
 
     G is the attribution scaled to [0, 1] by [`unit`][attnguide.functional.unit], S the prior.
@@ -391,7 +391,7 @@ def dice(attribution: Tensor, prior: Tensor) -> Tensor:
     return 1 - (2 * both + EPSILON) / (each + EPSILON)
 
 
-def kl(attribution: Tensor, prior: Tensor) -> Tensor:
+def kl_loss(attribution: Tensor, prior: Tensor) -> Tensor:
     """Kullback–Leibler divergence of the attribution from the prior, Σ s·ln(s / g), in nats.
 
     s and g are the prior and the positive attribution, each divided by its sum: where one should look, and
@@ -415,10 +415,10 @@ def kl(attribution: Tensor, prior: Tensor) -> Tensor:
     return (torch.xlogy(wanted, wanted) - wanted * seen).sum(dim=1)
 
 
-def standardised_cosine(attribution: Tensor, prior: Tensor) -> Tensor:
+def correlation_loss(attribution: Tensor, prior: Tensor) -> Tensor:
     """One minus the cosine of both maps after their means are taken off: one minus their correlation.
 
-    Unlike [`cosine`][attnguide.functional.cosine] it takes no notice of a constant in either map. A flat map
+    Unlike [`cosine`][attnguide.functional.cosine_loss] it takes no notice of a constant in either map. A flat map
     has correlation 0.
 
     Args:
@@ -432,7 +432,7 @@ def standardised_cosine(attribution: Tensor, prior: Tensor) -> Tensor:
         InputError: If the shapes differ.
     """
     attribution, prior = _comparable(attribution, prior)
-    return cosine(
+    return cosine_loss(
         attribution - attribution.mean(dim=(1, 2), keepdim=True), prior - prior.mean(dim=(1, 2), keepdim=True)
     )
 
@@ -447,7 +447,7 @@ Scale = Literal["unit", "signed", "none"]
 Reduction = Literal["mean", "sum"]
 
 
-def pointwise(
+def pointwise_loss(
     attribution: Tensor,
     prior: Tensor,
     distance: Distance = "squared",
@@ -510,7 +510,7 @@ def pointwise(
     return total if reduction == "sum" else total / counts.sum(dim=(1, 2)).clamp(min=EPSILON)
 
 
-def mse(attribution: Tensor, prior: Tensor) -> Tensor:
+def mse_loss(attribution: Tensor, prior: Tensor) -> Tensor:
     """Mean squared difference between the attribution, scaled to [0, 1], and the prior.
 
     Args:
@@ -523,7 +523,7 @@ def mse(attribution: Tensor, prior: Tensor) -> Tensor:
     Raises:
         InputError: If the shapes differ.
     """
-    return pointwise(attribution, prior)
+    return pointwise_loss(attribution, prior)
 
 
 def _comparable(attribution: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:

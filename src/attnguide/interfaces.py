@@ -2,7 +2,7 @@
 
 An *attribution source* says where the model looks, a *target prior* where it should look, and an *alignment
 loss* how far apart the two are. An *adapter* is for methods that train something of their own beside the
-model. To add a part, subclass one of these and declare it in a plugin (see [hookspecs][attnguide.hookspecs]).
+model. To add a part, subclass one of these and declare it in a plugin (see [hookspecs][attnguide.parts.hookspecs]).
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from attnguide.errors import GuidanceError
 from attnguide.pairs import Pairs
 from attnguide.trace import Trace
 
-__all__ = ["Adapter", "AlignmentLoss", "AttributionSource", "PriorMaps", "TargetPrior"]
+__all__ = ["Adapter", "AlignmentLoss", "AttributionSource", "PriorMaps", "TargetPrior", "maps_of"]
 
 
 class AttributionSource(ABC):
@@ -66,6 +67,22 @@ class AttributionSource(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
+
+
+def maps_of(source: AttributionSource, trace: Trace, pairs: Pairs) -> Tensor:
+    """Compute a source's maps `(N, h, w)`; a stranger's source may give anything.
+
+    Raises:
+        GuidanceError: If the maps are not of the size that the source tells.
+    """
+    maps = source(trace, pairs)
+    expected = (len(pairs), *source.size(trace))
+    if maps.shape != expected:
+        raise GuidanceError(
+            f"source {source!r} gave maps of shape {tuple(maps.shape)}, expected {expected}: one (h, w) map "
+            "for each pair, of the size that its size() tells."
+        )
+    return maps
 
 
 class PriorMaps(NamedTuple):
@@ -145,7 +162,7 @@ class Adapter(nn.Module):
         layer: The layer whose feature `forward` and `loss` read: a name, or `"auto"`. With None they are not
             called.
         name: The name that the class is registered by, and `settings` what its constructor is given: with
-            both, [`Adapted`][attnguide.adapted.Adapted] can save it and make it again.
+            both, [`Adapted`][attnguide.adapters.saving.Adapted] can save it and make it again.
         settings: See `name`; plain values that JSON knows.
     """
 
@@ -156,7 +173,7 @@ class Adapter(nn.Module):
     def attach(self, model: nn.Module) -> Iterable[RemovableHandle]:
         """Put hooks on the model, which the guide takes off again.
 
-        They do nothing while [`is_muted`][attnguide.modes.is_muted] says so: then the library looks at the
+        They do nothing while [`is_muted`][attnguide.capture.model_state.is_muted] says so: then the library looks at the
         model itself.
 
         Args:

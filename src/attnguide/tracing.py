@@ -6,16 +6,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from attnguide.capture.recorder import Shard
 from attnguide.errors import GuidanceError, LayerError
-from attnguide.hooks import Shard
-from attnguide.interfaces import AttributionSource
 from attnguide.layers import Attending, Layer
-from attnguide.pairs import Pairs
 from attnguide.trace import Feature, Head, Trace
 
-__all__ = ["maps_of", "trace_of"]
+__all__ = ["trace_of"]
 
 
 def trace_of(
@@ -57,22 +55,6 @@ def trace_of(
         return trace
     attention = tuple(tuple(shard.attended[name] for shard in shards) for name in attending.modules)
     return replace(trace, attention=attention, readers=attending.readers)
-
-
-def maps_of(source: AttributionSource, trace: Trace, pairs: Pairs) -> Tensor:
-    """Compute a source's maps `(N, h, w)`; a stranger's source may give anything.
-
-    Raises:
-        GuidanceError: If the maps are not of the size that the source tells.
-    """
-    maps = source(trace, pairs)
-    expected = (len(pairs), *source.size(trace))
-    if maps.shape != expected:
-        raise GuidanceError(
-            f"source {source!r} gave maps of shape {tuple(maps.shape)}, expected {expected}: one (h, w) map "
-            "for each pair, of the size that its size() tells."
-        )
-    return maps
 
 
 def _feature(shards: Sequence[Shard], layer: Layer) -> Feature:

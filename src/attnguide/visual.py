@@ -20,7 +20,7 @@ from attnguide.errors import InputError, nearest
 if TYPE_CHECKING:
     from attnguide.explanation import Explanation
 
-__all__ = ["colourise", "contact_sheet", "data_uri", "displayable", "overlay", "save_explanation", "to_pil"]
+__all__ = ["colorize", "contact_sheet", "data_uri", "displayable", "overlay", "save_explanation", "to_pil"]
 
 #: From cold to hot through colours that keep their order in grey and for the colour-blind: violet, magenta,
 #: orange, yellow.
@@ -39,7 +39,7 @@ _PALETTE = torch.tensor(
 _LUMA = (0.299, 0.587, 0.114)
 
 
-def colourise(maps: Tensor) -> Tensor:
+def colorize(maps: Tensor) -> Tensor:
     """Colour maps in [0, 1], `(..., h, w)`, as RGB in [0, 1], `(..., 3, h, w)`."""
     position = functional.full_precision(maps).clamp(0, 1) * (len(_PALETTE) - 1)
     low = position.floor().long().clamp(max=len(_PALETTE) - 2)
@@ -85,7 +85,7 @@ def overlay(images: Tensor, maps: Tensor, alpha: float = 0.5) -> Tensor:
     base = images.to(sized)[:, None]
     grey = (base * base.new_tensor(_LUMA)[:, None, None]).sum(dim=2, keepdim=True)
     faded = torch.lerp(base, grey, alpha)
-    mixed = torch.lerp(faded.expand(-1, count, -1, -1, -1), colourise(sized), alpha)
+    mixed = torch.lerp(faded.expand(-1, count, -1, -1, -1), colorize(sized), alpha)
     picture: Tensor = (mixed.clamp(0, 1) * 255).round().byte().cpu()
     return picture
 

@@ -17,9 +17,9 @@ from tests.helpers.state import hooks, snapshot
 from torch import Tensor, nn
 
 import attnguide as ag
-from attnguide.data.faces import ProceduralFaces
+from attnguide.data.procedural.faces import ProceduralFaces
 from attnguide.interfaces import AlignmentLoss, AttributionSource, TargetPrior
-from attnguide.registry import registry
+from attnguide.parts.registry import registry
 
 SOURCES, PRIORS, LOSSES = (registry().names(kind) for kind in ("source", "prior", "loss"))
 # captum's have tests of their own; here one stands for those of images, one for those of layers.
@@ -206,7 +206,7 @@ def test_guide(model: Mined, parts: dict[str, Any]) -> None:
         parameters = [p for p in model.parameters() if p.requires_grad]
         found = torch.autograd.grad(loss + logits.sum(), parameters, allow_unused=True)
         assert all(bool(g.isfinite().all()) for g in found if g is not None)
-        (record,) = guide.maps()
+        (record,) = guide.records()
         assert record.maps.shape == record.prior.shape == (4, *record.maps.shape[1:])
         assert not record.maps.requires_grad
         assert {name: module.training for name, module in model.named_modules()} == flags

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from attnguide.data.faces import ProceduralFaces
-from attnguide.registry import registry
+from attnguide.data.procedural.faces import ProceduralFaces
+from attnguide.parts.registry import registry
 from attnguide.visual import to_pil
 
 

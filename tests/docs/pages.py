@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 import attnguide as ag
-from attnguide.networks import small_cnn
+from attnguide.models.networks import small_cnn
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -12,8 +12,8 @@ import pytest
 from click.testing import CliRunner
 from tests.docs.pages import PAGES, ROOT, Block, blocks, execute, fixtures
 
-from attnguide.cli import main
-from attnguide.registry import registry
+from attnguide.cli.main import main
+from attnguide.parts.registry import registry
 
 #: Commands that need a network, a browser, a file or a package that may be missing, or minutes.
 NOT_RUN = ("annotate", "demo", "landmarks", "--pretrained", "--checkpoint", "--before")

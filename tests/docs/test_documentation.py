@@ -9,9 +9,9 @@ import pytest
 from tests.docs.pages import ROOT, blocks
 
 import attnguide
-from attnguide.cli import BUILT_IN, main
-from attnguide.hookspecs import KINDS
-from attnguide.registry import registry
+from attnguide.cli.main import BUILT_IN, main
+from attnguide.parts.hookspecs import KINDS
+from attnguide.parts.registry import registry
 
 DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -17,7 +17,7 @@ from PIL import Image
 from tests.helpers.celeba import make_celeba
 from tests.helpers.helen import make_helen
 
-from attnguide.data.faces import ProceduralFaces
+from attnguide.data.procedural.faces import ProceduralFaces
 from attnguide.visual import to_pil
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

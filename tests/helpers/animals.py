@@ -12,7 +12,7 @@ from PIL import Image
 from tests.helpers.pictures import picture
 
 from attnguide import models
-from attnguide.networks import small_cnn
+from attnguide.models.networks import small_cnn
 
 CLASSES = ("cat", "Big dog", "fish")
 COUNTS = {"cat": 3, "big_dog": 4, "Fish": 2}

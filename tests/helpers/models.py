@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from attnguide.networks import small_cnn
+from attnguide.models.networks import small_cnn
 
 CLASSES = 4
 

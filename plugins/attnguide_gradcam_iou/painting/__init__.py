@@ -2,7 +2,7 @@
 
 - [`sheets`][attnguide_gradcam_iou.painting.sheets]: what is painted on, images or a template;
 - [`store`][attnguide_gradcam_iou.painting.store]: where the masks are kept;
-- [`exchange`][attnguide_gradcam_iou.painting.exchange]: LabelMe and COCO;
+- [`import_export`][attnguide_gradcam_iou.painting.import_export]: LabelMe and COCO;
 - [`watching`][attnguide_gradcam_iou.painting.watching]: what a model looks at;
 - [`parts`][attnguide_gradcam_iou.painting.parts]: the parts of a face;
 - [`tuning`][attnguide_gradcam_iou.painting.tuning]: fine-tuning in the background;

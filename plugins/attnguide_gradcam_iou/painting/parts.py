@@ -16,9 +16,9 @@ from torch import Tensor
 from attnguide import functional
 from attnguide.data.images import read_image
 from attnguide.errors import DataError
+from attnguide.masks.shapes import Polygon
 from attnguide_gradcam_iou.painting.sheets import AVERAGED, Sheets, spaced
 from attnguide_gradcam_iou.painting.store import Bits
-from attnguide_gradcam_iou.shapes import Polygon
 
 __all__ = ["FaceParts", "LandmarkParts", "ParsedParts"]
 

@@ -23,7 +23,7 @@ from starlette.routing import Route
 
 from attnguide import __version__
 from attnguide.errors import AttnGuideError, InputError
-from attnguide_gradcam_iou.painting import exchange
+from attnguide_gradcam_iou.painting import import_export
 from attnguide_gradcam_iou.painting.sheets import LONGEST, Sheets
 from attnguide_gradcam_iou.painting.store import MaskStore
 
@@ -208,18 +208,18 @@ class _Api:
 
     def labelme(self, request: Request) -> Response:
         number = self._sheet(request)
-        document = exchange.as_labelme(self.studio.sheets, self.studio.store, number)
+        document = import_export.as_labelme(self.studio.sheets, self.studio.store, number)
         return _download(document, f"{self.studio.sheets.stem(number) or 'template'}.json")
 
     def coco(self, request: Request) -> Response:
-        return _download(exchange.as_coco(self.studio.sheets, self.studio.store), "masks-coco.json")
+        return _download(import_export.as_coco(self.studio.sheets, self.studio.store), "masks-coco.json")
 
     async def take(self, request: Request) -> Response:
         content = await _body(request, LARGEST_FILE)
         number = self._sheet(request)
 
         def taken() -> dict[str, Any]:
-            found = exchange.read_into(self.studio.sheets, self.studio.store, content, number)
+            found = import_export.read_into(self.studio.sheets, self.studio.store, content, number)
             return {**found._asdict(), **self._progress(number)}
 
         return JSONResponse(await run_in_threadpool(taken))

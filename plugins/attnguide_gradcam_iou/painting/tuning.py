@@ -21,10 +21,10 @@ from torch.utils.data import Dataset, Subset
 from attnguide.data.files import atomic_write, read_text
 from attnguide.data.images import read_image
 from attnguide.errors import AttnGuideError, DataError, InputError
-from attnguide.models import LoadedModel
-from attnguide_gradcam_iou.evaluation import as_seen, mask_reader
+from attnguide.evaluation.evaluate import as_seen, mask_reader
+from attnguide.masks.class_names import ClassNames
+from attnguide.models.loading import LoadedModel
 from attnguide_gradcam_iou.finetune import Epoch, finetune
-from attnguide_gradcam_iou.regions import ClassNames
 
 __all__ = ["Answered", "FineTuning", "Progress", "read_answers"]
 

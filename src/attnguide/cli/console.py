@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
-__all__ = ["Failure", "note", "print_json", "progress_bar", "table_console", "warn"]
+    from attnguide.models import LoadedModel
+
+__all__ = ["Failure", "note", "print_json", "progress_bar", "table_console", "warn", "warn_of_random_weights"]
 
 
 class Failure(click.ClickException):
@@ -28,6 +30,14 @@ def note(text: str) -> None:
 def warn(text: str) -> None:
     """Write a warning to stderr, in colour where there is any."""
     click.echo(click.style("Warning: ", fg="yellow", bold=True) + text, err=True)
+
+
+def warn_of_random_weights(loaded: LoadedModel) -> None:
+    """Warn on stderr if nothing has been loaded into a model."""
+    if loaded.weights == "random":
+        warn(
+            f"the weights of {loaded.name} are random, so its maps mean nothing. Give --pretrained or --checkpoint FILE."
+        )
 
 
 def print_json(value: Any) -> None:

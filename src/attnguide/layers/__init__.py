@@ -7,7 +7,7 @@ prefix, windows) is measured: see [`probe`][attnguide.layers.probe].
 
 from attnguide.layers.attending import Attending, find_attention
 from attnguide.layers.candidates import Candidate, Layer, choose, list_candidates, stages
-from attnguide.layers.finding import LayerSpec, check_layer, find_layers
+from attnguide.layers.finding import LayerSpec, check_layer, check_reach, find_layers
 from attnguide.layers.layout import Layout
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "LayerSpec",
     "Layout",
     "check_layer",
+    "check_reach",
     "choose",
     "find_attention",
     "find_layers",

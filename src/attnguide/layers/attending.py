@@ -10,13 +10,13 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from attnguide.attention import Reading
+from attnguide.capture.attention_reader import Reading
+from attnguide.capture.calls import Call, find_logits
+from attnguide.capture.model_state import evaluating, modules_of, muted
+from attnguide.capture.recorder import is_answered_beside
 from attnguide.errors import LayerError
-from attnguide.hooks import is_answered_beside
 from attnguide.layers.memory import snapshot
 from attnguide.layers.probe import Subject
-from attnguide.modes import evaluating, modules_of, muted
-from attnguide.outputs import Call, find_logits
 
 __all__ = ["Attending", "find_attention"]
 

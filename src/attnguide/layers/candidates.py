@@ -11,8 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from attnguide.capture.calls import Call, Tap, images_name
+from attnguide.capture.recorder import unwrap
 from attnguide.errors import LayerError
-from attnguide.hooks import unwrap
 from attnguide.layers import layout as layouts
 from attnguide.layers.layout import Kind, Layout
 from attnguide.layers.probe import (
@@ -26,7 +27,6 @@ from attnguide.layers.probe import (
     measure,
     respond,
 )
-from attnguide.outputs import Call, Tap, images_name
 
 __all__ = ["Candidate", "Layer", "choose", "list_candidates", "stages"]
 
@@ -101,7 +101,7 @@ class Layer:
     """A layer that was found, and how sure that is.
 
     Attributes:
-        name: Name of the module, or a tensor of it; see [`Tap`][attnguide.outputs.Tap].
+        name: Name of the module, or a tensor of it; see [`Tap`][attnguide.capture.calls.Tap].
         layout: Where rows, columns and channels of its output are.
         how: `"measured"`, `"inherited"` or `"assumed"`; see
             [`Candidate`][attnguide.layers.Candidate].
@@ -184,7 +184,7 @@ def list_candidates(
     model: nn.Module,
     images: Tensor,
     *,
-    verify: bool = True,
+    measure: bool = True,
     wanted: Callable[[list[Output]], list[Output]] | None = None,
     call: Call | None = None,
     seeds: Sequence[int] = (0,),
@@ -198,7 +198,7 @@ def list_candidates(
     Args:
         model: Any classifier.
         images: Images that it accepts, `(B, C, H, W)`; the first two are used.
-        verify: Measure where positions look; otherwise layouts are assumed from shapes.
+        measure: Measure where positions look; otherwise layouts are assumed from shapes.
         wanted: Chooses among the outputs that the model's modules gave; None for all of them.
         call: How the model is called with the images, if not `model(images)`.
         seeds: Of the noise; each is a pass of five images more.
@@ -209,7 +209,7 @@ def list_candidates(
     model = unwrap(model)
     subject = Subject(model, images, call)
     seen = first_pass(subject, wanted)
-    found = _layouts(subject, seen.outputs, seeds) if verify else {}
+    found = _layouts(subject, seen.outputs, seeds) if measure else {}
     modules = dict(model.named_modules())
     prefix = getattr(model, "num_prefix_tokens", None)
     candidates = []

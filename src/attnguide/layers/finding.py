@@ -10,15 +10,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from attnguide.capture.calls import INPUT, Call, Tap, images_name, select, tensors_in
+from attnguide.capture.model_state import evaluating, muted
+from attnguide.capture.recorder import unwrap
 from attnguide.errors import LayerError, nearest
-from attnguide.hooks import unwrap
 from attnguide.layers import memory
 from attnguide.layers.candidates import Candidate, Layer, choose, list_candidates, stages
 from attnguide.layers.probe import Output, Subject, is_active
-from attnguide.modes import evaluating, muted
-from attnguide.outputs import INPUT, Call, Tap, images_name, select, tensors_in
 
-__all__ = ["LayerSpec", "check_layer", "find_layers"]
+__all__ = ["LayerSpec", "check_layer", "check_reach", "find_layers"]
 
 #: What `"auto"` means to a source that takes the mean over channels.
 UNCENTRED = "uncentred"
@@ -45,6 +45,20 @@ def check_layer(model: nn.Module, layer: LayerSpec) -> tuple[str, ...]:
     return tuple(
         text if text in (INPUT, images_name(unwrap(model))) else _checked(text, names) for text in asked
     )
+
+
+def check_reach(layer: Layer) -> None:
+    """Refuse a layer that the logits do not look at: its maps would be empty without a word.
+
+    Raises:
+        LayerError: If no position of the layer carries a gradient.
+    """
+    if layer.spread == 0:
+        raise LayerError(
+            f"the logits do not depend on layer {layer.name!r} where it has rows and columns. Choose a layer "
+            "that the output is computed from. In the last block of a transformer with a class token only "
+            "the first norm is; layer='auto' takes it."
+        )
 
 
 def _checked(text: str, names: Sequence[str]) -> str:
@@ -90,7 +104,7 @@ def find_layers(
     images: Tensor,
     layer: LayerSpec = "auto",
     *,
-    verify: bool = True,
+    measure: bool = True,
     call: Call | None = None,
 ) -> list[Layer]:
     """Find the layers to look at.
@@ -106,7 +120,7 @@ def find_layers(
             but no `LayerNorm`, whose channels have a mean of zero; `"stage:-2"`: the last of a stage;
             `"input"`: the images themselves; a module's name; a pattern such as `"blocks.*.norm1"`, in which
             * stands for one part of a name; or several of these.
-        verify: Measure how the layer's output is arranged. Without it, shapes and what the model says of
+        measure: Measure how the layer's output is arranged. Without it, shapes and what the model says of
             itself must do.
         call: How the model is called with the images, if not `model(images)`.
 
@@ -124,24 +138,24 @@ def find_layers(
         each = [
             [Layer.of_images(model, images)]
             if name in of_images
-            else find_layers(model, images, name, verify=verify, call=call)
+            else find_layers(model, images, name, measure=measure, call=call)
             for name in asked
         ]
         return list({layer.name: layer for layers in each for layer in layers}.values())
-    question = memory.Question(asked, verify, () if call is None else call.signature)
+    question = memory.Question(asked, measure, () if call is None else call.signature)
     known = memory.recall(model, images, question)
     if known is None:
         checked = check_layer(model, asked)
         subject = Subject(model, images, call)
         other = memory.other_sizes(model, images, question)
         found = _carried_over(subject, other[0]) if len(other) >= _MEASURED_SIZES else None
-        found = _found(subject, checked, verify) if found is None else found
+        found = _found(subject, checked, measure) if found is None else found
         memory.remember(model, images, question, found)
         return found
     return list(known)
 
 
-def _found(subject: Subject, asked: Sequence[str], verify: bool) -> list[Layer]:
+def _found(subject: Subject, asked: Sequence[str], measure: bool) -> list[Layer]:
     if getattr(subject.model, "num_classes", None) == 0:
         raise LayerError(
             f"{type(subject.model).__name__} has no classifier head (num_classes=0), so that there is no "
@@ -149,16 +163,16 @@ def _found(subject: Subject, asked: Sequence[str], verify: bool) -> list[Layer]:
         )
     layers: dict[str, Layer] = {}
     for text in asked:
-        for candidate in _candidates_for(subject, text, verify):
+        for candidate in _candidates_for(subject, text, measure):
             layers.setdefault(candidate.name, Layer.of(candidate))
     return list(layers.values())
 
 
-def _candidates_for(subject: Subject, text: str, verify: bool) -> list[Candidate]:
+def _candidates_for(subject: Subject, text: str, measure: bool) -> list[Candidate]:
     model = subject.model
 
     def listed(wanted: Callable[[list[Output]], list[Output]] | None = None) -> list[Candidate]:
-        return list_candidates(model, subject.images, verify=verify, wanted=wanted, call=subject.call)
+        return list_candidates(model, subject.images, measure=measure, wanted=wanted, call=subject.call)
 
     if text in ("auto", UNCENTRED):
 
@@ -167,7 +181,7 @@ def _candidates_for(subject: Subject, text: str, verify: bool) -> list[Candidate
 
         near = allowed(listed(lambda outputs: _active(model, outputs)[-_NEAR_THE_END:]))
         chosen = choose(model, near if any(candidate.usable for candidate in near) else allowed(listed()))
-        return [_surer(subject, chosen) if verify else chosen]
+        return [_surer(subject, chosen) if measure else chosen]
     stage = _stage(text)
     if stage is not None:
         return [choose(model, listed(lambda outputs: _active(model, outputs)), stage)]
@@ -233,7 +247,7 @@ def _named(subject: Subject, found: list[Candidate], text: str) -> Candidate:
 
 
 def _alternatives(subject: Subject) -> str:
-    candidates = list_candidates(subject.model, subject.images, verify=False, call=subject.call)
+    candidates = list_candidates(subject.model, subject.images, measure=False, call=subject.call)
     usable = [group[-1].name for group in stages(candidates)]
     return f" Layers that would do: {', '.join(usable[-12:])}." if usable else " Leave layer='auto'."
 

@@ -26,12 +26,12 @@ import torch
 from torch import Tensor, nn
 
 from attnguide import __version__
+from attnguide.capture.calls import Tap
+from attnguide.capture.model_state import modules_of
 from attnguide.data.files import atomic_write
 from attnguide.errors import InputError
 from attnguide.layers.candidates import Layer
 from attnguide.layers.layout import Layout
-from attnguide.modes import modules_of
-from attnguide.outputs import Tap
 
 __all__ = [
     "Known",
@@ -51,12 +51,12 @@ class Question(NamedTuple):
 
     Attributes:
         asked: The layers.
-        verify: Whether to measure.
-        signature: What the model was called with besides images; see [`Call`][attnguide.outputs.Call].
+        measure: Whether to measure.
+        signature: What the model was called with besides images; see [`Call`][attnguide.capture.calls.Call].
     """
 
     asked: tuple[str, ...]
-    verify: bool = True
+    measure: bool = True
     signature: tuple[str, ...] = ()
 
 

@@ -21,12 +21,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from attnguide.capture.calls import Call, Tap, find_logits, replace, select, tensors_in
+from attnguide.capture.class_token import FirstQueries
+from attnguide.capture.model_state import evaluating, muted
 from attnguide.errors import LayerError
 from attnguide.functional import full_precision
 from attnguide.layers.layout import Kind, Layout
-from attnguide.modes import evaluating, muted
-from attnguide.outputs import Call, Tap, find_logits, replace, select, tensors_in
-from attnguide.rows import FirstQueries
 
 __all__ = [
     "FirstPass",

@@ -7,55 +7,55 @@ from torch import Tensor
 from attnguide import functional
 from attnguide.interfaces import AlignmentLoss
 
-__all__ = ["KL", "Cosine", "Dice", "Energy", "IoU", "StandardisedCosine"]
+__all__ = ["KL", "Correlation", "Cosine", "Dice", "Energy", "IoU"]
 
 
 class IoU(AlignmentLoss):
-    """Negative logarithm of the soft IoU; see [`functional.iou`][attnguide.functional.iou]."""
+    """Negative logarithm of the soft IoU; see [`functional.iou_loss`][attnguide.functional.iou_loss]."""
 
     def __call__(self, attribution: Tensor, prior: Tensor) -> Tensor:
         """Compare maps `(N, h, w)`; losses `(N,)`."""
-        return functional.iou(attribution, prior)
+        return functional.iou_loss(attribution, prior)
 
 
 class Cosine(AlignmentLoss):
-    """One minus the cosine; see [`functional.cosine`][attnguide.functional.cosine]."""
+    """One minus the cosine; see [`functional.cosine_loss`][attnguide.functional.cosine_loss]."""
 
     def __call__(self, attribution: Tensor, prior: Tensor) -> Tensor:
         """Compare maps `(N, h, w)`; losses `(N,)`."""
-        return functional.cosine(attribution, prior)
+        return functional.cosine_loss(attribution, prior)
 
 
 class Energy(AlignmentLoss):
-    """Share of the attribution outside the prior; see [`functional.energy`][attnguide.functional.energy]."""
+    """Share of the attribution outside the prior; see [`functional.energy_loss`][attnguide.functional.energy_loss]."""
 
     def __call__(self, attribution: Tensor, prior: Tensor) -> Tensor:
         """Compare maps `(N, h, w)`; losses `(N,)`."""
-        return functional.energy(attribution, prior)
+        return functional.energy_loss(attribution, prior)
 
 
 class Dice(AlignmentLoss):
-    """One minus the soft Dice coefficient; see [`functional.dice`][attnguide.functional.dice]."""
+    """One minus the soft Dice coefficient; see [`functional.dice_loss`][attnguide.functional.dice_loss]."""
 
     def __call__(self, attribution: Tensor, prior: Tensor) -> Tensor:
         """Compare maps `(N, h, w)`; losses `(N,)`."""
-        return functional.dice(attribution, prior)
+        return functional.dice_loss(attribution, prior)
 
 
 class KL(AlignmentLoss):
-    """Divergence of where the model looks from the prior; see [`functional.kl`][attnguide.functional.kl]."""
+    """Divergence of where the model looks from the prior; see [`functional.kl_loss`][attnguide.functional.kl_loss]."""
 
     def __call__(self, attribution: Tensor, prior: Tensor) -> Tensor:
         """Compare maps `(N, h, w)`; losses `(N,)`."""
-        return functional.kl(attribution, prior)
+        return functional.kl_loss(attribution, prior)
 
 
-class StandardisedCosine(AlignmentLoss):
+class Correlation(AlignmentLoss):
     """One minus the correlation.
 
-    See [`functional.standardised_cosine`][attnguide.functional.standardised_cosine].
+    See [`functional.correlation_loss`][attnguide.functional.correlation_loss].
     """
 
     def __call__(self, attribution: Tensor, prior: Tensor) -> Tensor:
         """Compare maps `(N, h, w)`; losses `(N,)`."""
-        return functional.standardised_cosine(attribution, prior)
+        return functional.correlation_loss(attribution, prior)

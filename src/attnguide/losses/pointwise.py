@@ -1,4 +1,4 @@
-"""Losses that compare position by position; see [`functional.pointwise`][attnguide.functional.pointwise]."""
+"""Losses that compare position by position; see [`functional.pointwise_loss`][attnguide.functional.pointwise_loss]."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ class Pointwise(AlignmentLoss):
 
     def __call__(self, attribution: Tensor, prior: Tensor) -> Tensor:
         """Compare maps `(N, h, w)`; losses `(N,)`."""
-        return functional.pointwise(attribution, prior, self.distance, self.mode, self.scale, self.reduction)
+        return functional.pointwise_loss(
+            attribution, prior, self.distance, self.mode, self.scale, self.reduction
+        )
 
     def __repr__(self) -> str:
         settings = f"mode={self.mode!r}, scale={self.scale!r}, reduction={self.reduction!r}"

@@ -8,11 +8,11 @@ import torch
 import torchvision.transforms.v2.functional as T
 from torch import Tensor, nn
 
+from attnguide.capture.calls import find_logits
+from attnguide.capture.model_state import evaluating
+from attnguide.capture.recorder import aside, unwrap
 from attnguide.errors import InputError, nearest
-from attnguide.hooks import aside, unwrap
 from attnguide.metrics.mean import MeanMetric
-from attnguide.modes import evaluating
-from attnguide.outputs import find_logits
 
 __all__ = ["Baseline", "Deletion", "Insertion", "deletion", "insertion", "occlusion"]
 

@@ -105,7 +105,7 @@ def cosine(maps: Tensor, masks: Tensor) -> Tensor:
     Raises:
         InputError: If the shapes do not fit, or a map is not finite.
     """
-    return 1 - functional.cosine(*_fitting(maps, masks))
+    return 1 - functional.cosine_loss(*_fitting(maps, masks))
 
 
 def relevance_rank(maps: Tensor, masks: Tensor) -> Tensor:

@@ -1,1 +1,6 @@
 """Target priors: where the model should look."""
+
+import lazy_loader
+
+# The names and where they live: `__init__.pyi`.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

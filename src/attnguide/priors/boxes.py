@@ -11,11 +11,11 @@ from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import box_convert
 from torchvision.tv_tensors import BoundingBoxes
 
+from attnguide.capture.host_sync import may_read
 from attnguide.errors import InputError
 from attnguide.interfaces import PriorMaps, TargetPrior
 from attnguide.pairs import Pairs
 from attnguide.trace import Trace
-from attnguide.waiting import may_read
 
 __all__ = ["BoxPrior"]
 

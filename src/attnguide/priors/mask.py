@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from attnguide import functional
+from attnguide.capture.host_sync import may_read
 from attnguide.errors import InputError
 from attnguide.interfaces import PriorMaps, TargetPrior
 from attnguide.pairs import Pairs, recordable
 from attnguide.trace import Trace
-from attnguide.waiting import may_read
 
 __all__ = ["MaskPrior"]
 

@@ -23,12 +23,12 @@ from captum.attr._utils.lrp_rules import EpsilonRule
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from attnguide.capture.calls import INPUT, Tap, find_logits, images_name
+from attnguide.capture.model_state import evaluating, modules_of, muted
 from attnguide.errors import GuidanceError, InputError, nearest
 from attnguide.interfaces import AttributionSource
-from attnguide.modes import evaluating, modules_of, muted
-from attnguide.outputs import INPUT, Tap, find_logits, images_name
 from attnguide.pairs import Pairs
-from attnguide.standard import CAPTUM_OF_IMAGES, CAPTUM_OF_LAYERS
+from attnguide.parts.standard import CAPTUM_OF_IMAGES, CAPTUM_OF_LAYERS
 from attnguide.trace import Feature, Trace
 
 __all__ = ["Captum"]

@@ -7,9 +7,9 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from attnguide import functional
+from attnguide.capture.calls import INPUT
 from attnguide.errors import InputError, nearest
 from attnguide.interfaces import AttributionSource
-from attnguide.outputs import INPUT
 from attnguide.pairs import Pairs
 from attnguide.trace import Trace
 

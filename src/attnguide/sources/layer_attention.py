@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from attnguide import functional
+from attnguide.capture.host_sync import may_read
 from attnguide.interfaces import AttributionSource
 from attnguide.pairs import Pairs
 from attnguide.trace import Trace
-from attnguide.waiting import may_read
 
 __all__ = ["LayerAttention"]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from attnguide.data.faces import EXPRESSION_UNITS
+from attnguide.data.procedural.faces import EXPRESSION_UNITS
 from attnguide.errors import DataError, UnknownNameError
 from attnguide_action_units import codebook
 

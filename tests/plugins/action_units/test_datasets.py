@@ -15,7 +15,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from attnguide.cli import main
+from attnguide.cli.main import main
 from attnguide.errors import DataError, InputError, UnknownNameError
 from attnguide_action_units import extract as extracting
 from attnguide_action_units.datasets import RAFDB, AffectNet, FaceTable

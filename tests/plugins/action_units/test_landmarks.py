@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from attnguide.data.faces import ProceduralFaces
+from attnguide.data.procedural.faces import ProceduralFaces
 from attnguide.errors import DataError, InputError
 from attnguide_action_units.command import landmarks
 from attnguide_action_units.extract import extract

@@ -14,9 +14,9 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 import attnguide as ag
-from attnguide.data.faces import EXPRESSIONS, ProceduralFaces
+from attnguide.data.procedural.faces import EXPRESSIONS, ProceduralFaces
 from attnguide.errors import InputError, UnknownNameError
-from attnguide.networks import small_cnn
+from attnguide.models.networks import small_cnn
 from attnguide_action_units.codebook import default
 from attnguide_action_units.evaluation import evaluate
 from attnguide_action_units.landmarks import FaceLandmarks
@@ -37,7 +37,7 @@ def test_the_recipe_guides() -> None:
         model(FACES.image)
         loss = guide.loss(FACES.expression, landmarks=FACES.landmarks)
         loss.backward()
-        (record,) = guide.maps()
+        (record,) = guide.records()
     assert guide.terms[0].weight == 9
     torch.testing.assert_close(loss.detach(), 9 * record.losses.mean())
     present = FACES.expression[record.pairs.sample]

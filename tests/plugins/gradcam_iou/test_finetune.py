@@ -22,11 +22,11 @@ import attnguide as ag
 import attnguide_gradcam_iou as gci
 from attnguide import functional
 from attnguide.data.celeba import CelebA
-from attnguide.data.faces import ProceduralFaces
+from attnguide.data.procedural.faces import ProceduralFaces
 from attnguide.errors import DataError, GuidanceError, InputError, UnknownNameError
+from attnguide.masks.folders import load_template
 from attnguide.priors.mask import MaskPrior
 from attnguide_gradcam_iou.finetune import Epoch, WithMasks, finetune, prepare, with_head
-from attnguide_gradcam_iou.masks import load_template
 
 CLASSES = 4
 SIZE = 32
@@ -109,7 +109,7 @@ def test_one_class_for_each_image() -> None:
     with ag.Guide.from_recipe(plain, "gradcam-iou", targets="labels", evidence="logit") as guide:
         right = (plain(images).argmax(dim=1) == labels)[known].float().mean()
         guide.loss(labels, mask=masks)
-        overlap = (-functional.iou(guide.maps()[0].maps, guide.maps()[0].prior)).exp().mean()
+        overlap = (-functional.iou_loss(guide.records()[0].maps, guide.records()[0].prior)).exp().mean()
         assert history[0].accuracy == pytest.approx(right.item())
         assert history[0].iou == pytest.approx(overlap.item(), rel=1e-4)
         plain.train()
@@ -426,7 +426,7 @@ def test_the_recipe_by_name_in_a_loop_of_ones_own(tmp_path: Path) -> None:
     with ag.Guide.from_recipe(model, "gradcam-iou", prior=MaskPrior(masks)) as guide:
         model(images)
         guide.loss(attributes).backward()
-        (seen,) = guide.maps()
+        (seen,) = guide.records()
     assert seen.pairs.cls.tolist() == [1] * 4
     assert seen.layer.startswith("features")
     assert bool((model.features[0].weight.grad != 0).any())

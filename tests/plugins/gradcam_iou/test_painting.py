@@ -23,22 +23,22 @@ from safetensors.torch import load_file
 from tests.helpers.browser import annotating
 
 from attnguide import models
-from attnguide.cli import main
-from attnguide.data.faces import ATTRIBUTES, ProceduralFaces, template
+from attnguide.cli.main import main
+from attnguide.data.procedural.faces import ATTRIBUTES, ProceduralFaces, template
 from attnguide.errors import DataError, InputError, UnknownNameError
-from attnguide.models import write_embedded
-from attnguide.networks import small_cnn
+from attnguide.masks.folders import MaskFolder, load_template, read_coco, read_labelme
+from attnguide.masks.shapes import Polygon
+from attnguide.models.loading import write_embedded
+from attnguide.models.networks import small_cnn
 from attnguide.priors.mask import MaskPrior
 from attnguide.visual import to_pil
 from attnguide_action_units.tables import LandmarkTable
-from attnguide_gradcam_iou.masks import MaskFolder, load_template, read_coco, read_labelme
-from attnguide_gradcam_iou.painting import exchange
+from attnguide_gradcam_iou.painting import import_export
 from attnguide_gradcam_iou.painting.parts import LandmarkParts, ParsedParts
 from attnguide_gradcam_iou.painting.sheets import AVERAGED, LONGEST, find_sheets, mean_image
 from attnguide_gradcam_iou.painting.store import MaskStore, recorded_classes
 from attnguide_gradcam_iou.painting.tuning import Answered, FineTuning, read_answers
 from attnguide_gradcam_iou.painting.watching import seen_box
-from attnguide_gradcam_iou.shapes import Polygon
 from attnguide_segmentation.regions import merged
 
 SIZE = (30, 40)
@@ -278,11 +278,11 @@ def test_outlines_hold_exactly_the_pixels() -> None:
         generator = np.random.default_rng(seed)
         mask = generator.random(generator.integers(1, 30, 2)) < generator.random()
         drawn = np.zeros_like(mask)
-        for points in exchange.outlines(mask):
+        for points in import_export.outlines(mask):
             drawn ^= Polygon(tuple((x, y) for x, y in points)).draw(mask.shape)
         np.testing.assert_array_equal(drawn, mask)
     ring = np.pad(np.pad(np.zeros((3, 3), bool), 2, constant_values=True), 1)
-    (only,) = exchange.outlines(ring)
+    (only,) = import_export.outlines(ring)
     np.testing.assert_array_equal(Polygon(tuple((x, y) for x, y in only)).draw(ring.shape), ring)
 
 
@@ -294,7 +294,7 @@ def test_there_and_back(tmp_path: Path) -> None:
     store.write("one", 0, some_mask(1))
     store.write("one", 1, some_mask(2))
     store.write("two", 1, some_mask(3))
-    labelme, coco = exchange.as_labelme(sheets, store, 0), exchange.as_coco(sheets, store)
+    labelme, coco = import_export.as_labelme(sheets, store, 0), import_export.as_coco(sheets, store)
     (tmp_path / "labelme.json").write_text(json.dumps(labelme))
     (tmp_path / "coco.json").write_text(json.dumps(coco))
     read = read_labelme(tmp_path / "labelme.json").tensor(["cat", "dog"])
@@ -303,17 +303,17 @@ def test_there_and_back(tmp_path: Path) -> None:
     np.testing.assert_array_equal(two[1].numpy() > 0, some_mask(3))
 
     other = MaskStore(tmp_path / "other", ["cat", "dog"], template=False)
-    found = exchange.read_into(sheets, other, json.dumps(coco).encode(), 0)
+    found = import_export.read_into(sheets, other, json.dumps(coco).encode(), 0)
     assert found == (3, [])
     np.testing.assert_array_equal(other.read("one", 1, SIZE), some_mask(2))
     labelme["imagePath"] = "elsewhere/unknown.png"
     labelme["shapes"].append({**labelme["shapes"][0], "label": "fish"})
     labelme["shapes"].append({"label": "cat", "shape_type": "point", "points": [[1, 1]]})
-    found = exchange.read_into(sheets, other, json.dumps(labelme).encode(), 1)
+    found = import_export.read_into(sheets, other, json.dumps(labelme).encode(), 1)
     assert found == (2, ["1 of kind point", "fish: there is no such class"])
     np.testing.assert_array_equal(other.read("two", 0, SIZE), some_mask(1))
     with pytest.raises(DataError, match="neither a LabelMe nor a COCO"):
-        exchange.read_into(sheets, other, b"{}", 0)
+        import_export.read_into(sheets, other, b"{}", 0)
 
 
 def test_an_import_is_all_or_nothing(tmp_path: Path) -> None:
@@ -323,13 +323,13 @@ def test_an_import_is_all_or_nothing(tmp_path: Path) -> None:
     store = MaskStore(tmp_path / "masks", ["cat"], template=False)
     store.write("one", 0, some_mask(1))
     store.write("two", 0, some_mask(2))
-    coco = exchange.as_coco(sheets, store)
+    coco = import_export.as_coco(sheets, store)
     (tmp_path / "images" / "two.png").write_bytes(b"gone")
-    assert exchange.as_coco(sheets, store) == coco  # masks are told even where the image is gone
+    assert import_export.as_coco(sheets, store) == coco  # masks are told even where the image is gone
     store.write("one", 0, some_mask(3))
     sheets = find_sheets([str(tmp_path / "images")], None, tmp_path / "masks")
     with pytest.raises(DataError, match=r"two\.png"):
-        exchange.read_into(sheets, store, json.dumps(coco).encode(), 0)
+        import_export.read_into(sheets, store, json.dumps(coco).encode(), 0)
     np.testing.assert_array_equal(store.read("one", 0, SIZE), some_mask(3))
 
     picture(tmp_path / "template.png")
@@ -341,7 +341,7 @@ def test_an_import_is_all_or_nothing(tmp_path: Path) -> None:
     large = {**coco["images"][0], "id": 7, "file_name": "large.png", "width": 400_000, "height": 400}
     coco["images"].append(large)
     coco["annotations"].append({**outside, "id": 11, "image_id": 7})
-    found = exchange.read_into(once, united, json.dumps(coco).encode(), 0)
+    found = import_export.read_into(once, united, json.dumps(coco).encode(), 0)
     assert found.masks == 1
     assert found.skipped == ["dog: there is no such class", "400000×400 pixels do not fit an image of 40×30"]
     np.testing.assert_array_equal(united.read("", 0, SIZE), some_mask(1) | some_mask(2))

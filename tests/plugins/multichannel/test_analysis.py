@@ -11,13 +11,13 @@ import torch
 from click.testing import CliRunner
 from torch import Tensor, nn
 
-from attnguide.cli import main
-from attnguide.data.faces import ProceduralFaces
+from attnguide.cli.main import main
+from attnguide.data.procedural.faces import ProceduralFaces
 from attnguide.errors import InputError
-from attnguide.networks import small_cnn
+from attnguide.models.networks import small_cnn
 from attnguide.visual import to_pil
 from attnguide_multichannel.adapted import attach, multichannel_of
-from attnguide_multichannel.analysis import Analysis, MaskStatistics, analyse, clustered
+from attnguide_multichannel.analysis import Analysis, MaskStatistics, analyze, clustered
 from attnguide_multichannel.attention import MultiChannel
 from attnguide_multichannel.figures import correlation_figure, reconstruction_sheet
 from attnguide_multichannel.report import write_report
@@ -92,17 +92,17 @@ def test_models_are_analysed_as_they_evaluate() -> None:
     model, images = small_cnn(classes=3, width=4), torch.rand(6, 3, 32, 32)
     model.train()
     with attach(model, images[:2]) as adapted:
-        found = analyse(adapted, images.split(4), "abc")
-        again = analyse(adapted, images.split(3), "abc")
+        found = analyze(adapted, images.split(4), "abc")
+        again = analyze(adapted, images.split(3), "abc")
         assert model.training
         torch.testing.assert_close(found.attributes, again.attributes)
         torch.testing.assert_close(found.importance, again.importance)
         with pytest.raises(InputError, match="2 names were given for 3"):
-            analyse(adapted, [images], "ab")
+            analyze(adapted, [images], "ab")
         with pytest.raises(InputError, match="no image came"):
-            analyse(adapted, [], "abc")
+            analyze(adapted, [], "abc")
         with pytest.raises(InputError, match="images of one size"):
-            analyse(adapted, [images, torch.rand(1, 3, 48, 48)], "abc")
+            analyze(adapted, [images, torch.rand(1, 3, 48, 48)], "abc")
 
 
 def test_a_single_attribute_and_channel(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_a_single_attribute_and_channel(tmp_path: Path) -> None:
     )
     images = torch.rand(4, 3, 32, 32)
     with attach(model, images, layer="1") as adapted:
-        analysis = analyse(adapted, [images], ["only"])
+        analysis = analyze(adapted, [images], ["only"])
         assert analysis.correlated() == {"only": []}
         assert analysis.attributes.tolist() == analysis.channels.tolist() == [[1]]
         write_report(adapted, analysis, images, tmp_path / "report.html")

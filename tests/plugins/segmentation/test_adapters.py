@@ -92,7 +92,7 @@ def test_ssp_is_a_weighted_sum_of_what_the_regions_say() -> None:
 
 
 def test_normalised_regions_compete_on_equal_terms() -> None:
-    adapter = SSP(3, 2, regions=RegionFinder(stripes), normalise=True)
+    adapter = SSP(3, 2, regions=RegionFinder(stripes), normalize=True)
     features, masks = torch.rand(2, 3, 7, 7), stripes(torch.zeros(2, 3, 7, 7))
     assert torch.allclose(adapter.branches(features, masks)[1], torch.tensor(1 / 7))
     torch.nn.init.normal_(adapter.localisation.weight)

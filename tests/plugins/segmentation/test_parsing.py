@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 import attnguide as ag
-from attnguide.data.faces import ProceduralFaces
+from attnguide.data.procedural.faces import ProceduralFaces
 from attnguide.errors import AttnGuideError
 from attnguide_segmentation.datasets import LabelMaps, celebamask, helen, lapa, read_labels
 from attnguide_segmentation.lfwa import LFWA
@@ -181,7 +181,7 @@ def guided(regions: Tensor | None, prior: SegmentationPrior) -> tuple[Tensor, li
     with ag.Guide(model, prior=prior, loss="energy") as guide:
         model(faces.image.as_subclass(Tensor))
         guide.loss(labels, regions=regions).backward()
-        (record,) = guide.maps()
+        (record,) = guide.records()
     pairs = zip(record.pairs.sample.tolist(), record.pairs.cls.tolist(), strict=True)
     return record.prior, [(sample, CLASSES[cls]) for sample, cls in pairs]
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from attnguide.data.faces import HELEN_LABELS, ProceduralFaces
+from attnguide.data.procedural.faces import HELEN_LABELS, ProceduralFaces
 from attnguide.errors import AttnGuideError
 from attnguide_segmentation.attributes import CELEBA, attribute_table, load_attributes
 from attnguide_segmentation.boxes import landmark_boxes

@@ -1,0 +1,115 @@
+"""Leaves patches without a graph where the answer does not depend on them.
+
+Behind the last attention of a transformer with a class token, each token is treated by itself, and only the
+class token reaches the answer. In that attention only the class token asks, though it asks all patches. What
+the patches ask there and become of it has a gradient of zero; computing and differentiating zeros is most of
+the cost of that block.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from attnguide.capture.calls import tensors_in
+from attnguide.capture.model_state import is_muted
+
+__all__ = ["FewRows", "FirstQueries"]
+
+
+class FirstQueries(TorchFunctionMode):
+    """In attention, only the first tokens ask with a graph.
+
+    Args:
+        prefix: Number of the first tokens.
+        blank: Give zeros for the other tokens, to see whether they matter.
+
+    Attributes:
+        calls: How often attention was met.
+    """
+
+    def __init__(self, prefix: int, blank: bool = False) -> None:
+        super().__init__()
+        self.prefix, self.blank = prefix, blank
+        self.calls = 0
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Handle attention, and leave all else as it is."""
+        kwargs = kwargs or {}
+        # Masks and causal attention treat the rows differently: they are left as they are.
+        if (
+            func is not F.scaled_dot_product_attention
+            or len(args) != 3
+            or kwargs.get("attn_mask") is not None
+            or kwargs.get("is_causal")
+        ):
+            return func(*args, **kwargs)
+        self.calls += 1
+        query, key, value = args
+        first = func(query[..., : self.prefix, :], key, value, **kwargs)
+        with torch.no_grad():
+            others = func(query[..., self.prefix :, :], key, value, **kwargs)
+            others = torch.zeros_like(others) if self.blank else others
+        return torch.cat([first, others], dim=-2)
+
+
+class FewRows(threading.local):
+    """Runs a module with a graph for the first tokens, and without one for the others.
+
+    Args:
+        prefix: Number of the first tokens.
+        attends: The module is attention: the first tokens need all others, but not what those become.
+        is_off: Whether to leave the module alone.
+    """
+
+    def __init__(self, prefix: int, attends: bool, is_off: Callable[[], bool]) -> None:
+        self.prefix, self.attends, self.is_off = prefix, attends, is_off
+        self.whole: Tensor | None = None
+
+    def before(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, dict[str, Any]] | None:
+        """Hook before the forward: hand on the first tokens alone."""
+        self.whole = None
+        if (
+            self.is_off()
+            or is_muted()
+            or not torch.is_grad_enabled()
+            or len(args) != 1
+            or not isinstance(args[0], Tensor)
+            or args[0].ndim != 3
+            or any(True for _ in tensors_in(kwargs))
+        ):
+            return None
+        self.whole = args[0]
+        return (args[0][:, : self.prefix],), kwargs
+
+    def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        """Hook after the forward: see to the others."""
+        if self.whole is None:
+            return None
+        whole, self.whole = self.whole, None
+        if self.attends:
+            # The first tokens by themselves were of no use but to keep the forward short: a mode can be
+            # entered and left safely only here.
+            with FirstQueries(self.prefix):
+                return module.forward(whole, **kwargs)
+        with torch.no_grad():
+            rest = module.forward(whole[:, self.prefix :], **kwargs)
+        return torch.cat([output, rest], dim=1)
+
+    def __reduce__(self) -> tuple[type[FewRows], tuple[int, bool, Callable[[], bool]]]:
+        """A copy of a guided model is not guided."""
+        return FewRows, (self.prefix, self.attends, _always)
+
+
+def _always() -> bool:
+    return True

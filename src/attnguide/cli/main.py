@@ -1,0 +1,123 @@
+"""The command line, `attnguide`.
+
+Its own commands and those of plugins are imported when they are called. `attnguide --help` imports no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import click
+
+from attnguide import __version__
+from attnguide.cli.console import Failure, note
+from attnguide.errors import AttnGuideError, PluginError, nearest
+from attnguide.parts.registry import registry
+
+__all__ = ["BUILT_IN", "main"]
+
+#: Commands that come with the library: name and module, where a command of the same name is.
+BUILT_IN = {
+    "explain": "attnguide.commands.explain.command",
+    "layers": "attnguide.commands.layers",
+    "demo": "attnguide.commands.demo.command",
+    "plugins": "attnguide.commands.plugins",
+    "evaluate": "attnguide.commands.evaluate",
+    "report": "attnguide.commands.report",
+}
+
+_HELP = """Make image classifiers look where they should.
+
+attnguide shows where a classifier looks, and trains it to look elsewhere: attributions such as Grad-CAM
+become part of the training loss. This is the command line; training is done in Python (`import attnguide as
+ag`).
+
+\b
+First steps:
+  attnguide demo                            A shortcut learned and unlearned, with a report
+  attnguide explain photos/                 Where the small embedded classifier looks
+  attnguide explain photos/ --model resnet50.a1_in1k --pretrained
+  attnguide layers resnet50                 Which layers can be looked at
+"""
+
+
+class _Commands(click.Group):
+    """Commands that are imported when they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*BUILT_IN, *(name for name in registry().names("command") if name not in BUILT_IN)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in BUILT_IN:
+            command: Any = getattr(import_module(BUILT_IN[cmd_name]), cmd_name)
+        elif cmd_name in registry().names("command"):
+            command = registry().load_part("command", cmd_name)
+        else:
+            return None
+        if not isinstance(command, click.Command):
+            owner = registry().find("command", cmd_name).owner
+            raise PluginError(
+                f"command {cmd_name!r} of plugin {owner} is a {type(command).__name__}, not a click command. "
+                "Tell its author."
+            )
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and not args[0].startswith("-") and args[0] not in (known := self.list_commands(ctx)):
+            raise click.UsageError(f"no command {args[0]!r}.{nearest(args[0], known)}{_broken()}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        own, others = [], []
+        for name in self.list_commands(ctx):
+            if name in BUILT_IN:  # light to import; what a plugin's command imports is not known
+                command = self.get_command(ctx, name)
+                own.append((name, command.get_short_help_str(limit=80) if command else ""))
+            else:
+                others.append((name, registry().parts["command", name][0].part.summary))
+        for title, rows in (("Commands", own), ("Commands of plugins", others)):
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+        if broken := _broken():
+            note(f"Warning:{broken}")
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except AttnGuideError as error:
+            raise Failure(str(error)) from error
+        except KeyboardInterrupt:
+            # Begins a line of its own: the terminal has echoed ^C.
+            note("\nInterrupted.")
+            ctx.exit(130)
+
+
+def _broken() -> str:
+    owners = [broken.owner for broken in registry().broken]
+    return f" Could not load {', '.join(owners)}; `attnguide plugins` tells why." if owners else ""
+
+
+main = _Commands(
+    "attnguide",
+    help=_HELP,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    params=[
+        click.Option(
+            ["--version"],
+            is_flag=True,
+            is_eager=True,
+            expose_value=False,
+            help="Show the version and exit.",
+            callback=lambda ctx, _, value: _show_version(ctx) if value else None,
+        )
+    ],
+)
+
+
+def _show_version(ctx: click.Context) -> None:
+    click.echo(f"attnguide {__version__}")
+    ctx.exit()

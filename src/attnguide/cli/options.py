@@ -1,0 +1,211 @@
+"""Options that several commands share, those of plugins too: which model, with which weights, where."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from attnguide.data.files import check_file, read_json, read_text
+from attnguide.errors import DataError, InputError
+
+if TYPE_CHECKING:
+    import torch
+
+    from attnguide.models.loading import LoadedModel
+
+__all__ = [
+    "ModelChoice",
+    "class_options",
+    "device_option",
+    "model_options",
+    "pair_of_sizes",
+    "pick_device",
+    "read_class_names",
+    "single_label_options",
+    "structure_options",
+]
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """What the options say about the model; see [`models.load`][attnguide.models.loading.load]."""
+
+    name: str | None
+    checkpoint: Path | None
+    pretrained: bool
+    num_classes: int | None
+    class_names: Path | None
+    multi_label: bool
+
+    def check(self) -> None:
+        """Refuse what cannot be, before anything slow begins.
+
+        Raises:
+            InputError: If the options contradict each other.
+            DataError: If a file is missing.
+        """
+        if self.name is None and (self.pretrained or self.num_classes is not None):
+            option = "--pretrained" if self.pretrained else "--num-classes"
+            raise InputError(f"{option} needs a model to be named: --model NAME.")
+        if self.pretrained and self.checkpoint:
+            raise InputError("--pretrained and --checkpoint exclude each other. Leave one of them out.")
+        for path in (self.checkpoint, self.class_names):
+            if path is not None:
+                check_file(path)
+
+    def load(self) -> LoadedModel:
+        """Load the model that was chosen."""
+        from attnguide import models
+
+        names = None if self.class_names is None else read_class_names(self.class_names)
+        return models.load(
+            self.name,
+            checkpoint=self.checkpoint,
+            pretrained=self.pretrained,
+            num_classes=self.num_classes,
+            class_names=names,
+            multi_label=self.multi_label,
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """What identifies the model: equal settings mean equal answers."""
+        from attnguide.models import checkpoints
+
+        return {
+            "model": self.name,
+            "checkpoint": self.checkpoint and checkpoints.digest(self.checkpoint),
+            "pretrained": self.pretrained,
+            "num_classes": self.num_classes,
+            "class_names": self.class_names and read_class_names(self.class_names),
+            "multi_label": self.multi_label,
+        }
+
+
+_CHECKPOINT = click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Weights: .safetensors, or a checkpoint of PyTorch that holds tensors only.",
+)
+_PRETRAINED = click.option(
+    "--pretrained", is_flag=True, help="The published weights of the model; downloaded once."
+)
+_NUM_CLASSES = click.option(
+    "--num-classes",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Number of classes.  [default: that of the checkpoint]",
+)
+_CLASS_NAMES = click.option(
+    "--class-names",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Names of the classes, in order: one a line, or a JSON list.",
+)
+_MULTI_LABEL = click.option(
+    "--multi-label", is_flag=True, help="Each class is a question of its own: sigmoid, not softmax."
+)
+
+
+device_option = click.option(
+    "--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda, cuda:1, mps …"
+)
+
+
+def structure_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that decide a model's structure; see `model_options`."""
+    return _CHECKPOINT(_NUM_CLASSES(_as_choice(function)))
+
+
+def class_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options about a model's classes alone; whose weights, the command says. See `model_options`."""
+    return _NUM_CLASSES(_CLASS_NAMES(_as_choice(function)))
+
+
+def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add all options about a model; the command gets them, with its parameter `model`, as one `choice`."""
+    return _weights_and_names(_MULTI_LABEL(_as_choice(function)))
+
+
+def single_label_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options about a model that gives each image one class; see `model_options`."""
+    return _weights_and_names(_as_choice(function))
+
+
+def _weights_and_names(command: Callable[..., Any]) -> Callable[..., Any]:
+    return _CHECKPOINT(_PRETRAINED(_NUM_CLASSES(_CLASS_NAMES(command))))
+
+
+def _as_choice(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def command(
+        model: str | None,
+        num_classes: int | None,
+        checkpoint: Path | None = None,
+        pretrained: bool = False,
+        class_names: Path | None = None,
+        multi_label: bool = False,
+        **others: Any,
+    ) -> Any:
+        choice = ModelChoice(model, checkpoint, pretrained, num_classes, class_names, multi_label)
+        choice.check()
+        return function(choice=choice, **others)
+
+    return command
+
+
+def read_class_names(path: Path) -> list[str]:
+    """Read names of classes: one a line, or a JSON list of strings.
+
+    Raises:
+        DataError: If the file is neither.
+    """
+    if path.suffix.lower() == ".json":
+        names = read_json(path)
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise DataError(
+                f'{path} is not a JSON list of strings. Write the names in order: ["cat", "dog"].'
+            )
+        return names
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
+
+
+def pair_of_sizes(text: str) -> tuple[int, int]:
+    """Read `224` or `192x256` as rows and columns.
+
+    Raises:
+        InputError: If it is neither, or not at least 1.
+    """
+    parts = text.lower().replace("×", "x").split("x")
+    if len(parts) > 2 or not all(
+        part.isascii() and part.isdigit() and 0 < int(part) <= 10_000 for part in parts
+    ):
+        raise InputError(
+            f"--size {text} is no size. Write a number of pixels such as 224, or rows x columns: 192x256."
+        )
+    return int(parts[0]), int(parts[-1])
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device of that name; `"auto"` is the accelerator, if there is one.
+
+    Raises:
+        InputError: If there is no such device, or it is not available.
+    """
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    # Which error it is depends on how PyTorch was built.
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(f"--device {name} cannot be used: {reason} Try auto or cpu.") from error
+    return device

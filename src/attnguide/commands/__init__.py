@@ -1,0 +1,1 @@
+"""Internal: the commands of `attnguide`; each is imported when it is called."""

@@ -1,0 +1,186 @@
+"""`attnguide evaluate`: how good a model is, and whether it looks where it should."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from attnguide.cli.console import warn_of_random_weights
+from attnguide.cli.options import ModelChoice, device_option, pick_device, single_label_options
+
+if TYPE_CHECKING:
+    from attnguide.evaluation.evaluate import Evaluation
+    from attnguide.models.loading import LoadedModel
+
+__all__ = ["evaluate", "layers_of", "measuring_options"]
+
+_MEASURING = (
+    click.option(
+        "--source", default="grad_cam", show_default=True, metavar="NAME", help="Attribution source."
+    ),
+    click.option("--layer", default="auto", show_default=True, metavar="NAME", help="Where to look."),
+    click.option(
+        "--threshold",
+        type=click.FloatRange(0, 1, max_open=True),
+        default=0.5,
+        show_default=True,
+        metavar="T",
+        help="Of the IoU; choose it on held-out data.",
+    ),
+    click.option(
+        "--batch-size",
+        type=click.IntRange(1),
+        default=32,
+        show_default=True,
+        metavar="N",
+        help="Images at once.",
+    ),
+    device_option,
+)
+
+
+def measuring_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say how to measure where a model looks."""
+    for option in reversed(_MEASURING):
+        function = option(function)
+    return function
+
+
+def layers_of(text: str) -> str | list[str]:
+    """Read `--layer`: one name, or several with commas between them."""
+    return text.split(",") if "," in text else text
+
+
+@click.command(short_help="Tell how good a model is, and whether it looks where it should.")
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option(
+    "--masks",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="Where to look: one image for all, a folder with one for each class, or with one for each image.",
+)
+@click.option(
+    "--model",
+    metavar="NAME",
+    help="Model of timm, or torchvision/NAME.  [default: the small embedded one]",
+)
+@single_label_options
+@measuring_options
+@click.option("--json", "as_json", is_flag=True, help="Write JSON for other programs.")
+def evaluate(
+    choice: ModelChoice,
+    data: Path,
+    masks: Path | None,
+    source: str,
+    layer: str,
+    threshold: float,
+    batch_size: int,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Tell how good a model is, and whether it looks where it should, class by class.
+
+    DATA is a folder with a subfolder of images for each class. With --masks, the map of each image's class is
+    held against its mask: energy in the mask (the share of the attribution that lies there), IoU, and
+    pointing game; and the energy of the gradient of the images, which guidance at a layer does not optimise.
+    Masks go through the same cropping and resizing as the images. A map that is the same everywhere has an
+    energy of the mask's area.
+
+    Images that cannot be read are listed, and the exit status is 1 then, as where no image has a mask.
+
+    \b
+    Examples:
+      attnguide evaluate photos/ --model resnet18 --checkpoint mine.safetensors --masks masks/
+      attnguide evaluate photos/ --model resnet18 --checkpoint mine.safetensors --json
+    """  # noqa: D301  (click's mark for "leave these lines as they are")
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from attnguide.evaluation.evaluate import evaluate_folder, mask_reader, single_label_images
+    from attnguide.parts.registry import registry
+
+    registry().find("source", source)
+    place = pick_device(device)
+    loaded, images = single_label_images(choice.load(), data)
+    warn_of_random_weights(loaded)
+    reader = mask_reader(masks, loaded.classes)
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("Evaluating", total=len(images))
+        result = evaluate_folder(
+            loaded,
+            images,
+            reader,
+            source=source,
+            layer=layers_of(layer),
+            threshold=threshold,
+            batch_size=batch_size,
+            device=place,
+            advance=lambda count: bar.advance(task, count),
+        )
+    for reason in result.failures.values():
+        click.echo(f"Skipped: {reason}", err=True)
+    if not result.whole.images:
+        raise click.ClickException("no image could be read.")
+    settings = {"source": source, "layer": layer, "threshold": threshold, "model": loaded.name}
+    if as_json:
+        click.echo(json.dumps(_as_json(result, settings), indent=2))
+    else:
+        _print(result)
+    without = masks is not None and not result.whole.masked
+    if without:
+        click.echo(
+            f"None of the {result.whole.images} images has a mask in {masks}: masks are named like the "
+            "images, or like the classes.",
+            err=True,
+        )
+    if result.failures or without:
+        raise click.exceptions.Exit(1)
+
+
+def _as_json(result: Evaluation, settings: dict[str, Any]) -> dict[str, Any]:
+    name, accuracy = result.worst
+    return {
+        "settings": settings,
+        "all": result.whole.summary(),
+        "mean of the classes": result.balanced,
+        "worst class": {"name": name, "accuracy": accuracy},
+        "classes": {name: one.summary() for name, one in result.classes.items() if one.images},
+        "skipped": {str(path): reason for path, reason in result.failures.items()},
+    }
+
+
+def _print(result: Evaluation) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from attnguide.evaluation.evaluate import COLUMNS
+
+    whole = result.whole
+    measured = [key for key in COLUMNS if key in whole.summary() and (whole.masked or key != "masks")]
+    table = Table()
+    table.add_column("class")
+    for key in measured:
+        table.add_column(COLUMNS[key], justify="right")
+    for name, one in result.classes.items():
+        if one.images:
+            table.add_row(name, *(_cell(one.summary().get(key)) for key in measured))
+    table.add_section()
+    table.add_row("mean of the classes", *(_cell(result.balanced.get(key)) for key in measured))
+    table.add_row("all images", *(_cell(whole.summary().get(key)) for key in measured))
+    console = Console()
+    (console if console.is_terminal else Console(width=160)).print(table)
+    name, accuracy = result.worst
+    click.echo(f"Worst class: {name}, {accuracy:.1%}.")
+    missing = whole.images - whole.masked
+    if whole.masked and missing:
+        click.echo(f"{missing} of {whole.images} images have no mask.")
+
+
+def _cell(value: float | int | None) -> str:
+    if value is None:
+        return ""
+    return str(value) if isinstance(value, int) else f"{value:.1%}"

@@ -1,0 +1,1 @@
+"""`attnguide explain`."""

@@ -1,0 +1,199 @@
+"""`attnguide explain`: where does a model look, for many images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from attnguide import __version__
+from attnguide.cli.console import note, progress_bar, warn_of_random_weights
+from attnguide.cli.options import ModelChoice, device_option, model_options
+
+__all__ = ["explain"]
+
+_FORMATS = ("png", "npz", "npy")
+
+
+@click.command(short_help="Show where a model looks, for many images.")
+@click.argument("images", nargs=-1, required=True, metavar="IMAGES...")
+@click.option(
+    "--model",
+    metavar="NAME",
+    help="Model of timm (resnet50.a1_in1k) or of torchvision (torchvision/resnet50).  "
+    "[default: the small embedded one]",
+)
+@model_options
+@click.option(
+    "--source",
+    default="grad_cam",
+    show_default=True,
+    metavar="NAME",
+    help="Attribution source; see `attnguide plugins`.",
+)
+@click.option(
+    "--target",
+    default="predicted",
+    show_default=True,
+    metavar="TEXT",
+    help="Which classes: predicted, all, top:3, or indices and names with commas between them.",
+)
+@click.option(
+    "--layer",
+    default="auto",
+    show_default=True,
+    metavar="NAME",
+    help="Where to look: auto, stage:-2, a name, a pattern such as 'layer*', or several with commas; "
+    "see `attnguide layers`.",
+)
+@click.option(
+    "--evidence",
+    type=click.Choice(["logit", "decision"]),
+    default="logit",
+    show_default=True,
+    help="decision: for a class with a negative logit, what speaks against it.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("attnguide-maps"),
+    show_default=True,
+    metavar="DIR",
+    help="Where to write.",
+)
+@click.option(
+    "--format",
+    "formats",
+    type=click.Choice([*_FORMATS, "all"]),
+    multiple=True,
+    default=("png",),
+    show_default=True,
+    help="png: overlays; npz, npy: raw maps. May be repeated.",
+)
+@click.option(
+    "--size",
+    type=click.Choice(["input", "layer"]),
+    default="input",
+    show_default=True,
+    help="Size of raw maps: that of the model's input, or of the layer.",
+)
+@click.option(
+    "--alpha", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Opacity of overlays."
+)
+@device_option
+@click.option(
+    "--batch-size", type=click.IntRange(1), default=16, show_default=True, metavar="N", help="Images at once."
+)
+@click.option("--resume", is_flag=True, help="Go on where a run with the same settings stopped.")
+def explain(
+    choice: ModelChoice,
+    images: Sequence[str],
+    source: str,
+    target: str,
+    layer: str,
+    evidence: Any,
+    out: Path,
+    formats: Sequence[str],
+    size: str,
+    alpha: float,
+    device: str,
+    batch_size: int,
+    resume: bool,
+) -> None:
+    """Show where a model looks, for many images.
+
+    IMAGES are files, folders (with their subfolders) and patterns such as 'photos/*.jpg'. For each image and
+    class there is an overlay, NAME_CLASS.png, drawn on the image as the model saw it. The folder also gets
+    index.jsonl, a line for each map, and contact_sheet.png.
+
+    Without --resume, index.jsonl is begun anew; files of an earlier run stay until they are written again.
+    With it, images that are done are skipped, if the settings are the same.
+
+    The exit status is 1 if an image could not be explained, and 2 if the run as a whole could not go on.
+
+    \b
+    Examples:
+      attnguide explain photos/
+      attnguide explain photos/ --model resnet50.a1_in1k --pretrained --target top:3
+      attnguide explain cat.jpg --model resnet18 --checkpoint mine.safetensors --class-names names.txt
+    """  # noqa: D301  (click's mark for "leave these lines as they are")
+    # What can fail at once comes first; torch and the model take seconds.
+    from attnguide.commands.explain.index import Index, check_writable
+    from attnguide.commands.explain.names import image_names
+    from attnguide.data.images import find_images
+    from attnguide.parts.registry import registry
+
+    registry().find("source", source)
+    paths = find_images(images)
+    check_writable(out)
+    chosen = tuple(name for name in _FORMATS if name in formats or "all" in formats)
+    settings = {
+        **choice.settings(),
+        "source": source,
+        "target": target,
+        "layer": layer,
+        "evidence": evidence,
+        "formats": chosen,
+        "size": size,
+        "alpha": alpha,
+        "attnguide": __version__,
+    }
+    index = Index(out, settings, resume=resume)
+    names = image_names(paths, index.names)
+    done = index.names.values()
+    left = [(path, name) for path, name in names.items() if name not in done]
+    skipped = _run(choice, left, index, target, device, settings, batch_size)
+    _report(index, len(paths) - len(left), skipped)
+    if skipped:
+        click.get_current_context().exit(1)
+
+
+def _run(
+    choice: ModelChoice,
+    left: Sequence[tuple[Path, str]],
+    index: Any,
+    target: str,
+    device: str,
+    settings: dict[str, Any],
+    batch_size: int,
+) -> list[tuple[Path, str]]:
+    from attnguide.cli.options import pick_device
+    from attnguide.commands.explain.run import Request, explain_files
+    from attnguide.commands.explain.sheet import NAME, write_sheet
+    from attnguide.commands.explain.targets import parse_target
+
+    if not left and (index.folder / NAME).exists():
+        return []
+    where = pick_device(device)
+    loaded = choice.load()
+    warn_of_random_weights(loaded)
+    request = Request(
+        source=settings["source"],
+        target=parse_target(target, loaded.classes, loaded.multi_label),
+        layer=settings["layer"].split(",") if "," in settings["layer"] else settings["layer"],
+        evidence=settings["evidence"],
+        formats=settings["formats"],
+        full_size=settings["size"] == "input",
+        alpha=settings["alpha"],
+        batch_size=batch_size,
+        device=where,
+    )
+    index.begin()
+    skipped = []
+    if left:
+        with progress_bar("images") as bar:
+            task = bar.add_task("Explaining", total=len(left))
+            skipped = explain_files(loaded, left, request, index, lambda count: bar.advance(task, count))
+    if index.lines:
+        loaded.model.cpu()
+        write_sheet(index.folder, index.lines, loaded, request.alpha)
+    return skipped
+
+
+def _report(index: Any, done: int, skipped: Sequence[tuple[Path, str]]) -> None:
+    for _, reason in skipped:
+        note(f"Skipped: {reason}")
+    already = f" ({done} images were done before)" if done else ""
+    click.echo(f"{len(index.lines)} maps{already}, {len(skipped)} images skipped, in {index.folder}")

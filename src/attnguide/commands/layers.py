@@ -1,0 +1,181 @@
+"""`attnguide layers`: which layers of a model can be looked at."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from attnguide.cli.console import print_json, table_console
+from attnguide.cli.options import ModelChoice, pair_of_sizes, structure_options
+
+if TYPE_CHECKING:
+    from attnguide.layers import Candidate
+
+__all__ = ["layers"]
+
+_HOW = {
+    "measured": "perturbed images show which row and column each position looks at",
+    "inherited": "measured at another layer of the same shape",
+    "assumed": "not measured; its shape and the model's metadata suggest it",
+}
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A layer, or the stage that it stands for."""
+
+    candidate: Candidate
+    count: int
+    chosen: bool
+
+
+@click.command(short_help="Show which layers of a model can be looked at.")
+@click.argument("model", required=False)
+@structure_options
+@click.option(
+    "--size", metavar="PIXELS", help="Size of the images: 224, or rows x columns.  [default: the model's own]"
+)
+@click.option("--all", "every", is_flag=True, help="List every layer, not one for each stage.")
+@click.option("--no-measure", is_flag=True, help="Do not measure: go by shapes and metadata alone.")
+@click.option("--json", "as_json", is_flag=True, help="Write JSON for other programs.")
+def layers(choice: ModelChoice, size: str | None, every: bool, no_measure: bool, as_json: bool) -> None:
+    """Show which layers of MODEL can be looked at, and which one is chosen.
+
+    MODEL is a name of timm or torchvision/NAME; without one, the small embedded classifier. Weights are not
+    needed: the model runs on a few perturbed images, which shows where each position looks, and is
+    differentiated once, which shows what its answer depends on.
+    """
+    shape = None if size is None else pair_of_sizes(size)
+    import torch
+
+    from attnguide import layers as core
+
+    loaded = choice.load()
+    height, width = shape or loaded.size
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(2, 3, height, width, generator=generator)
+    candidates = _candidates(loaded.model, images, size, measure=not no_measure)
+    chosen = core.choose(loaded.model, candidates)
+    rows = _rows(candidates, chosen, every)
+    if as_json:
+        print_json([_as_json(row) for row in rows])
+        return
+    _print(rows, chosen, f"{loaded.name}, {height}×{width} pixels")
+
+
+def _candidates(model: Any, images: Any, size: str | None, *, measure: bool) -> list[Candidate]:
+    from attnguide import layers as core
+    from attnguide.errors import AttnGuideError, InputError
+
+    try:
+        return core.list_candidates(model, images, measure=measure)
+    except AttnGuideError:
+        raise
+    # Whatever a model raises for a size that it was not made for: an assertion, a mismatch of shapes …
+    except Exception as error:
+        if size is None:
+            raise
+        raise InputError(
+            f"the model does not take images of --size {size}: {error}. Try its own size."
+        ) from error
+
+
+def _rows(candidates: Sequence[Candidate], chosen: Candidate, every: bool) -> list[_Row]:
+    """Join the layers of a stage into a row that shows the last usable of them, or the chosen one."""
+
+    def is_chosen(candidate: Candidate) -> bool:
+        return chosen.names == candidate.names
+
+    if every:
+        return [_Row(chosen if is_chosen(c) else c, 1, is_chosen(c)) for c in candidates]
+    rows: list[_Row] = []
+    for _, stage in groupby(candidates, key=_stage):
+        members = list(stage)
+        hit = any(is_chosen(member) for member in members)
+        shown = chosen if hit else ([member for member in members if member.usable] or members)[-1]
+        rows.append(_Row(shown, len(members), hit))
+    return rows
+
+
+def _stage(candidate: Candidate) -> tuple[Any, ...]:
+    """What a stage has in common: the grid, and in a transformer, where all have the same, the block."""
+    block = re.match(r".*?\.\d+", candidate.name) if candidate.layout.kind == "tokens" else None
+    return candidate.layout.grid, candidate.layout.kind == "tokens", block and block[0]
+
+
+def _as_json(row: _Row) -> dict[str, Any]:
+    candidate = row.candidate
+    return {
+        "name": candidate.name,
+        "names": list(candidate.names),
+        "type": candidate.type,
+        "grid": list(candidate.layout.grid),
+        "channels": candidate.channels,
+        "layout": candidate.layout.kind,
+        "prefix": candidate.layout.prefix,
+        "suffix": candidate.layout.suffix,
+        "reordered": candidate.layout.order is not None,
+        "how": candidate.how,
+        "agreement": _number(candidate.agreement),
+        "gradient": _number(candidate.spread),
+        "pooled": candidate.pooled,
+        "usable": candidate.usable,
+        "layers": row.count,
+        "chosen": row.chosen,
+    }
+
+
+def _number(value: float) -> float | None:
+    """JSON has no NaN."""
+    return None if math.isnan(value) else round(value, 4)
+
+
+def _print(rows: Sequence[_Row], chosen: Candidate, title: str) -> None:
+    from rich.text import Text
+    from rich.tree import Tree
+
+    tree = Tree(Text(title))
+    branch = tree
+    shown: tuple[Any, ...] | None = None
+    for row in rows:
+        if shown != row.candidate.layout.grid:
+            shown = row.candidate.layout.grid
+            branch = tree.add(Text(f"{shown[0]}×{shown[1]}"))
+        branch.add(_line(row))
+    console = table_console()
+    console.print(tree)
+    notes = [
+        f"▶ {chosen.name}: the last layer with rows and columns that the logits depend on throughout.",
+        f"  {chosen.layout}, {chosen.how}: {_HOW[chosen.how]}.",
+        "gradient: share of the positions that the logits depend on. agreement: correlation of where "
+        "positions look with the layout. Dim layers are not chosen by themselves.",
+    ]
+    for note, style in zip(notes, ("", "", "dim"), strict=True):
+        console.print(Text(note), style=style, soft_wrap=True)
+
+
+def _line(row: _Row) -> Any:
+    from rich.text import Text
+
+    candidate = row.candidate
+    layout = candidate.layout
+    parts = [
+        f"{candidate.channels} channels",
+        layout.kind
+        + (f" + {layout.prefix}" if layout.prefix else "")
+        + (", reordered" if layout.order is not None else ""),
+        candidate.how + ("" if math.isnan(candidate.agreement) else f" {candidate.agreement:.2f}"),
+        f"gradient {candidate.spread:.0%}",
+    ]
+    parts += [f"{row.count} alike"] if row.count > 1 else []
+    style = "bold green" if row.chosen else "" if candidate.usable else "dim"
+    mark = "▶ " if row.chosen else ""
+    return Text.assemble(
+        (f"{mark}{candidate.name}", style), (f"  {candidate.type}  {' · '.join(parts)}", style or "dim")
+    )

@@ -1,0 +1,242 @@
+"""`attnguide report`: a page that shows what guidance changed in a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from attnguide.cli.options import ModelChoice, class_options, pick_device
+from attnguide.commands.evaluate import layers_of, measuring_options
+
+if TYPE_CHECKING:
+    import torch
+
+    from attnguide.evaluation.compare import Comparison
+    from attnguide.evaluation.evaluate import Labelled
+    from attnguide.models.loading import LoadedModel
+
+__all__ = ["report"]
+
+_SUFFIXES = (".html", ".htm")
+#: Hexadecimal digits of a checkpoint's SHA-256 that tell it from any other in practice.
+_DIGITS = 12
+
+
+@click.command(short_help="Show what guidance changed in a model, as one HTML file.")
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option(
+    "--before",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Weights before guidance: .safetensors, or a checkpoint of PyTorch that holds tensors only.",
+)
+@click.option(
+    "--after", required=True, type=click.Path(path_type=Path), metavar="FILE", help="Weights after guidance."
+)
+@click.option(
+    "--masks",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="Where to look: one image for all, a folder with one for each class, or with one for each image.",
+)
+@click.option(
+    "--groups",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Groups of images, such as those with a shortcut: CSV or JSON of file and group.",
+)
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The page to write, .html; its folder must exist.",
+)
+@click.option(
+    "--examples",
+    type=click.IntRange(0),
+    default=6,
+    show_default=True,
+    metavar="N",
+    help="Images in each gallery.",
+)
+@click.option(
+    "--model",
+    metavar="NAME",
+    help="Model of timm, or torchvision/NAME.  [default: the small one, in the format of the embedded]",
+)
+@class_options
+@measuring_options
+def report(
+    choice: ModelChoice,
+    data: Path,
+    before: Path,
+    after: Path,
+    masks: Path,
+    groups: Path | None,
+    out: Path,
+    examples: int,
+    source: str,
+    layer: str,
+    threshold: float,
+    batch_size: int,
+    device: str,
+) -> None:
+    """Show what guidance changed in a model: numbers, and the images that changed most, before and after.
+
+    DATA is a folder with a subfolder of images for each class. Both checkpoints are measured on it as by
+    attnguide evaluate. The page holds accuracy, energy in the mask, IoU, pointing game, and the gradient of
+    the images, which guidance at a layer does not optimise: class by class, and group by group with --groups.
+    Its galleries show the images whose energy in the mask rose and fell most, and the answers that became
+    right and wrong; a divider uncovers the map after guidance.
+
+    The page is one file that loads nothing from anywhere. Open it in a browser, send it, or print it.
+
+    Groups are rows of CSV such as 'cat/1.png,indoors', files being relative to DATA, or JSON:
+    {"cat/1.png": "indoors"}.
+
+    Images that cannot be read are listed, and the exit status is 1 then.
+
+    \b
+    Examples:
+      attnguide report photos/ --model resnet18 --before plain.safetensors --after guided.safetensors \\
+        --masks masks/ --out report.html
+      attnguide report photos/ --model resnet18 --before plain.safetensors --after guided.safetensors \\
+        --masks masks/ --groups groups.csv --examples 12 --out report.html
+    """  # noqa: D301  (click's mark for "leave these lines as they are")
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from attnguide.data.files import check_target
+    from attnguide.errors import InputError
+    from attnguide.evaluation.compare import Kind, check_alike, compare_folder, draw
+    from attnguide.evaluation.evaluate import mask_reader, single_label_images
+    from attnguide.evaluation.report import write_report
+    from attnguide.parts.registry import registry
+
+    if out.suffix.lower() not in _SUFFIXES:
+        raise InputError(f"--out {out} is no name of a page. Let it end in .html.")
+    check_target(out)
+    registry().find("source", source)
+    place = pick_device(device)
+    old, new = (_load(choice, file) for file in (before, after))
+    check_alike(old, new, [before, after])
+    old, images = single_label_images(old, data)
+    new = new.renamed(old.classes)
+    group_of = _group_of(groups, data, images)
+    reader = mask_reader(masks, old.classes)
+    how: dict[str, Any] = {"source": source, "layer": layers_of(layer), "batch_size": batch_size}
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("Comparing", total=len(images))
+        comparison = compare_folder(
+            old,
+            new,
+            images,
+            reader,
+            group_of=group_of,
+            threshold=threshold,
+            device=place,
+            advance=lambda count: bar.advance(task, count),
+            **how,
+        )
+    for reason in comparison.failures.values():
+        click.echo(f"Skipped: {reason}", err=True)
+    if not comparison.changes:
+        raise click.ClickException("no image could be read.")
+    kinds: tuple[Kind, ...] = ("rose", "fell", "righted", "wronged")
+    chosen = {kind: comparison.largest(kind)[:examples] for kind in kinds}
+    shown = {change.image.path: change.image for changes in chosen.values() for change in changes}
+    drawn = draw(old, new, list(shown.values()), reader, **how)
+    looked_at = next((each.layer for each in drawn.values()), layer)
+    settings = {
+        "model": choice.name or "small network",
+        "before": _named(before),
+        "after": _named(after),
+        "data": f"{data} ({len(comparison.changes)} of {len(images)} images)",
+        "masks": masks,
+        **({} if groups is None else {"groups": groups}),
+        "source": source,
+        "layer": looked_at if layer == looked_at else f"{looked_at} ({layer})",
+        "threshold of the IoU": threshold,
+        **_versions(place),
+    }
+    write_report(out, comparison, chosen, drawn, settings, root=data)
+    _print(comparison, out)
+    if comparison.failures:
+        raise click.exceptions.Exit(1)
+
+
+def _load(choice: ModelChoice, file: Path) -> LoadedModel:
+    """Load one state of the model, and refuse weights that cannot answer."""
+    from attnguide.errors import DataError
+
+    chosen = replace(choice, checkpoint=file)
+    chosen.check()
+    loaded = chosen.load()
+    for name, values in loaded.model.state_dict().items():
+        if not bool(values.isfinite().all()):
+            raise DataError(
+                f"{file}: {name} holds values that are not finite. Take a checkpoint from before the "
+                "training diverged."
+            )
+    return loaded
+
+
+def _group_of(groups: Path | None, data: Path, images: list[Labelled]) -> Callable[[Path], str | None]:
+    if groups is None:
+        return lambda path: None
+
+    from attnguide.errors import InputError
+    from attnguide.evaluation.groups import read_groups
+
+    known = read_groups(groups)
+    found = {image.path: known.get(image.path.relative_to(data).as_posix()) for image in images}
+    missing = [path for path, group in found.items() if group is None]
+    if len(missing) == len(images):
+        raise InputError(
+            f"{groups} names none of the images in {data}, but {next(iter(known))!r}. Name files relative to "
+            f"{data}: {missing[0].relative_to(data).as_posix()!r}."
+        )
+    if missing:
+        where = f"have no group in {groups}, such as {missing[0]}"
+        click.echo(f"Warning: {len(missing)} of {len(images)} images {where}.", err=True)
+    return found.get
+
+
+def _named(file: Path) -> str:
+    from attnguide.models.checkpoints import digest
+
+    return f"{file} (SHA-256 {digest(file)[:_DIGITS]}…)"
+
+
+def _versions(device: torch.device) -> Mapping[str, str]:
+    import platform
+    from datetime import datetime
+    from importlib import import_module
+
+    import torch
+
+    names = ("attnguide", "torch", "timm", "torchvision")
+    return {
+        **{name: import_module(name).__version__ for name in names},
+        "Python": platform.python_version(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "date": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+    }
+
+
+def _print(comparison: Comparison, out: Path) -> None:
+    from attnguide.evaluation.evaluate import COLUMNS
+
+    before, after = comparison.before.whole.summary(), comparison.after.whole.summary()
+    for key, value in before.items():
+        if key not in ("images", "masks", "area"):
+            click.echo(f"{COLUMNS[key]}: {value:.1%} → {after[key]:.1%}")
+    righted, wronged = (len(comparison.largest(kind)) for kind in ("righted", "wronged"))
+    click.echo(f"{righted} answers became right, {wronged} wrong. Report: {out}")

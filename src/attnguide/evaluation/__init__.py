@@ -1,0 +1,6 @@
+"""Evaluation of a classifier on a folder of images with masks, before and after guidance."""
+
+import lazy_loader
+
+# The names and where they live: `__init__.pyi`.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,248 @@
+"""What guidance changed: a model before and after, on the same images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from attnguide import functional, visual
+from attnguide.errors import InputError
+from attnguide.evaluation.evaluate import (
+    ClassResult,
+    Evaluation,
+    Labelled,
+    MaskFor,
+    Record,
+    measure,
+    read_batches,
+)
+from attnguide.explanation import explain
+from attnguide.models.loading import LoadedModel
+
+__all__ = ["Change", "Comparison", "Drawn", "Kind", "check_alike", "compare_folder", "draw"]
+
+#: Which changes: more energy in the mask, less of it; answers that became right, that became wrong.
+Kind = Literal["rose", "fell", "righted", "wronged"]
+
+
+@dataclass(frozen=True)
+class Change:
+    """What was measured on one image, before and after.
+
+    Attributes:
+        before: By the model before.
+        after: By the model after.
+    """
+
+    before: Record
+    after: Record
+
+    @property
+    def image(self) -> Labelled:
+        """The file and its class."""
+        return self.before.image
+
+    @property
+    def probability(self) -> float:
+        """How much the probability of the image's own class rose."""
+        return self.after.probability - self.before.probability
+
+    @property
+    def energy(self) -> float | None:
+        """How much the energy in the mask rose; None without a mask."""
+        if "energy" not in self.before.scores:
+            return None
+        return self.after.scores["energy"] - self.before.scores["energy"]
+
+
+@dataclass
+class Comparison:
+    """A model before and after.
+
+    Attributes:
+        names: Of the classes, in the order of the model's.
+        before: What was measured before, class by class.
+        after: The same after.
+        groups: Group by group, before and after; empty where no groups were given.
+        changes: Image by image, in the order of the files.
+    """
+
+    names: tuple[str, ...]
+    before: Evaluation
+    after: Evaluation
+    groups: dict[str, tuple[ClassResult, ClassResult]] = field(default_factory=dict)
+    changes: list[Change] = field(default_factory=list)
+
+    @property
+    def failures(self) -> dict[Path, str]:
+        """Files that could not be read, with the reason."""
+        return self.before.failures
+
+    def largest(self, kind: Kind) -> list[Change]:
+        """All changes of a kind, the largest first.
+
+        By how much the energy in the mask changed, or, where the answer became right or wrong, the
+        probability of the image's own class.
+        """
+        moved = [(change.energy, change) for change in self.changes if change.energy is not None]
+        if kind == "rose":
+            return [change for by, change in sorted(moved, key=lambda pair: -pair[0]) if by > 0]
+        if kind == "fell":
+            return [change for by, change in sorted(moved, key=lambda pair: pair[0]) if by < 0]
+        right = kind == "righted"
+        flipped = [
+            change
+            for change in self.changes
+            if (change.before.right, change.after.right) == (not right, right)
+        ]
+        return sorted(flipped, key=lambda change: -change.probability if right else change.probability)
+
+
+def check_alike(before: LoadedModel, after: LoadedModel, files: Sequence[Path]) -> None:
+    """Refuse two models that cannot be compared image by image.
+
+    Args:
+        before: One model.
+        after: The other.
+        files: Where their weights come from, for the error.
+
+    Raises:
+        InputError: If their classes or their preprocessing differ.
+    """
+    for what, one, other in (
+        ("classes", before.classes, after.classes),
+        ("sizes of images", before.size, after.size),
+        ("means of images", before.mean, after.mean),
+        ("standard deviations of images", before.std, after.std),
+    ):
+        if one != other:
+            raise InputError(
+                f"{files[0]} and {files[1]} have different {what}: {_listed(one)} and {_listed(other)}. "
+                "Compare two states of one model."
+            )
+
+
+def _listed(values: Sequence[object]) -> str:
+    more = f" … ({len(values)} in all)" if len(values) > 4 else ""
+    return ", ".join(map(str, values[:4])) + more
+
+
+def compare_folder(
+    before: LoadedModel,
+    after: LoadedModel,
+    images: Sequence[Labelled],
+    mask_for: MaskFor,
+    *,
+    group_of: Callable[[Path], str | None] = lambda path: None,
+    source: str = "grad_cam",
+    layer: str | list[str] = "auto",
+    threshold: float = 0.5,
+    batch_size: int = 32,
+    device: torch.device | None = None,
+    advance: Callable[[int], None] = lambda count: None,
+) -> Comparison:
+    """Measure two states of one model on the same images.
+
+    Args:
+        before: The model before.
+        after: The model after; with the same classes and preprocessing.
+        images: The files.
+        mask_for: Finds their masks.
+        group_of: Tells the group of an image, if it has one.
+        source: Attribution source.
+        layer: Where to look.
+        threshold: Of the IoU.
+        batch_size: Images at once.
+        device: Where the models run; where the first is by default.
+        advance: Called with the number of images that are done.
+    """
+    failures: dict[Path, str] = {}
+    first, second = (Evaluation({name: ClassResult() for name in before.classes}, failures) for _ in range(2))
+    result = Comparison(before.classes, first, second)
+    records = measure(
+        [before, after],
+        images,
+        mask_for,
+        failures,
+        source=source,
+        layer=layer,
+        threshold=threshold,
+        batch_size=batch_size,
+        device=device,
+        advance=advance,
+    )
+    for old, new in records:
+        result.changes.append(Change(old, new))
+        name, group = before.classes[old.image.cls], group_of(old.image.path)
+        pairs = [(first.classes[name], second.classes[name])]
+        if group is not None:
+            pairs.append(result.groups.setdefault(group, (ClassResult(), ClassResult())))
+        for was, now in pairs:
+            was.add(old)
+            now.add(new)
+    return result
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """An image with the maps of its own class laid over it.
+
+    Attributes:
+        before: With the map of the model before.
+        after: With the map of the model after.
+        mask: As the model sees it, `(H, W)`; None where there is none.
+        layer: The layer that was looked at.
+    """
+
+    before: Image.Image
+    after: Image.Image
+    mask: Tensor | None
+    layer: str
+
+
+def draw(
+    before: LoadedModel,
+    after: LoadedModel,
+    images: Sequence[Labelled],
+    mask_for: MaskFor,
+    *,
+    source: str = "grad_cam",
+    layer: str | list[str] = "auto",
+    batch_size: int = 32,
+) -> Mapping[Path, Drawn]:
+    """Draw what both models look at in a few images, which are read again.
+
+    Each map shows what counts as energy: its positive part, on a scale of its own.
+
+    Args:
+        before: The model before.
+        after: The model after.
+        images: The files.
+        mask_for: Finds their masks.
+        source: Attribution source.
+        layer: Where to look.
+        batch_size: Images at once.
+
+    Returns:
+        By file, without those that cannot be read any more.
+    """
+    device = next(before.model.parameters()).device
+    drawn: dict[Path, Drawn] = {}
+    for batch in read_batches(before, images, mask_for, {}, batch_size=batch_size):
+        pixels = torch.stack([sample.pixels for sample in batch]).to(device)
+        pairs = [(row, sample.image.cls) for row, sample in enumerate(batch)]
+        overlays = []
+        for loaded in (before, after):
+            shown = explain(loaded.model, pixels, source, pairs, layer)
+            maps = functional.unit(shown.maps[:, 0])[:, None]
+            overlays.append(visual.overlay(loaded.displayed(pixels), maps)[:, 0])
+        for sample, old, new in zip(batch, *overlays, strict=True):
+            pictures = visual.to_pil(old), visual.to_pil(new)
+            drawn[sample.image.path] = Drawn(*pictures, sample.mask, shown.layer)
+    return drawn

@@ -1,0 +1,468 @@
+"""How good a classifier is on a folder of images, and whether it looks where masks say; class by class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from attnguide import metrics
+from attnguide.capture.calls import find_logits
+from attnguide.capture.model_state import evaluating
+from attnguide.data.images import IMAGE_SUFFIXES, find_images, read_image
+from attnguide.errors import DataError, InputError
+from attnguide.explanation import explain
+from attnguide.masks.class_names import ClassNames
+from attnguide.masks.folders import MaskFolder, images_in, load_template, read_mask
+from attnguide.models.loading import LoadedModel
+
+__all__ = [
+    "COLUMNS",
+    "ClassResult",
+    "Evaluation",
+    "Labelled",
+    "MaskFor",
+    "Record",
+    "Sample",
+    "as_seen",
+    "evaluate_folder",
+    "labelled_images",
+    "mask_reader",
+    "measure",
+    "read_batches",
+    "single_label_images",
+]
+
+#: What tables show of a [`summary`][attnguide.evaluation.evaluate.ClassResult.summary], and its headings.
+COLUMNS = {
+    "images": "images",
+    "accuracy": "accuracy",
+    "masks": "masks",
+    "energy": "energy in mask",
+    "iou": "IoU",
+    "pointing": "pointing game",
+    "witness": "input gradient in mask",
+    "area": "mask's area",
+}
+
+#: The mask of an image and its class, `(H, W)`; None where there is none.
+MaskFor = Callable[[Path, int], Tensor | None]
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """An image file and the class of its folder."""
+
+    path: Path
+    cls: int
+
+
+@dataclass(frozen=True)
+class Record:
+    """What was measured on one image.
+
+    Attributes:
+        image: The file and its class.
+        predicted: The class of the highest probability.
+        confidence: That probability.
+        probability: The probability of the image's own class.
+        scores: Its scores, see [`evaluate_folder`][attnguide.evaluation.evaluate.evaluate_folder]; none
+            without a mask.
+    """
+
+    image: Labelled
+    predicted: int
+    confidence: float
+    probability: float
+    scores: Mapping[str, float]
+
+    @property
+    def right(self) -> bool:
+        """Whether the image was classified right."""
+        return self.predicted == self.image.cls
+
+
+@dataclass
+class ClassResult:
+    """What was measured on the images of one class, or of any other group.
+
+    Attributes:
+        images: Number of images.
+        right: How many of them were classified right.
+        scores: For each measure the scores of the images that have a mask.
+    """
+
+    images: int = 0
+    right: int = 0
+    scores: dict[str, list[float]] = field(default_factory=dict)
+
+    def add(self, record: Record) -> None:
+        """Count an image."""
+        self.images += 1
+        self.right += record.right
+        for name, value in record.scores.items():
+            self.scores.setdefault(name, []).append(value)
+
+    @property
+    def masked(self) -> int:
+        """Number of images that have a mask."""
+        return len(next(iter(self.scores.values()), []))
+
+    def summary(self) -> dict[str, float | int | None]:
+        """Counts, accuracy and mean scores; None where there is nothing to take the mean of."""
+        return {
+            "images": self.images,
+            "accuracy": self.right / self.images if self.images else None,
+            "masks": self.masked,
+            **{name: _mean(values) for name, values in self.scores.items()},
+        }
+
+
+@dataclass
+class Evaluation:
+    """What was measured.
+
+    Attributes:
+        classes: By name, in the order of the model's.
+        failures: Files that could not be read, with the reason.
+    """
+
+    classes: dict[str, ClassResult]
+    failures: dict[Path, str] = field(default_factory=dict)
+
+    @property
+    def whole(self) -> ClassResult:
+        """All images together."""
+        together = ClassResult()
+        for one in self.classes.values():
+            together.images += one.images
+            together.right += one.right
+            for name, values in one.scores.items():
+                together.scores.setdefault(name, []).extend(values)
+        return together
+
+    @property
+    def balanced(self) -> dict[str, float | None]:
+        """Means over the classes: each counts the same, however many images it has."""
+        rows = [one.summary() for one in self.classes.values() if one.images]
+        names = dict.fromkeys(name for row in rows for name in row if name not in ("images", "masks"))
+        return {name: _mean([row[name] for row in rows if row.get(name) is not None]) for name in names}
+
+    @property
+    def worst(self) -> tuple[str, float]:
+        """The class of the lowest accuracy, and that accuracy."""
+        rows = {name: one.right / one.images for name, one in self.classes.items() if one.images}
+        name = min(rows, key=lambda key: rows[key])
+        return name, rows[name]
+
+
+def _mean(values: Sequence[Any]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def single_label_images(loaded: LoadedModel, root: Path) -> tuple[LoadedModel, list[Labelled]]:
+    """List the images of a folder that has a subfolder for each class of a model.
+
+    Args:
+        loaded: A model that gives each image one class.
+        root: The folder.
+
+    Returns:
+        The model, with the names of the subfolders for its classes if they had none, and the images.
+
+    Raises:
+        InputError: If the model answers a question for each class, or the folder does not fit it; see
+            [`labelled_images`][attnguide.evaluation.evaluate.labelled_images].
+        DataError: If there is no image.
+    """
+    if loaded.multi_label:
+        raise InputError(
+            f"{loaded.name} answers a question for each class; a folder for each class needs a model that "
+            "gives each image one class. Name it: --model NAME."
+        )
+    named = not all(name == f"class {index}" for index, name in enumerate(loaded.classes))
+    images = labelled_images(root, loaded.classes, named=named)
+    if not named:
+        folders = {each.cls: each.path.relative_to(root).parts[0] for each in images}
+        loaded = loaded.renamed([folders.get(index, name) for index, name in enumerate(loaded.classes)])
+    return loaded, images
+
+
+def labelled_images(root: Path, classes: Sequence[str], *, named: bool) -> list[Labelled]:
+    """List the images of a folder that has a subfolder for each class.
+
+    Args:
+        root: The folder.
+        classes: Names of the model's classes.
+        named: Whether these are names at all: if so, subfolders are found by name, whatever its case and
+            whether by `_` or by space; else they are the classes in the order of torchvision's
+            `ImageFolder`.
+
+    Raises:
+        InputError: If there is no such folder, its subfolders are not the classes, or two classes have one
+            name.
+        DataError: If there is no image.
+    """
+    if not root.is_dir():
+        raise InputError(f"{root} is not a folder. Give the one that holds a subfolder for each class.")
+    folders = sorted(
+        (each for each in root.iterdir() if each.is_dir() and not each.name.startswith(".")),
+        key=lambda each: each.name,  # as torchvision's ImageFolder, which numbered them for the training
+    )
+    if not folders:
+        raise InputError(
+            f"{root} has no subfolder. It must hold one for each class, with the class's images."
+        )
+    if named:
+        names = ClassNames(classes)
+        chosen = [names.get(each.name, each) for each in folders]
+        for name in chosen:
+            if classes.count(name) > 1:
+                raise InputError(
+                    f"two classes of the model are called {name!r}. Give them names: --class-names."
+                )
+        index = [classes.index(name) for name in chosen]
+    elif len(folders) == len(classes):
+        index = list(range(len(classes)))
+    else:
+        raise InputError(
+            f"{root} has {len(folders)} subfolders, but the model has {len(classes)} classes, whose names "
+            "are not known. Give them: --class-names FILE."
+        )
+    found = [
+        Labelled(path, cls)
+        for folder, cls in zip(folders, index, strict=True)
+        if any(each.suffix.lower() in IMAGE_SUFFIXES for each in folder.rglob("*"))
+        for path in find_images([folder])
+    ]
+    if not found:
+        raise DataError(f"{root}: its subfolders hold no image.")
+    return found
+
+
+def mask_reader(masks: Path | None, classes: Sequence[str]) -> MaskFor:
+    """Make what finds the mask of an image.
+
+    Args:
+        masks: One image: the same for all; a folder with an image for each class, named like it: a template;
+            or a folder with masks for single images, see
+            [`MaskFolder`][attnguide.masks.folders.MaskFolder]. None: there are no masks.
+        classes: Names of the model's classes.
+
+    Raises:
+        DataError: If a mask cannot be read.
+        InputError: If there is no such file.
+    """
+    if masks is None:
+        return lambda _path, _cls: None
+    if not masks.exists():
+        raise InputError(f"{masks} does not exist. Give a mask, or a folder of masks.")
+    if not masks.is_dir():
+        one = read_mask(masks)
+        return lambda _path, _cls: one
+    names = ClassNames(classes)
+    files = images_in(masks)
+    if files and all(names.find(each.stem) is not None for each in files):
+        template = load_template(masks, classes).masks
+
+        def of_class(_path: Path, cls: int) -> Tensor | None:
+            mask = template[cls]
+            return None if bool(mask.isnan().all()) else mask
+
+        return of_class
+    folder = MaskFolder(masks, classes)
+    return lambda path, cls: folder.get_class(path, classes[cls])
+
+
+def evaluate_folder(
+    loaded: LoadedModel,
+    images: Sequence[Labelled],
+    mask_for: MaskFor,
+    *,
+    source: str = "grad_cam",
+    layer: str | list[str] = "auto",
+    threshold: float = 0.5,
+    batch_size: int = 32,
+    device: torch.device | None = None,
+    advance: Callable[[int], None] = lambda count: None,
+) -> Evaluation:
+    """Classify images, and hold what the model looks at against masks.
+
+    Masks go through the model's own preprocessing, so that they are cropped and resized as the images are.
+
+    Args:
+        loaded: The model.
+        images: The files.
+        mask_for: Finds their masks.
+        source: Attribution source.
+        layer: Where to look.
+        threshold: Of the IoU.
+        batch_size: Images at once.
+        device: Where the model runs; where it is by default.
+        advance: Called with the number of images that are done.
+
+    Returns:
+        Counts and scores of each class. Scores are of the true class's map: `energy`, `iou`, `pointing`, and
+        `witness`, the energy of the gradient of the images, which guidance at a layer does not optimise.
+    """
+    result = Evaluation({name: ClassResult() for name in loaded.classes})
+    records = measure(
+        [loaded],
+        images,
+        mask_for,
+        result.failures,
+        source=source,
+        layer=layer,
+        threshold=threshold,
+        batch_size=batch_size,
+        device=device,
+        advance=advance,
+    )
+    for (record,) in records:
+        result.classes[loaded.classes[record.image.cls]].add(record)
+    return result
+
+
+def measure(
+    models: Sequence[LoadedModel],
+    images: Sequence[Labelled],
+    mask_for: MaskFor,
+    failures: dict[Path, str],
+    *,
+    source: str = "grad_cam",
+    layer: str | list[str] = "auto",
+    threshold: float = 0.5,
+    batch_size: int = 32,
+    device: torch.device | None = None,
+    advance: Callable[[int], None] = lambda count: None,
+) -> Iterator[tuple[Record, ...]]:
+    """Measure models on the same images, each of which is read once.
+
+    Args:
+        models: They must have the same classes and preprocessing.
+        images: The files.
+        mask_for: Finds their masks.
+        failures: Gets the files that cannot be read, with the reason.
+        source: Attribution source.
+        layer: Where to look.
+        threshold: Of the IoU.
+        batch_size: Images at once.
+        device: Where the models run; where the first is by default.
+        advance: Called with the number of images that are done.
+
+    Yields:
+        For each image that could be read, in order, a record of each model.
+    """
+    device = device or next(models[0].model.parameters()).device
+    for loaded in models:
+        loaded.model.to(device)
+    for batch in read_batches(models[0], images, mask_for, failures, batch_size=batch_size, advance=advance):
+        pixels = torch.stack([sample.pixels for sample in batch]).to(device)
+        measured = [_measured(loaded, batch, pixels, source, layer, threshold) for loaded in models]
+        yield from zip(*measured, strict=True)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An image that was read.
+
+    Attributes:
+        image: The file and its class.
+        pixels: As the model expects them, `(3, H, W)`.
+        mask: Cropped and resized as the image is, `(H, W)`; None where there is none.
+    """
+
+    image: Labelled
+    pixels: Tensor
+    mask: Tensor | None
+
+
+def read_batches(
+    loaded: LoadedModel,
+    images: Sequence[Labelled],
+    mask_for: MaskFor,
+    failures: dict[Path, str],
+    *,
+    batch_size: int = 32,
+    advance: Callable[[int], None] = lambda count: None,
+) -> Iterator[list[Sample]]:
+    """Read images and their masks as a model sees them, batch by batch.
+
+    Args:
+        loaded: The model.
+        images: The files.
+        mask_for: Finds their masks.
+        failures: Gets the files that cannot be read, with the reason.
+        batch_size: Images at once.
+        advance: Called with the number of images that are done.
+    """
+    waiting: list[Sample] = []
+    for labelled in images:
+        try:
+            picture, mask = read_image(labelled.path), mask_for(labelled.path, labelled.cls)
+            pixels = loaded.prepared(picture, labelled.path)
+            seen = None if mask is None else as_seen(loaded, mask, picture.size)
+            waiting.append(Sample(labelled, pixels, seen))
+        except DataError as error:
+            failures[labelled.path] = str(error)
+        if len(waiting) == batch_size:
+            yield waiting
+            waiting = []
+        advance(1)
+    if waiting:
+        yield waiting
+
+
+def as_seen(loaded: LoadedModel, mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """Stretch a mask over its image, of that many columns and rows, and crop it as the image is."""
+    picture = Image.fromarray((mask.clamp(0, 1) * 255).round().byte().numpy())
+    picture = picture.resize(size, Image.Resampling.BILINEAR).convert("RGB")
+    return loaded.displayed(loaded.transform(picture)[None])[0, 0]
+
+
+def _measured(
+    loaded: LoadedModel,
+    batch: Sequence[Sample],
+    pixels: Tensor,
+    source: str,
+    layer: str | list[str],
+    threshold: float,
+) -> list[Record]:
+    classes = [sample.image.cls for sample in batch]
+    logits = pixels.new_empty(len(batch), len(loaded.classes))
+    scores: list[dict[str, float]] = [{} for _ in batch]
+    with_mask = [number for number, sample in enumerate(batch) if sample.mask is not None]
+    without = [number for number, sample in enumerate(batch) if sample.mask is None]
+    if without:
+        with torch.no_grad(), evaluating(loaded.model):
+            logits[without] = find_logits(loaded.model(pixels[without])).to(logits)
+    if with_mask:
+        masks = torch.stack([sample.mask for sample in batch if sample.mask is not None]).to(pixels.device)
+        own = [(row, classes[number]) for row, number in enumerate(with_mask)]
+        shown = explain(loaded.model, pixels[with_mask], source, own, layer)
+        logits[with_mask], maps = shown.logits.to(logits), shown.maps[:, 0]
+        witness = explain(loaded.model, pixels[with_mask], "input_gradient", own).maps[:, 0]
+        found = {
+            "energy": metrics.energy_in_mask(maps, masks),
+            "iou": metrics.iou(maps, masks, threshold=threshold),
+            "pointing": metrics.pointing_game(maps, masks),
+            "witness": metrics.energy_in_mask(witness, masks),
+            "area": masks.mean(dim=(1, 2)),
+        }
+        for name, values in found.items():
+            for number, value in zip(with_mask, values.tolist(), strict=True):
+                scores[number][name] = value
+    probabilities, predicted = loaded.probabilities(logits), logits.argmax(dim=1)
+    chosen = torch.stack([predicted, torch.tensor(classes, device=pixels.device)], dim=1)
+    pairs = probabilities.gather(1, chosen).tolist()
+    return [
+        Record(sample.image, answer, confidence, probability, score)
+        for sample, answer, (confidence, probability), score in zip(
+            batch, predicted.tolist(), pairs, scores, strict=True
+        )
+    ]

@@ -1,0 +1,1 @@
+"""Internal: the guide, its terms, the gradient check, and compiling."""

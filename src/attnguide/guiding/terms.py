@@ -1,0 +1,290 @@
+"""Guidance terms: what is compared with what, and what that costs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from attnguide import functional
+from attnguide.capture.calls import Call
+from attnguide.capture.host_sync import may_read
+from attnguide.errors import GuidanceError, InputError, LayerError
+from attnguide.interfaces import AlignmentLoss, AttributionSource, PriorMaps, TargetPrior, maps_of
+from attnguide.layers import Layer, LayerSpec, check_layer, check_reach, find_layers
+from attnguide.pairs import Evidence, Pairs, Targets, check_choice, resolve
+from attnguide.parts.registry import registry
+from attnguide.trace import Trace
+
+__all__ = ["BoundTerm", "Term", "TermRecord"]
+
+#: What `max_classes="auto"` draws where each class costs a pass through what follows the layer.
+_DRAWN = 4
+
+
+@dataclass(eq=False)
+class Term:
+    """One guidance term: what is compared with what, where, for which pairs, and how much it counts.
+
+    Attributes:
+        source: An attribution source, by name or as an object.
+        prior: A target prior, by name or as an object.
+        loss: An alignment loss, by name or as an object.
+        weight: λ, at least 0; the term's mean over the annotated pairs is multiplied by it. May be changed
+            while training.
+        layer: Where to look; see [`find_layers`][attnguide.layers.find_layers]. With several layers the
+            losses of each are averaged.
+        targets: Which (sample, class) pairs; see [`pairs.resolve`][attnguide.pairs.resolve].
+        evidence: `"logit"`, or `"decision"`: negated for a binary attribute that is predicted negative.
+        combine: `"mean"`, `"max"` or `"product"`: join the maps of several layers, and compare the joined map.
+        max_classes: How many pairs of each sample are compared in a step, drawn at random; the expected loss is the
+            same. None for all of them. `"auto"`: all, where the layer is followed by pooling or a sample has
+            at most 4; else 4, since each costs a pass through the layers that follow.
+        warmup: λ grows from nothing to `weight` in so many steps, so that a network without features yet is
+            not told where to look with them. 0: it is `weight` from the first step.
+    """
+
+    source: str | AttributionSource = "grad_cam"
+    prior: str | TargetPrior = "mask"
+    loss: str | AlignmentLoss = "iou"
+    weight: float = 1.0
+    layer: LayerSpec = "auto"
+    targets: Targets = "labels"
+    evidence: Evidence = "logit"
+    combine: str | None = None
+    max_classes: int | Literal["auto"] | None = "auto"
+    warmup: int = 0
+
+    def weight_at(self, step: int) -> float:
+        """λ in a step, counted from 0."""
+        return self.weight * min(1.0, (step + 1) / self.warmup) if self.warmup else self.weight
+
+
+@dataclass(frozen=True)
+class TermRecord:
+    """What one term saw at one layer in the last call of `guide.loss`, detached, for logging.
+
+    Attributes:
+        layer: The layer that it looked at; several names with a + between them if their maps were joined.
+        pairs: The N annotated pairs (those that were drawn).
+        maps: Attribution maps `(N, h, w)`, raw.
+        prior: Prior maps `(N, h, w)` in [0, 1].
+        losses: Alignment losses `(N,)`, not multiplied by λ.
+    """
+
+    layer: str
+    pairs: Pairs
+    maps: Tensor
+    prior: Tensor
+    losses: Tensor
+
+
+class BoundTerm:
+    """A term whose parts are made, and whose layers are found when the first images come.
+
+    Args:
+        term: The term.
+        model: The model, wrapped or not.
+
+    Raises:
+        UnknownNameError: If a part's name is unknown.
+        LayerError: If the model has no such layer.
+        GuidanceError: If the source cannot guide.
+        InputError: If a setting has a wrong value.
+    """
+
+    def __init__(self, term: Term, model: nn.Module) -> None:
+        self.term = term
+        self.source: AttributionSource = registry().create("source", term.source, AttributionSource)
+        self.prior: TargetPrior = registry().create("prior", term.prior, TargetPrior)
+        self.loss: AlignmentLoss = registry().create("loss", term.loss, AlignmentLoss)
+        self.asked = check_layer(model, self.source.layers(term.layer))
+        self.layers: list[Layer] = []
+        if not self.source.differentiable:
+            raise GuidanceError(
+                f"source {self.source!r} is not differentiable: it can explain, but not guide. Choose "
+                "another source."
+            )
+        if not (isinstance(term.weight, (int, float)) and math.isfinite(term.weight) and term.weight >= 0):
+            raise InputError(f"weight={term.weight!r} must be a finite number of at least 0.")
+        if term.combine not in (None, *functional.COMBINATIONS):
+            raise InputError(
+                f"combine={term.combine!r} is unknown: {', '.join(functional.COMBINATIONS)}, or None."
+            )
+        if term.max_classes not in (None, "auto") and not (
+            type(term.max_classes) is int and term.max_classes >= 1
+        ):
+            raise InputError(
+                f"max_classes={term.max_classes!r} must be 'auto', None, or a number of at least 1."
+            )
+        if type(term.warmup) is not int or term.warmup < 0:
+            raise InputError(f"warmup={term.warmup!r} must be a number of steps, at least 0.")
+        check_choice(term.targets, term.evidence)
+
+    def find(self, model: nn.Module, call: Call, *, measure: bool) -> None:
+        """Find the layers for images of this size; the names stay those of the first images."""
+        asked = [layer.name for layer in self.layers] or self.asked
+        self.layers = find_layers(model, call.images, asked, measure=measure, call=call)
+        if self.source.needs_gradient:
+            for layer in self.layers:
+                check_reach(layer)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the layers; what was asked for while they are not found."""
+        return [layer.name for layer in self.layers] or list(self.asked)
+
+    def __call__(
+        self, trace: Trace, labels: Tensor, weight: Tensor | None, annotations: Mapping[str, Any]
+    ) -> tuple[list[TermRecord], Tensor | None]:
+        """Compare attribution and prior in the last forward pass.
+
+        Args:
+            trace: The pass, with this term's layers among others.
+            labels: As for [`Guide.loss`][attnguide.guiding.guide.Guide.loss], like the rest.
+            weight: How much each annotation counts.
+            annotations: What the priors read.
+
+        Returns:
+            What was seen, and the mean of the losses; None if nothing is annotated.
+        """
+        pairs = resolve(self.term.targets, trace.logits, labels, self.term.evidence)
+        counts = None if pairs.present is None else pairs.present.float()
+        if weight is not None:
+            given = _pair_weights(weight, trace, pairs)
+            counts = given if counts is None else given * counts
+        pairs, counts = _without_zeros(pairs, counts)
+        groups = [self.layers] if self.term.combine else [[layer] for layer in self.layers]
+        records, means = [], []
+        for layers in groups:
+            record, mean = self._compare(layers, trace, pairs, counts, annotations)
+            records.append(record)
+            means.append(mean)
+        present = [mean for mean in means if mean is not None]
+        return records, torch.stack(present).mean() if present else None
+
+    def prior_at(
+        self, trace: Trace, pairs: Pairs, size: tuple[int, int], annotations: Mapping[str, Any]
+    ) -> tuple[Tensor, Tensor]:
+        """Ask the prior, and check what it gives: maps `(N, h, w)` and weights `(N,)`."""
+        wanted = {name: value for name, value in annotations.items() if name in self.prior.annotations}
+        given = self.prior(trace, pairs, size, **wanted)
+        return _checked_prior(self.prior, given, pairs, size)
+
+    def _compare(
+        self,
+        layers: Sequence[Layer],
+        trace: Trace,
+        pairs: Pairs,
+        counts: Tensor | None,
+        annotations: Mapping[str, Any],
+    ) -> tuple[TermRecord, Tensor | None]:
+        traces = [trace.at(layer.name) for layer in layers]
+        sizes = [self.source.size(one) for one in traces]
+        size = (max(height for height, _ in sizes), max(width for _, width in sizes))
+        prior, weights = self.prior_at(traces[0], pairs, size, annotations)
+        if counts is not None:
+            weights = weights * counts
+        # Pairs without annotation leave before any gradient is computed.
+        total = weights.sum()
+        count = self._count(layers, pairs)
+        if count is None:
+            kept, stands_for = _positive(weights), None
+        else:
+            kept, stands_for = pairs.draw(count, weights > 0, len(trace.logits))
+        if kept is not None:
+            pairs, prior, weights = pairs.select(kept, count), prior[kept], weights[kept]
+        if stands_for is not None:
+            weights = weights * stands_for
+        name = " + ".join(layer.name for layer in layers)
+        if not len(pairs):
+            nothing = prior.detach()
+            return TermRecord(name, pairs, nothing, nothing, weights), None
+        maps = [maps_of(self.source, one, pairs) for one in traces]
+        joined = maps[0] if self.term.combine is None else functional.combine(maps, self.term.combine)
+        losses = self.loss(joined, prior)
+        if losses.shape != weights.shape:
+            raise GuidanceError(
+                f"loss {self.loss!r} gave shape {tuple(losses.shape)}, expected one number for each of "
+                f"{len(pairs)} pairs."
+            )
+        record = TermRecord(name, pairs, joined.detach(), prior.detach(), losses.detach())
+        # Pairs that only fill a place are there on accelerators; their sum of weights may be zero.
+        mean = (weights * losses).sum() / torch.where(total > 0, total, torch.ones_like(total))
+        return record, mean
+
+    def _count(self, layers: Sequence[Layer], pairs: Pairs) -> int | None:
+        """How many pairs of a sample to draw; None for all."""
+        draw = self.term.max_classes
+        if draw == "auto":
+            cheap = not self.source.needs_gradient or all(layer.pooled for layer in layers)
+            draw = None if cheap else _DRAWN
+        return None if draw is None or pairs.slots <= draw else draw
+
+    def __repr__(self) -> str:
+        where = ", ".join(self.names)
+        return f"{self.source!r} ~ {self.prior!r} by {self.loss!r} × {self.term.weight:g} at {where}"
+
+
+def _positive(weights: Tensor) -> Tensor | None:
+    """Positions of the pairs that count; None for all, as on an accelerator, which nobody waits for."""
+    if weights.device.type != "cpu":
+        return None
+    counted = weights > 0
+    return None if bool(counted.all()) else counted.nonzero()[:, 0]
+
+
+def _without_zeros(pairs: Pairs, counts: Tensor | None) -> tuple[Pairs, Tensor | None]:
+    """Leave out pairs that do not count: what is dropped is not looked at, and need not be valid."""
+    kept = None if counts is None else _positive(counts)
+    return (pairs, counts) if kept is None or counts is None else (pairs.select(kept), counts[kept])
+
+
+def _checked_prior(
+    prior: TargetPrior, given: PriorMaps | Tensor, pairs: Pairs, size: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Check what a prior gave; a stranger's prior may give anything."""
+    maps, weights = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
+    if not isinstance(maps, Tensor) or not isinstance(weights, (Tensor, type(None))):
+        raise GuidanceError(f"prior {prior!r} gave {given!r}, expected maps or PriorMaps(maps, weights).")
+    if maps.shape != (len(pairs), *size):
+        raise GuidanceError(
+            f"prior {prior!r} gave maps of shape {tuple(maps.shape)}, expected {(len(pairs), *size)}."
+        )
+    if weights is None:
+        weights = maps.new_ones(len(pairs), dtype=torch.float32)
+    if weights.shape != (len(pairs),):
+        raise GuidanceError(
+            f"prior {prior!r} gave weights of shape {tuple(weights.shape)}, expected {(len(pairs),)}."
+        )
+    # Written so that NaN fails too; the margin is for resampling in float32.
+    if may_read(maps) and maps.numel() and not _within(maps, -1e-4, 1 + 1e-4):
+        raise GuidanceError(
+            f"prior {prior!r} gave values outside [0, 1], or NaN; mark a missing map by weight 0."
+        )
+    if may_read(weights) and not bool(((weights >= 0) & weights.isfinite()).all()):
+        raise GuidanceError(f"prior {prior!r} gave a negative or infinite weight.")
+    device = pairs.sample.device
+    return maps.to(device), weights.to(device)
+
+
+def _within(values: Tensor, low: float, high: float) -> bool:
+    """Whether all values lie in a range; NaN does not."""
+    least, most = values.aminmax()
+    return bool(least >= low) and bool(most <= high)
+
+
+def _pair_weights(weight: Tensor, trace: Trace, pairs: Pairs) -> Tensor:
+    weight = torch.as_tensor(weight, dtype=torch.float32, device=trace.logits.device)
+    batch, classes = trace.logits.shape
+    if weight.shape not in ((batch,), (batch, classes)):
+        raise InputError(
+            f"sample_weight has shape {tuple(weight.shape)}; it must be ({batch},) or ({batch}, {classes})."
+        )
+    if may_read(weight) and not bool(((weight >= 0) & weight.isfinite()).all()):
+        raise InputError("sample_weight must be finite and at least 0; 0 drops a pair.")
+    return pairs.pick(weight) if weight.ndim == 1 else weight[pairs.sample, pairs.cls]

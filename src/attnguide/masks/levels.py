@@ -1,0 +1,37 @@
+"""What an image file says as a mask, without torch: how much of each pixel was painted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from attnguide.data.images import grey_levels, load_image
+
+__all__ = ["is_grey", "read_levels"]
+
+
+def read_levels(path: str | Path) -> npt.NDArray[np.float64]:
+    """Read a painted mask; see [`read_mask`][attnguide.masks.folders.read_mask].
+
+    Returns:
+        Array `(H, W)` in [0, 1].
+
+    Raises:
+        DataError: The file cannot be read as an image.
+    """
+    image = load_image(path)
+    if image.has_transparency_data and not image.mode.startswith("I"):
+        opacity = np.asarray(image.convert("RGBA").getchannel("A"))
+        if opacity.min() < 255:
+            return opacity / 255
+    if is_grey(image) and np.asarray(image).max() == 1:
+        return np.asarray(image, dtype=np.float64)
+    return grey_levels(image, path)
+
+
+def is_grey(image: Image.Image) -> bool:
+    """Whether an image has one channel of whole numbers, and no palette."""
+    return image.mode == "L" or image.mode.startswith("I")

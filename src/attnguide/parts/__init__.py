@@ -1,0 +1,6 @@
+"""Parts by name: sources, priors, losses, adapters, recipes, commands, and the hook that declares them."""
+
+import lazy_loader
+
+# The names and where they live: `__init__.pyi`.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,111 @@
+"""Recipes: named settings of a method, as TOML."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from attnguide.errors import InputError, nearest
+from attnguide.interfaces import AlignmentLoss, AttributionSource, TargetPrior
+from attnguide.parts.hookspecs import Kind
+from attnguide.parts.registry import registry
+
+__all__ = ["Recipe", "load_recipe"]
+
+_PARTS: dict[str, type] = {"source": AttributionSource, "prior": TargetPrior, "loss": AlignmentLoss}
+_SETTINGS = (
+    *_PARTS,
+    "weight",
+    "layer",
+    "targets",
+    "evidence",
+    "combine",
+    "max_classes",
+    "warmup",
+    "second_order",
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A method with its settings.
+
+    Attributes:
+        name: Name of the recipe.
+        about: What it is and where it comes from.
+        guide: Arguments of [`Guide`][attnguide.guiding.guide.Guide], parts already made.
+        train: Settings of the training that go with it, for the tools that train.
+    """
+
+    name: str
+    about: str
+    guide: dict[str, Any] = field(default_factory=dict)
+    train: dict[str, Any] = field(default_factory=dict)
+
+
+def load_recipe(name_or_path: str | Path) -> Recipe:
+    """Load a recipe by its registered name, or from a TOML file.
+
+    A file has a table `[guide]` with any of `source`, `prior`, `loss`, `weight`, `layer`, `targets`,
+    `evidence`, `combine`, `max_classes`, `warmup`, `second_order`, and may have a table `[train]` and a string
+    `about`. A part is a name, or a table with a name and options:
+
+    ```toml
+    [guide]
+    source = { name = "hires_cam", relu = false }
+    ```
+
+    Args:
+        name_or_path: A name such as `"gradcam-iou"`, or a path that ends in `.toml`.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        UnknownNameError: If the name is unknown.
+        InputError: If the file cannot be read or holds an unknown setting.
+    """
+    if isinstance(name_or_path, Path) or str(name_or_path).endswith(".toml"):
+        path = Path(name_or_path)
+        name, where = path.stem, str(path)
+        read = path.read_text
+    else:
+        name, where = name_or_path, f"recipe {name_or_path!r}"
+        read = registry().load_part("recipe", name).read_text
+    try:
+        content = tomllib.loads(read(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"{where} cannot be read as a recipe: {error}") from error
+    _check_keys(where, "table", content, ("about", "guide", "train"))
+    guide = content.get("guide", {})
+    _check_keys(where, "setting", guide, _SETTINGS)
+    settings = {key: _part(where, key, value) if key in _PARTS else value for key, value in guide.items()}
+    train = content.get("train", {})
+    if not isinstance(train, Mapping):
+        raise InputError(f"{where}: train = {train!r} must be a table.")
+    return Recipe(name, str(content.get("about", "")), settings, dict(train))
+
+
+def _part(where: str, kind: str, value: Any) -> Any:
+    if isinstance(value, Mapping):
+        options = dict(value)
+        name = options.pop("name", None)
+        if not isinstance(name, str):
+            raise InputError(
+                f'{where}: {kind} = {dict(value)} has no name; write {{ name = "…", option = … }}.'
+            )
+        return registry().create(cast(Kind, kind), name, _PARTS[kind], **options)
+    if not isinstance(value, str):
+        raise InputError(f"{where}: {kind} = {value!r} must be a name or a table with a name.")
+    return value
+
+
+def _check_keys(where: str, what: str, content: Any, known: tuple[str, ...]) -> None:
+    if not isinstance(content, Mapping):
+        raise InputError(f"{where}: {content!r} must be a table.")
+    for key in content:
+        if key not in known:
+            raise InputError(f"{where} has an unknown {what} {key!r}.{nearest(key, known)}")

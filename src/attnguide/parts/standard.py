@@ -1,0 +1,140 @@
+"""The standard parts, declared as any plugin declares its own."""
+
+from __future__ import annotations
+
+from attnguide.parts.hookspecs import Part, hookimpl
+
+__all__ = ["CAPTUM_OF_IMAGES", "CAPTUM_OF_LAYERS", "attnguide_parts"]
+
+#: captum's attributions of images, and of layers; those of neurons, text and training data are others.
+CAPTUM_OF_IMAGES = (
+    "DeepLift",
+    "DeepLiftShap",
+    "Deconvolution",
+    "FeatureAblation",
+    "FeaturePermutation",
+    "GradientShap",
+    "GuidedBackprop",
+    "GuidedGradCam",
+    "InputXGradient",
+    "IntegratedGradients",
+    "KernelShap",
+    "LRP",
+    "Lime",
+    "NoiseTunnel",
+    "Occlusion",
+    "Saliency",
+    "ShapleyValueSampling",
+    "ShapleyValues",
+)
+CAPTUM_OF_LAYERS = (
+    "InternalInfluence",
+    "LayerActivation",
+    "LayerConductance",
+    "LayerDeepLift",
+    "LayerDeepLiftShap",
+    "LayerFeatureAblation",
+    "LayerFeaturePermutation",
+    "LayerGradCam",
+    "LayerGradientShap",
+    "LayerGradientXActivation",
+    "LayerIntegratedGradients",
+    "LayerLRP",
+)
+
+
+@hookimpl
+def attnguide_parts() -> list[Part]:
+    """Declare the parts that come with the core."""
+    sources, priors, losses = "attnguide.sources", "attnguide.priors", "attnguide.losses"
+    return [
+        Part("source", "grad_cam", f"{sources}.grad_cam:GradCAM", "channels weighted by their mean gradient"),
+        Part("source", "cam", f"{sources}.grad_cam:CAM", "Grad-CAM with the evidence against, lifted to 0"),
+        Part(
+            "source",
+            "grad_cam_plus_plus",
+            f"{sources}.grad_cam:GradCAMPlusPlus",
+            "Grad-CAM, better with several objects",
+        ),
+        Part(
+            "source",
+            "layer_cam",
+            f"{sources}.grad_cam:LayerCAM",
+            "each position weighted by its positive gradient",
+        ),
+        Part(
+            "source",
+            "hires_cam",
+            f"{sources}.grad_cam:HiResCAM",
+            "gradient times feature, position by position",
+        ),
+        Part("source", "xgrad_cam", f"{sources}.grad_cam:XGradCAM", "gradients averaged where it is active"),
+        Part("source", "input_gradient", f"{sources}.gradient:Gradient", "norm of the image's gradient"),
+        Part(
+            "source",
+            "input_x_gradient",
+            f"{sources}.gradient:GradientTimesInput",
+            "gradient times image; signed",
+        ),
+        Part(
+            "source",
+            "attention_rollout",
+            f"{sources}.attention:AttentionRollout",
+            "attention of all blocks, multiplied",
+        ),
+        Part(
+            "source",
+            "transformer_relevance",
+            f"{sources}.attention:TransformerRelevance",
+            "attention times gradient, through all blocks",
+        ),
+        Part(
+            "source",
+            "layer_attention",
+            f"{sources}.layer_attention:LayerAttention",
+            "channel mean; the same for all classes",
+        ),
+        *(
+            Part("source", f"captum:{name}", f"{sources}.captum:{name}", f"captum.attr.{name}, of the images")
+            for name in CAPTUM_OF_IMAGES
+        ),
+        *(
+            Part("source", f"captum:{name}", f"{sources}.captum:{name}", f"captum.attr.{name}, of a layer")
+            for name in CAPTUM_OF_LAYERS
+        ),
+        Part(
+            "prior",
+            "mask",
+            f"{priors}.mask:MaskPrior",
+            "masks for all images, per image, per class, or a template",
+        ),
+        Part("prior", "boxes", f"{priors}.boxes:BoxPrior", "bounding boxes in pixels"),
+        Part("loss", "iou", f"{losses}.overlap:IoU", "−ln of the soft intersection over union"),
+        Part("loss", "cosine", f"{losses}.overlap:Cosine", "1 − cosine; keeps signs"),
+        Part("loss", "energy", f"{losses}.overlap:Energy", "share of the attribution outside the prior"),
+        Part("loss", "dice", f"{losses}.overlap:Dice", "1 − the soft Dice coefficient"),
+        Part("loss", "kl", f"{losses}.overlap:KL", "divergence from the prior, both as distributions"),
+        Part(
+            "loss",
+            "correlation",
+            f"{losses}.overlap:Correlation",
+            "1 − correlation: constants do not count",
+        ),
+        Part("loss", "mse", f"{losses}.pointwise:MSE", "mean squared difference"),
+        Part("loss", "hint", f"{losses}.pointwise:MSE", "mean squared difference, by its published name"),
+        Part("loss", "l1", f"{losses}.pointwise:L1", "mean absolute difference"),
+        Part("loss", "ppce", f"{losses}.pointwise:PPCE", "cross entropy that asks for evidence inside"),
+        Part("loss", "outside", f"{losses}.pointwise:Outside", "squared attribution where it is forbidden"),
+        Part(
+            "recipe",
+            "rrr",
+            "attnguide.parts:recipes/rrr.toml",
+            "right for the right reasons: image gradients",
+        ),
+        Part(
+            "recipe",
+            "signed-evidence",
+            "attnguide.parts:recipes/signed-evidence.toml",
+            "the same at a layer, for little: no evidence outside, for any class",
+        ),
+    ]

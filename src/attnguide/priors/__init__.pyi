@@ -1,0 +1,2 @@
+from .boxes import BoxPrior as BoxPrior
+from .mask import MaskPrior as MaskPrior

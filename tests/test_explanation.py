@@ -1,0 +1,304 @@
+"""explain: raw maps of the size that was asked for, in every circumstance the same, and cheap."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tests.helpers.beside import beside
+from tests.helpers.models import batch, cnn, tiny_vit
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+import attnguide as ag
+from attnguide.interfaces import AttributionSource
+from attnguide.parts.registry import registry
+
+IMAGES, LABELS, _ = batch()
+
+
+def by_hand(model: nn.Module, images: Tensor, classes: Tensor, layer: str = "block4") -> Tensor:
+    """Grad-CAM in a few lines."""
+    kept: list[Tensor] = []
+    handle = model.get_submodule(layer).register_forward_hook(lambda _m, _a, output: kept.append(output))
+    logits = model(images)
+    handle.remove()
+    score = logits.gather(1, classes[:, None]).sum()
+    (gradient,) = torch.autograd.grad(score, kept[0])
+    return (gradient.mean(dim=(2, 3), keepdim=True) * kept[0]).sum(dim=1).relu().detach()
+
+
+def test_values_are_raw_and_resized_bilinearly() -> None:
+    model = cnn().eval()
+    expected = by_hand(model, IMAGES, LABELS)
+    found = ag.explain(model, IMAGES, targets="labels", labels=LABELS, size=None)
+    torch.testing.assert_close(found.maps[:, 0], expected)
+    assert found.layer == "block4"
+    assert found.source == "grad_cam"
+    assert found.classes.tolist() == LABELS[:, None].tolist()
+    torch.testing.assert_close(found.logits, model(IMAGES).detach())
+    torch.testing.assert_close(found.scores[:, 0], found.logits.gather(1, LABELS[:, None])[:, 0])
+    resized = interpolate(expected[:, None], 32, mode="bilinear", align_corners=False)
+    sized = ag.explain(model, IMAGES, targets="labels", labels=LABELS)
+    torch.testing.assert_close(sized.maps, resized)
+
+
+@pytest.mark.parametrize(
+    ("size", "shape"), [("input", (32, 32)), (None, (4, 4)), ((5, 9), (5, 9)), ((2, 2), (2, 2))]
+)
+def test_sizes(size: Any, shape: tuple[int, int]) -> None:
+    found = ag.explain(cnn(), IMAGES, targets="all", size=size)
+    assert found.maps.shape == (4, 4, *shape)
+
+
+def test_scaled_maps_lie_in_0_to_1_and_flat_ones_are_zero() -> None:
+    found = ag.explain(cnn(), IMAGES, "layer_attention", "all")
+    scaled = found.scaled()
+    flat = (found.maps.amax(dim=(2, 3)) == found.maps.amin(dim=(2, 3)))[:, :, None, None]
+    torch.testing.assert_close(scaled.amax(dim=(2, 3), keepdim=True), torch.where(flat, 0.0, 1.0))
+    torch.testing.assert_close(scaled.amin(dim=(2, 3)), torch.zeros(4, 4))
+    constant = ag.Explanation(
+        {"": torch.full((1, 1, 3, 3), 7.0)}, None, LABELS[:1, None], found.logits[:1], IMAGES[:1], ""
+    )
+    assert not bool(constant.scaled().any())
+
+
+# captum's have tests of their own.
+SOURCES = [name for name in registry().names("source") if not name.startswith("captum:")]
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_many_classes_at_once_are_those_one_by_one(name: str) -> None:
+    reads_attention = registry().create("source", name, AttributionSource).reads_attention
+    model = (tiny_vit if reads_attention else cnn)(classes=37).eval()
+    with beside(name, model, IMAGES):
+        found = ag.explain(model, IMAGES[:2], name, "all", size=None)
+        assert found.classes.tolist() == [list(range(37))] * 2
+        for cls in range(37):
+            one = ag.explain(model, IMAGES[:2], name, [cls], size=None)
+            torch.testing.assert_close(found.maps[:, cls], one.maps[:, 0], rtol=1e-4, atol=1e-7)
+
+
+def test_uneven_numbers_of_classes() -> None:
+    model = cnn(classes=20).eval()
+    labels = torch.zeros(4, 20)
+    labels[0, [3, 5]] = 1
+    labels[2] = 1
+    found = ag.explain(model, IMAGES, targets="labels", labels=labels)
+    assert found.maps.shape == (4, 20, 32, 32)
+    assert found.classes[0].tolist() == [3, 5] + [-1] * 18
+    assert found.classes[1].tolist() == [-1] * 20
+    assert found.classes[2].tolist() == list(range(20))
+    assert not bool(found.maps[0, 2:].any())
+    assert bool(found.scores[1].isnan().all())
+    one = ag.explain(model, IMAGES, targets=[(0, 5)])
+    torch.testing.assert_close(found.maps[0, 1], one.maps[0, 0])
+
+
+def test_no_class_at_all() -> None:
+    found = ag.explain(cnn(), IMAGES, targets="labels", labels=torch.zeros(4, 4))
+    assert found.maps.shape == (4, 0, 32, 32)
+    assert found.classes.shape == found.scores.shape == (4, 0)
+    assert found.overlay().shape == (4, 0, 3, 32, 32)
+
+
+# ------------------------------------------------------------------------- cost
+
+
+@pytest.mark.parametrize(("build", "layer"), [(cnn, "block4"), (cnn, "block2"), (tiny_vit, "blocks.1.norm1")])
+def test_nothing_before_the_layer_records_a_graph(build: Any, layer: str) -> None:
+    model = build()
+    order: list[str] = []
+    saved: list[str] = []
+
+    def note(name: str) -> Any:
+        return lambda *_: order.append(name)
+
+    handles = [m.register_forward_pre_hook(note(n)) for n, m in model.named_modules() if n]
+    ag.layers.find_layers(model, IMAGES, layer)  # the search is not what is measured
+    order.clear()
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: saved.append(order[-1]) or tensor, lambda t: t
+    ):
+        ag.explain(model, IMAGES, layer=layer)
+    for handle in handles:
+        handle.remove()
+    inside = [n for n, _ in model.named_modules() if n == layer or n.startswith(f"{layer}.")]
+    start = max(order.index(name) for name in inside)
+    before = set(order[: start + 1]) - set(order[start + 1 :])
+    assert saved, "the tail records one"
+    assert not before & set(saved) - {inside[-1]}
+    # Of the layer itself no value is kept for a backward pass either.
+    assert all(order.index(name) >= start for name in saved)
+
+
+def test_a_source_without_gradients_records_nothing_at_all() -> None:
+    model, saved = cnn(), []
+    ag.layers.find_layers(model, IMAGES, "uncentred")
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(1) or tensor, lambda t: t):
+        ag.explain(model, IMAGES, "layer_attention")
+    assert not saved
+
+
+def test_the_model_runs_once() -> None:
+    model, calls = cnn(), []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    ag.explain(model, IMAGES)
+    assert len(calls) <= 6  # with those of the probe
+    for name in SOURCES:
+        calls.clear()
+        source = registry().create("source", name, AttributionSource)
+        if source.needs_gradient and not source.reads_attention:
+            ag.explain(model, IMAGES, name, "all")
+            assert len(calls) == 1  # the layer is known now
+
+
+def test_gradients_of_the_parameters_are_never_touched() -> None:
+    model = cnn()
+    touched: list[int] = []
+    for parameter in model.parameters():
+        parameter.register_hook(lambda gradient: touched.append(1))
+    ag.explain(model, IMAGES, targets="all")
+    assert not touched
+    assert all(p.grad is None for p in model.parameters())
+
+
+# ---------------------------------------------------------------- circumstances
+
+
+def test_training_mode_with_dropout_and_batch_normalisation() -> None:
+    model = nn.Sequential(cnn(), nn.Dropout(0.5))
+    expected = ag.explain(model.eval(), IMAGES)
+    model.train()
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    state = torch.get_rng_state()
+    found = ag.explain(model, IMAGES)
+    torch.testing.assert_close(found.maps, expected.maps)
+    assert all(torch.equal(buffer, buffers[name]) for name, buffer in model.named_buffers())
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_contexts_without_gradients(context: Any) -> None:
+    model = cnn().eval()
+    expected = ag.explain(model, IMAGES)
+    with context():
+        images = IMAGES * 1.0  # an inference tensor
+        labels = LABELS.clone()
+        found = ag.explain(model, images)
+        with_labels = ag.explain(model, images, targets="labels", labels=labels)
+    torch.testing.assert_close(found.maps, expected.maps)
+    assert not found.maps.is_inference()
+    assert with_labels.classes[:, 0].tolist() == LABELS.tolist()
+
+
+def test_float64_stays_float64() -> None:
+    model = cnn().double().eval()
+    found = ag.explain(model, IMAGES.double(), targets="all")
+    assert found.maps.dtype == torch.float64
+    single = ag.explain(model.float(), IMAGES, targets="all")
+    torch.testing.assert_close(single.maps.double(), found.maps, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast(dtype: torch.dtype) -> None:
+    model = cnn().eval()
+    expected = ag.explain(model, IMAGES, targets=[1])
+    with torch.autocast("cpu", dtype):
+        found = ag.explain(model, IMAGES, targets=[1])
+    assert found.logits.dtype == dtype
+    assert found.maps.dtype == torch.float32
+    limit = 0.05 * float(expected.maps.max())
+    torch.testing.assert_close(found.maps, expected.maps, rtol=0, atol=limit)
+
+
+def test_frozen_models() -> None:
+    model = cnn().eval()
+    expected = ag.explain(model, IMAGES)
+    model.requires_grad_(False)
+    torch.testing.assert_close(ag.explain(model, IMAGES).maps, expected.maps)
+
+
+@pytest.mark.parametrize(("side", "grid"), [((48, 80), (6, 10)), ((80, 32), (10, 4)), ((33, 50), (4, 6))])
+def test_images_that_are_not_square(side: tuple[int, int], grid: tuple[int, int]) -> None:
+    model = cnn().eval()
+    images = torch.rand(2, 3, *side)
+    assert ag.explain(model, images, size=None).maps.shape == (2, 1, *grid)
+    found = ag.explain(model, images)
+    assert found.maps.shape == (2, 1, *side)
+    torch.testing.assert_close(
+        ag.explain(model, images, targets=[1], size=None).maps[:, 0],
+        by_hand(model, images, torch.tensor([1, 1])),
+    )
+
+
+def test_one_image_is_enough() -> None:
+    model = cnn().eval()
+    whole = ag.explain(model, IMAGES, targets=[2])
+    torch.testing.assert_close(ag.explain(model, IMAGES[2:3], targets=[2]).maps[0], whole.maps[2])
+
+
+# --------------------------------------------------------------------- pictures
+
+
+def test_overlay() -> None:
+    found = ag.explain(cnn(), IMAGES, targets=[0, 1])
+    pictures = found.overlay()
+    assert pictures.shape == (4, 2, 3, 32, 32)
+    assert pictures.dtype == torch.uint8
+    clear = found.overlay(IMAGES, alpha=0.0)
+    torch.testing.assert_close(clear[:, 0], (IMAGES * 255).round().byte())
+    larger = found.overlay(torch.rand(4, 3, 50, 70))
+    assert larger.shape == (4, 2, 3, 50, 70)
+    with pytest.raises(ag.AttnGuideError, match="alpha=2"):
+        found.overlay(alpha=2)
+    with pytest.raises(ag.AttnGuideError, match=r"\(3, 3, 32, 32\)"):
+        found.overlay(IMAGES[:3])
+
+
+def test_grey_and_many_channelled_images_can_be_shown() -> None:
+    for channels in (1, 2, 5):
+        model = nn.Sequential(nn.Conv2d(channels, 3, 1), cnn())
+        assert ag.explain(model, torch.rand(2, channels, 32, 32)).overlay().shape == (2, 1, 3, 32, 32)
+
+
+@pytest.mark.parametrize("format", ["png", "npy", "npz"])
+def test_save(tmp_path: Path, format: str) -> None:
+    found = ag.explain(cnn(), IMAGES[:2], targets=[(0, 3), (1, 0), (1, 2)])
+    files = found.save(tmp_path / "new" / "folder", ["a", "b"], format=format)
+    assert [file.name for file in files] == [f"a_3.{format}", f"b_0.{format}", f"b_2.{format}"]
+    assert sorted(files) == sorted((tmp_path / "new" / "folder").iterdir())
+    if format == "png":
+        picture = np.asarray(Image.open(files[2]))
+        assert picture.shape == (32, 32, 3)
+        assert (picture == found.overlay()[1, 1].permute(1, 2, 0).numpy()).all()
+    elif format == "npy":
+        np.testing.assert_array_equal(np.load(files[2]), found.maps[1, 1].numpy())
+    else:
+        content = np.load(files[2])
+        np.testing.assert_array_equal(content["map"], found.maps[1, 1].numpy())
+        assert int(content["cls"]) == 2
+        assert float(content["score"]) == pytest.approx(float(found.scores[1, 1]))
+    # A second time they are replaced.
+    assert found.save(tmp_path / "new" / "folder", ["a", "b"], format=format) == files
+
+
+def test_what_cannot_be_saved(tmp_path: Path) -> None:
+    found = ag.explain(cnn(), IMAGES[:2])
+    with pytest.raises(ag.AttnGuideError, match="format='jpg'"):
+        found.save(tmp_path, format="jpg")
+    with pytest.raises(ag.AttnGuideError, match="2 images need"):
+        found.save(tmp_path, ["a"])
+    with pytest.raises(ag.AttnGuideError, match="2 images need"):
+        found.save(tmp_path, ["a", "a"])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ag.AttnGuideError, match="folder"):
+        found.save(tmp_path / "file")
+    assert [file.name for file in found.save(tmp_path)] == [
+        f"image{n}_{int(cls)}.png" for n, cls in enumerate(found.classes[:, 0])
+    ]
