@@ -34,8 +34,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import attnguide as ag
+from attnguide.guiding.recipe import load_recipe
 from attnguide.losses.pointwise import MSE, Outside
-from attnguide.parts.recipe import load_recipe
 from attnguide.sources.grad_cam import HiResCAM
 from attnguide.sources.gradient import Gradient
 from measuring import alternate, compared, machine, told

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from attnguide.layers import memory
+from attnguide.layers import _memory as memory
 
 ROOT = Path(__file__).parents[1]
 if str(ROOT) not in sys.path:  # so that `from tests.helpers…` works however pytest is started

@@ -30,10 +30,10 @@ from attnguide.capture.model_state import evaluating
 from attnguide.data.procedural.faces import FaceSample
 from attnguide.errors import DataError, GuidanceError, InputError
 from attnguide.guiding.guide import Guide
+from attnguide.guiding.recipe import Recipe, load_recipe
 from attnguide.masks.class_names import Size, as_size
 from attnguide.masks.folders import MaskFolder, Template, load_template
 from attnguide.pairs import IGNORE_INDEX
-from attnguide.parts.recipe import Recipe, load_recipe
 from attnguide.priors.mask import MaskPrior
 
 __all__ = ["Epoch", "WithMasks", "finetune", "prepare", "with_head"]

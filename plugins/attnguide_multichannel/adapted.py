@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from attnguide.adapters.saving import Adapted, SavedAdapters, feature_sizes
+from attnguide.adapters import AdapterSet, SavedAdapters, feature_sizes
 from attnguide.errors import InputError
-from attnguide.guiding.guide import Guide
 from attnguide_multichannel.attention import MultiChannel
 
 __all__ = ["attach", "load_adapters", "multichannel_of"]
@@ -25,8 +23,7 @@ def attach(
     maps: int = 32,
     multi_label: float = 0.5,
     reconstruction: float = 0.1,
-    **guide: Any,
-) -> Adapted:
+) -> AdapterSet:
     """Put multi-channel attention on a model, whatever it is.
 
     ```python
@@ -45,10 +42,9 @@ def attach(
         maps: See [`MultiChannel`][attnguide_multichannel.attention.MultiChannel], as for the next two.
         multi_label: α.
         reconstruction: β.
-        **guide: Further arguments of [`Guide`][attnguide.guiding.guide.Guide], as `terms=[…]`.
 
     Returns:
-        The guide that holds the adapter, on the model's device.
+        The adapter on the model, on its device; `ag.Guide(model, …, adapters=…)` guides a model with it.
 
     Raises:
         InputError: If a number is too small.
@@ -65,34 +61,33 @@ def attach(
             reconstruction=reconstruction,
             layer=layer,
         )
-    return Adapted.put_on(model, [adapter], images, **guide)
+    return AdapterSet.put_on(model, [adapter], images)
 
 
-def load_adapters(model: nn.Module, path: str | Path, **guide: Any) -> Adapted:
+def load_adapters(model: nn.Module, path: str | Path) -> AdapterSet:
     """Put multi-channel attention on a model as it was saved.
 
     Args:
         model: The model that it was trained with, with its own weights.
         path: A file that `adapted.save` wrote.
-        **guide: Further arguments of [`Guide`][attnguide.guiding.guide.Guide].
 
     Returns:
-        The guide that holds it, on the model's device.
+        The adapter on the model, on its device.
 
     Raises:
         DataError: If the file is missing, or not of that format.
         LayerError: If the model lacks the layer.
     """
-    return Adapted.put_on(model, SavedAdapters(path).make([MultiChannel.name]), **guide)
+    return AdapterSet.put_on(model, SavedAdapters(path).make([MultiChannel.name]))
 
 
-def multichannel_of(guide: Guide) -> MultiChannel:
-    """Return the multi-channel attention that a guide holds.
+def multichannel_of(adapters: AdapterSet) -> MultiChannel:
+    """Return the multi-channel attention among adapters.
 
     Raises:
-        InputError: If it holds none.
+        InputError: If there is none.
     """
-    for adapter in guide.adapters:
+    for adapter in adapters:
         if isinstance(adapter, MultiChannel):
             return adapter
-    raise InputError("the guide holds no multi-channel attention; make it with attach(model, images).")
+    raise InputError("the adapters hold no multi-channel attention; make it with attach(model, images).")

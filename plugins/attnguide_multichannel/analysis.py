@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from attnguide.adapters.saving import Adapted, seen_by
+from attnguide.adapters import AdapterSet, trace_for
 from attnguide.errors import InputError
 from attnguide_multichannel.adapted import multichannel_of
 from attnguide_multichannel.attention import MultiChannel
@@ -197,7 +197,7 @@ class MaskStatistics:
 
 
 def analyze(
-    adapted: Adapted, batches: Iterable[Tensor], classes: Sequence[str], *, progress: bool = False
+    adapted: AdapterSet, batches: Iterable[Tensor], classes: Sequence[str], *, progress: bool = False
 ) -> Analysis:
     """Analyse a data set.
 
@@ -216,7 +216,7 @@ def analyze(
     statistics = MaskStatistics(multichannel_of(adapted))
     shown = track(batches, "analysing", console=Console(stderr=True), transient=True, disable=not progress)
     for images in shown:
-        statistics.update(seen_by(statistics.adapter, adapted.model, images).feature.spatial)
+        statistics.update(trace_for(statistics.adapter, adapted.model, images).feature.spatial)
     return statistics.result(classes)
 
 

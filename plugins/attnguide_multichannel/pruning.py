@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attnguide.adapters.saving import Adapted, feature_sizes
+from attnguide.adapters import AdapterSet, feature_sizes
 from attnguide.capture.calls import Tap
-from attnguide.capture.model_state import evaluating
-from attnguide.capture.recorder import aside, unwrap
+from attnguide.capture.model_state import evaluating, unwrap
+from attnguide.capture.recorder import aside
 from attnguide.errors import InputError, LayerError
 from attnguide.layers import find_layers
 from attnguide_multichannel.adapted import multichannel_of
@@ -23,7 +23,7 @@ from attnguide_multichannel.attention import MultiChannel
 __all__ = ["magnitude_ranking", "prune", "without_channels"]
 
 
-def prune(adapted: Adapted, images: Tensor, ranking: Tensor | Sequence[int], share: float) -> Adapted:
+def prune(adapted: AdapterSet, images: Tensor, ranking: Tensor | Sequence[int], share: float) -> AdapterSet:
     """Make a smaller model without the channels that come first in a ranking.
 
     Channels of the layer that is masked are removed, and with them all that is tied to them: the filters
@@ -67,7 +67,7 @@ def prune(adapted: Adapted, images: Tensor, ranking: Tensor | Sequence[int], sha
     smaller.layer = smaller.settings["layer"] = layer
     if feature_sizes(model, images, layer)[0] != len(kept):
         raise LayerError(f"the channels of layer {layer!r} cannot be removed: others are tied to them.")
-    return Adapted.put_on(model, [smaller], images)
+    return AdapterSet.put_on(model, [smaller], images)
 
 
 def without_channels(adapter: MultiChannel, kept: Sequence[int]) -> MultiChannel:
@@ -94,7 +94,7 @@ def without_channels(adapter: MultiChannel, kept: Sequence[int]) -> MultiChannel
     return smaller.to(adapter.weight.device, adapter.weight.dtype)
 
 
-def magnitude_ranking(adapted: Adapted, images: Tensor) -> Tensor:
+def magnitude_ranking(adapted: AdapterSet, images: Tensor) -> Tensor:
     """Rank channels by the size of the filters that make them, the smallest first, to compare with.
 
     Args:
@@ -125,7 +125,7 @@ def _bare(model: nn.Module) -> nn.Module:
     return bare
 
 
-def _maker(adapted: Adapted, images: Tensor, layer: str) -> str:
+def _maker(adapted: AdapterSet, images: Tensor, layer: str) -> str:
     """Name of the convolution that makes the channels of a layer."""
     model, channels = unwrap(adapted.model), multichannel_of(adapted).places.in_channels
     made: list[str] = []

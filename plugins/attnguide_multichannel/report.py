@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from attnguide import visual
-from attnguide.adapters.saving import Adapted, seen_by
+from attnguide.adapters import AdapterSet, trace_for
 from attnguide.data.files import atomic_write
 from attnguide_multichannel.adapted import multichannel_of
 from attnguide_multichannel.analysis import Analysis
@@ -39,7 +39,7 @@ th { text-align: left } img { max-width: 100%; image-rendering: pixelated }
 
 
 def write_report(
-    adapted: Adapted,
+    adapted: AdapterSet,
     analysis: Analysis,
     images: Tensor,
     path: str | Path,
@@ -59,7 +59,7 @@ def write_report(
         InputError: If matplotlib is not installed, or the file cannot be written.
     """
     adapter = multichannel_of(adapted)
-    features = seen_by(adapter, adapted.model, images).feature.spatial
+    features = trace_for(adapter, adapted.model, images).feature.spatial
     with torch.no_grad():
         masks = adapter.masks(features[:1])[0].float().cpu()
         made = None

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from attnguide.adapters import saving
-from attnguide.adapters.saving import SavedAdapters, feature_sizes
+from attnguide.adapters import AdapterSet, SavedAdapters, feature_sizes
 from attnguide.capture.calls import find_logits
 from attnguide.errors import InputError, UnknownNameError
 from attnguide.interfaces import Adapter
@@ -20,7 +18,7 @@ from attnguide_segmentation.hosts import find_gate, first_convolution
 from attnguide_segmentation.pooling import SSP, PyramidPooling
 from attnguide_segmentation.regions import REGIONS
 
-__all__ = ["KINDS", "METHODS", "Adapted", "Average", "attach", "load_adapters"]
+__all__ = ["KINDS", "METHODS", "RegionAdapters", "Average", "attach", "load_adapters"]
 
 #: The adapters of this plugin, by the names that they are saved with.
 KINDS: tuple[str, ...] = (SSP.name, SSG.name, PyramidPooling.name, MaskChannels.name)
@@ -31,21 +29,17 @@ METHODS: tuple[str, ...] = ("ssp", "ssg", "average", "pyramid", "mask_channels",
 Regions = RegionFinder | Callable[[Tensor], Tensor] | None
 
 
-class Adapted(saving.Adapted):
-    """A guide whose adapters can be saved apart from the model.
+class RegionAdapters(AdapterSet):
+    """Adapters on a model, and the finder of the regions that they use.
 
     Made by [`attach`][attnguide_segmentation.adapted.attach] and
-    [`load_adapters`][attnguide_segmentation.adapted.load_adapters]; it takes terms of guidance like any
-    other.
+    [`load_adapters`][attnguide_segmentation.adapted.load_adapters].
 
     Attributes:
         finder: Where the region masks come from; `finder.give(masks)` before a forward pass takes your own.
     """
 
     finder: RegionFinder
-
-    def _companions(self) -> list[nn.Module]:
-        return [] if self.finder.module is None else [self.finder.module]
 
 
 def attach(
@@ -58,8 +52,8 @@ def attach(
     normalize: bool = False,
     classes: int | None = None,
     regions: Regions = None,
-    **guide: Any,
-) -> Adapted:
+    measure: bool = True,
+) -> RegionAdapters:
     """Put SSP, SSG, or what they were compared with, on a model, whatever it is.
 
     ```python
@@ -84,10 +78,10 @@ def attach(
             [`SSP`][attnguide_segmentation.pooling.SSP].
         classes: K, if the adapter is to answer for others than the model does.
         regions: Gives masks for images; by default the parser that comes along, for drawn faces.
-        **guide: Further arguments of [`Guide`][attnguide.guiding.guide.Guide], as `terms=[…]`.
+        measure: Measure the layout of the layer that is pooled.
 
     Returns:
-        The guide that holds the adapters, on the model's device.
+        The adapters on the model, on its device; `ag.Guide(model, …, adapters=…)` guides a model with them.
 
     Raises:
         UnknownNameError: If there is no such method.
@@ -137,20 +131,19 @@ def attach(
                 adapters.append(
                     SSP(channels, answers, regions=finder, layer=layer, names=names, normalize=normalize)
                 )
-    return _adapted(model, adapters, finder, images, guide)
+    return _put_on(model, adapters, finder, images, measure)
 
 
-def load_adapters(model: nn.Module, path: str | Path, *, regions: Regions = None, **guide: Any) -> Adapted:
+def load_adapters(model: nn.Module, path: str | Path, *, regions: Regions = None) -> RegionAdapters:
     """Put adapters on a model as they were saved.
 
     Args:
         model: The model that they were trained with, with its own weights.
-        path: A file that [`Adapted.save`][attnguide.adapters.saving.Adapted.save] wrote.
+        path: A file that [`AdapterSet.save`][attnguide.adapters.AdapterSet.save] wrote.
         regions: As for [`attach`][attnguide_segmentation.adapted.attach]; a parser is not saved along.
-        **guide: Further arguments of [`Guide`][attnguide.guiding.guide.Guide].
 
     Returns:
-        The guide that holds them, on the model's device.
+        The adapters on the model, on its device.
 
     Raises:
         DataError: If the file is missing, or not of that format.
@@ -158,7 +151,7 @@ def load_adapters(model: nn.Module, path: str | Path, *, regions: Regions = None
     """
     saved = SavedAdapters(path)
     finder = _finder(regions, max((len(one.get("names", ())) for one in saved.settings), default=0) or 7)
-    return _adapted(model, saved.make(KINDS, regions=finder), finder, None, guide)
+    return _adapted(model, saved.make(KINDS, regions=finder), finder, None)
 
 
 class Average(nn.Module):
@@ -182,16 +175,17 @@ class Average(nn.Module):
         return torch.stack([find_logits(model(images)) for model in self.models]).mean(dim=0)
 
 
-def _adapted(
+def _put_on(
     model: nn.Module,
     adapters: Sequence[Adapter],
     finder: RegionFinder,
     images: Tensor | None,
-    guide: dict[str, Any],
-) -> Adapted:
-    made = Adapted.put_on(model, adapters, images, **guide)
-    made.finder = finder
-    return made
+    measure: bool = True,
+) -> RegionAdapters:
+    companions = [] if finder.module is None else [finder.module]
+    on_model = RegionAdapters.put_on(model, adapters, images, companions=companions, measure=measure)
+    on_model.finder = finder
+    return on_model
 
 
 def _finder(regions: Regions, count: int = 7) -> RegionFinder:

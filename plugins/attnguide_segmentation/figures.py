@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attnguide import visual
-from attnguide.adapters.saving import seen_by
+from attnguide.adapters.saving import trace_for
 from attnguide.errors import InputError
 from attnguide.functional import min_max
-from attnguide_segmentation.adapted import Adapted
+from attnguide_segmentation.adapted import RegionAdapters
 from attnguide_segmentation.pooling import SSP
 from attnguide_segmentation.regions import REGIONS
 
@@ -27,7 +27,7 @@ _COLOURS = torch.tensor(
 )  # fmt: skip
 
 
-def region_weights(adapted: Adapted, images: Tensor) -> Tensor:
+def region_weights(adapted: RegionAdapters, images: Tensor) -> Tensor:
     """Tell how much SSP lets each region count for each attribute.
 
     Args:
@@ -42,7 +42,7 @@ def region_weights(adapted: Adapted, images: Tensor) -> Tensor:
     """
     for adapter in adapted.adapters:
         if isinstance(adapter, SSP):
-            trace = seen_by(adapter, adapted.model, images)
+            trace = trace_for(adapter, adapted.model, images)
             with torch.no_grad():
                 return adapter.branches(trace.feature.spatial, adapter.finder(trace.images))[1]
     raise InputError("there is no SSP on the model; attach it with attach(model, images, 'ssp').")

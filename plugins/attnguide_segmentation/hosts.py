@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from attnguide.capture.calls import Tap
 from attnguide.capture.model_state import evaluating, muted
 from attnguide.errors import LayerError
-from attnguide.layers import Layer, find_layers
+from attnguide.layers import find_layers
+from attnguide.trace import Layer
 
 __all__ = ["Gate", "find_gate", "first_convolution"]
 

@@ -13,16 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from attnguide import functional, visual
-from attnguide.capture.model_state import evaluating, full_precision_mode, uncached_autocast
-from attnguide.capture.recorder import Recorder, adapters_of, aside, is_answered_beside, unwrap
+from attnguide.capture.model_state import evaluating, full_precision_mode, uncached_autocast, unwrap
+from attnguide.capture.recorder import Plan, Recorder, adapters_of, aside
 from attnguide.errors import InputError
 from attnguide.functional import full_precision
 from attnguide.interfaces import AttributionSource, maps_of
 from attnguide.layers import LayerSpec, check_reach, find_attention, find_layers
 from attnguide.pairs import Evidence, Pairs, Targets, resolve
 from attnguide.parts.registry import registry
-from attnguide.trace import Trace
-from attnguide.tracing import trace_of
+from attnguide.trace import Trace, trace_of
 
 __all__ = ["Explanation", "explain"]
 
@@ -180,7 +179,7 @@ def explain(
         )
     if not _is_size(size):
         raise InputError(f"size={size!r} must be 'input', None, or (height, width), both at least 1.")
-    made: AttributionSource = registry().create("source", source, AttributionSource)
+    attribution: AttributionSource = registry().create("source", source, AttributionSource)
     with ExitStack() as stack:
         # A caller in inference mode would otherwise forbid the graph that starts at the layer.
         stack.enter_context(torch.inference_mode(False))
@@ -192,34 +191,38 @@ def explain(
         stack.enter_context(aside(model))
         stack.enter_context(evaluating(model))
         images = images.clone() if images.is_inference() else images.detach()
-        layers = find_layers(model, images, made.layers(layer), measure=measure)
-        if is_answered_beside(model):
-            layers = [one.plain() for one in layers]
-        if made.needs_gradient:
-            for one in layers:
-                check_reach(one)
-        recorder = Recorder(model, cut=made.needs_gradient)
-        stack.callback(recorder.remove)
-        watched = [name for one in layers for name in one.watched] if made.needs_gradient else []
-        recorder.attach([one.name for one in layers], watched)
+        layers = find_layers(model, images, attribution.layers(layer), measure=measure)
+        adapters = adapters_of(model)
+        if adapters:
+            layers = [found.plain() for found in layers]
+        watched: list[str] = []
+        class_token: dict[str, tuple[int, bool]] = {}
         attending = None
-        if made.reads_attention:
-            attending = find_attention(model, images, max(one.tokens for one in layers))
-            recorder.attach_attention(attending.modules)
-        elif made.needs_gradient:
-            recorder.leave_out({name: how for one in layers for name, how in one.idle.items()})
+        if attribution.needs_gradient:
+            for found in layers:
+                check_reach(found)
+                watched += found.watched
+        if attribution.reads_attention:
+            attending = find_attention(model, images, max(found.tokens for found in layers))
+        elif attribution.needs_gradient:
+            for found in layers:
+                class_token.update(found.class_token)
+        recorder = Recorder(model, cut=attribution.needs_gradient)
+        stack.callback(recorder.remove)
+        attention = () if attending is None else attending.modules
+        recorder.record(Plan([found.name for found in layers], watched, attention, class_token))
         model(images)
         trace = trace_of(
-            recorder.shards,
+            [*recorder.recordings.values()],
             layers,
             differentiable=False,
-            adapters=adapters_of(model),
+            adapters=adapters,
             attending=attending,
             model=model,
         )
         pairs = resolve(targets, trace.logits, labels, evidence).compact()
         with torch.no_grad(), full_precision_mode(trace.logits.device):
-            raw = {one.name: _maps(made, trace.at(one.name), pairs) for one in layers}
+            raw = {found.name: _maps(attribution, trace.at(found.name), pairs) for found in layers}
             classes = torch.full((len(images), pairs.slots), -1, device=trace.logits.device)
             classes[pairs.sample, pairs.slot] = pairs.cls
         return Explanation(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ __all__ = ["Evidence", "Pairs", "Targets", "check_choice", "positives", "recorda
 Targets = str | Sequence[int] | Sequence[tuple[int, int]] | Tensor
 #: What counts as evidence: the class's logit, or the logit in the direction of the binary decision.
 Evidence = Literal["logit", "decision"]
+EVIDENCE: tuple[Evidence, ...] = get_args(Evidence)
 
 #: Class indices with this value carry no label, as in `torch.nn.CrossEntropyLoss`.
 IGNORE_INDEX = -100
@@ -155,7 +156,9 @@ def positives(labels: Tensor, logits: Tensor) -> Tensor:
         )
     if classes == 1 and labels.ndim == 1:
         labels = labels[:, None]
-    labels = recordable(labels.to(logits.device))
+    labels = labels.to(logits.device)
+    if labels.is_inference():  # a graph may not hold it
+        labels = labels.clone()
     if labels.ndim == 2 and labels.shape[1] == classes:
         _check_multi_hot(labels)
         return labels > 0.5
@@ -213,9 +216,10 @@ def resolve(
     Raises:
         InputError: If the targets are not of a known form or out of range, or labels are missing.
     """
-    check_choice(targets, evidence)
+    if not isinstance(targets, str) or targets not in _NAMED or evidence not in EVIDENCE:
+        check_choice(targets, evidence)
     truth = None if labels is None else positives(labels, logits)
-    pairs = _pairs(targets, logits, truth)
+    pairs = _named(targets, logits, truth) if isinstance(targets, str) else _listed(targets, logits)
     if evidence == "logit":
         return pairs
     return replace(pairs, sign=torch.where(logits.detach()[pairs.sample, pairs.cls] < 0, -1, 1))
@@ -234,14 +238,12 @@ def check_choice(targets: Targets, evidence: Evidence) -> None:
             f"targets={targets!r} is unknown.{nearest(targets, _NAMED)} Class indices and (sample, class) "
             "pairs are possible too."
         )
-    if evidence not in ("logit", "decision"):
-        raise InputError(f"evidence={evidence!r} is unknown.{nearest(str(evidence), ('logit', 'decision'))}")
+    if evidence not in EVIDENCE:
+        raise InputError(f"evidence={evidence!r} is unknown.{nearest(str(evidence), EVIDENCE)}")
 
 
-def _pairs(targets: Targets, logits: Tensor, truth: Tensor | None) -> Pairs:
+def _listed(targets: Sequence[int] | Sequence[tuple[int, int]] | Tensor, logits: Tensor) -> Pairs:
     batch, classes = logits.shape
-    if isinstance(targets, str):
-        return _named(targets, logits, truth)
     index = _as_index(targets).to(logits.device)
     limits = torch.tensor([batch, classes], device=logits.device)[-1 if index.ndim == 1 else slice(None)]
     outside = (index < 0) | (index >= limits)

@@ -1,19 +1,242 @@
-"""What one forward pass left behind: images, logits, and the features of the layers asked for."""
+"""One forward pass: its images and logits, the features of chosen layers, and gradients that start there.
+
+A [`Layout`][attnguide.trace.Layout] says where rows, columns and channels of a layer's output are, a
+[`Layer`][attnguide.trace.Layer] names the layer, and a [`Trace`][attnguide.trace.Trace] holds what a pass recorded.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from math import ceil, floor, prod
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from attnguide.errors import GuidanceError, LayerError
 from attnguide.functional import full_precision
-from attnguide.layers.layout import Layout
 from attnguide.pairs import Pairs
 
-__all__ = ["Feature", "Head", "Trace"]
+__all__ = [
+    "Attending",
+    "Feature",
+    "Head",
+    "How",
+    "Kind",
+    "Layer",
+    "Layout",
+    "Shard",
+    "Shortcuts",
+    "Trace",
+    "order_index",
+    "trace_of",
+]
+
+Kind = Literal["nchw", "nhwc", "tokens", "nct", "windows"]
+#: How a layout was determined, the most trusted first.
+How = Literal["measured", "inherited", "assumed"]
+#: Numbers of axes, the batch among them, that an output of each kind has.
+_AXES = {"nchw": (4,), "nhwc": (4,), "tokens": (3,), "nct": (3,), "windows": (4, 5, 6)}
+_CHANNELS_FIRST = ("nchw", "nct")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a layer's output is arranged in space.
+
+    Attributes:
+        kind: `"nchw"`; `"nhwc"`; `"tokens"`, (B, prefix + h·w + suffix, C); `"nct"`, the same with channels
+            first; `"windows"`, (B, windows, positions, C) or with more axes.
+        grid: Rows and columns, `(h, w)`.
+        prefix: Number of tokens before the patches (class token, registers …).
+        suffix: Number of tokens after them.
+        order: For each cell of the grid, row by row, the place of its vector among the patches; None if they
+            are row by row already.
+    """
+
+    kind: Kind
+    grid: tuple[int, int]
+    prefix: int = 0
+    suffix: int = 0
+    order: tuple[int, ...] | None = None
+
+    @property
+    def channels_first(self) -> bool:
+        """Whether the channels are the axis after the batch, rather than the last."""
+        return self.kind in _CHANNELS_FIRST
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether an output of this shape can be arranged like this."""
+        if len(shape) not in _AXES[self.kind]:
+            return False
+        places = shape[2:] if self.kind in _CHANNELS_FIRST else shape[1:-1]
+        if self.kind in ("nchw", "nhwc") and self.order is None:
+            return tuple(places) == self.grid
+        return prod(places) == self.prefix + prod(self.grid) + self.suffix
+
+    def flat(self, output: Tensor) -> Tensor:
+        """View an output as `(B, C, h·w)`, row by row; a copy only where the order demands it."""
+        first = output if self.kind in _CHANNELS_FIRST else output.movedim(-1, 1)
+        places = first.flatten(2)
+        if self.prefix or self.suffix:
+            places = places[:, :, self.prefix : places.shape[2] - self.suffix]
+        return places if self.order is None else places[:, :, order_index(self.order, output.device)]
+
+    def spatial(self, output: Tensor) -> Tensor:
+        """View an output in the model's own layout as `(B, C, h, w)`."""
+        if self.order is None and self.kind in ("nchw", "nhwc"):
+            return output if self.kind == "nchw" else output.movedim(-1, 1)
+        flat = self.flat(output)
+        return flat.reshape(*flat.shape[:2], *self.grid)
+
+    def resized(
+        self, image_size: tuple[int, int], shape: tuple[int, ...], new_size: tuple[int, int]
+    ) -> Layout | None:
+        """Return the arrangement of the same layer for images of another size; None if it cannot be determined.
+
+        Args:
+            image_size: `(H, W)` of the images that this layout is for.
+            shape: Shape of the layer's output for the others.
+            new_size: `(H, W)` of the others.
+        """
+        if self.order is not None:
+            return None
+        if self.kind in ("nchw", "nhwc"):
+            grid = shape[2:] if self.channels_first else shape[1:-1]
+            return replace(self, grid=(grid[0], grid[1])) if len(grid) == 2 else None
+        count = prod(shape[2:] if self.channels_first else shape[1:-1]) - self.prefix - self.suffix
+        # Patches keep their size in pixels.
+        exact = [new * cells / old for old, new, cells in zip(image_size, new_size, self.grid, strict=True)]
+        for height in (floor(exact[0]), ceil(exact[0])):
+            for width in (floor(exact[1]), ceil(exact[1])):
+                if height * width == count:
+                    return replace(self, grid=(height, width))
+        return None
+
+    def __str__(self) -> str:
+        notes = [
+            f"{count} {name}" for name, count in (("prefix", self.prefix), ("suffix", self.suffix)) if count
+        ]
+        notes += [] if self.order is None else ["reordered"]
+        return ", ".join([f"{self.kind} {self.grid[0]}×{self.grid[1]}", *notes])
+
+
+@lru_cache(maxsize=64)
+def order_index(order: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return the order of patches as an index on a device; made once."""
+    return torch.tensor(order, device=device)
+
+
+@dataclass(frozen=True)
+class Shortcuts:
+    """Measured properties of what follows a layer that make its gradients cheaper.
+
+    Attributes:
+        pooled: Name of the tensor that holds the spatial mean of the layer's output, if the logits depend on
+            nothing else; gradients are taken there.
+        head: Name of the linear layer whose output is the logits, if there is one: gradients start from its
+            weights.
+        rowwise: Names of later modules that transform each token separately and whose patches the logits do
+            not depend on: the patches need no graph.
+        queries: Names of later attention modules in which only the queries of the first tokens affect the
+            logits.
+    """
+
+    pooled: str | None = None
+    head: str | None = None
+    rowwise: tuple[str, ...] = ()
+    queries: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer whose output has rows and columns.
+
+    Attributes:
+        name: Name of the module, or of a tensor of it; see [`find_layers`][attnguide.layers.find_layers].
+        layout: Where rows, columns and channels of its output are.
+        how: `"measured"`: perturbed images show the layout; `"inherited"`: measured at another layer of the
+            same shape; `"assumed"`: from the shape and the model's metadata.
+        agreement: Correlation of the measured positions with those of the layout, at most 1; NaN if not
+            measured.
+        spread: Share of the positions that carry a gradient of the logits, 0 to 1; NaN if the layer runs
+            without a graph.
+        shortcuts: What makes its gradients cheaper.
+    """
+
+    name: str
+    layout: Layout
+    how: How
+    agreement: float
+    spread: float
+    shortcuts: Shortcuts = Shortcuts()
+
+    def plain(self) -> Layer:
+        """Return the layer without shortcuts, for logits that do not come from the model's own head."""
+        return replace(self, shortcuts=Shortcuts())
+
+    @property
+    def class_token(self) -> dict[str, tuple[int, bool]]:
+        """Modules of which only the first tokens matter: the number of tokens, and whether it is attention."""
+        prefix, shortcuts = self.layout.prefix, self.shortcuts
+        return {
+            name: (prefix, name in shortcuts.queries) for name in (*shortcuts.rowwise, *shortcuts.queries)
+        }
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens of a transformer's layer.
+
+        Raises:
+            LayerError: If the layer is not a transformer's.
+        """
+        if self.layout.kind != "tokens":
+            raise LayerError(
+                f"layer {self.name!r} gives {self.layout}: attention sources need a transformer whose "
+                "patches are tokens. Choose a source of another kind, such as grad_cam."
+            )
+        return self.layout.prefix + prod(self.layout.grid) + self.layout.suffix
+
+    @property
+    def watched(self) -> list[str]:
+        """Names of the other tensors that its shortcuts need recorded."""
+        pooled, head = self.shortcuts.pooled, self.shortcuts.head
+        return [name for name in (pooled, head and f"{head}:input") if name]
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.layout}, {self.how})"
+
+
+@dataclass
+class Shard:
+    """The recording of one replica of the model in its last forward; under `DataParallel` one per device.
+
+    Attributes:
+        images: The images, `(b, C, H, W)`.
+        features: Outputs of the recorded layers and other recorded tensors, by name.
+        logits: `(b, K)`; None until the forward has finished.
+        attended: Attention probabilities by module, `(b, heads, N, N)`.
+    """
+
+    images: Tensor
+    features: dict[str, Tensor] = field(default_factory=dict)
+    logits: Tensor | None = None
+    attended: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Attending:
+    """How a transformer attends.
+
+    Attributes:
+        modules: Names of the modules that attend among all tokens, in the order in which they run.
+        readers: The tokens that the logits are computed from: the class token, or all patches.
+    """
+
+    modules: tuple[str, ...]
+    readers: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -21,11 +244,11 @@ class Head:
     """The linear layer that gives the logits: its weights are the gradients of the logits.
 
     Attributes:
-        given: What it was given, `(B, D)`, one tensor for each device.
+        inputs: Its input, `(B, D)`, one tensor for each device.
         weight: `(K, D)`.
     """
 
-    given: tuple[Tensor, ...]
+    inputs: tuple[Tensor, ...]
     weight: Tensor
 
 
@@ -65,17 +288,15 @@ class Trace:
     """One forward pass, as an attribution source or a target prior sees it.
 
     Attributes:
-        images: What the model was given, `(B, C, H, W)`.
-        logits: What it answered, `(B, K)`, attached to the graph.
-        features: The captured layers by name, in the order asked for.
+        images: The input of the model, `(B, C, H, W)`.
+        logits: `(B, K)`, attached to the graph.
+        features: The recorded layers by name, in the requested order.
         differentiable: Whether gradients computed here are part of the graph themselves (training), or end
             here (explaining).
-        second_order: Whether gradients computed here are differentiated in turn when training. Otherwise
-            they are constants, and only the features carry the guidance.
-        adapters: The adapters that guides hold on the model.
-        attention: What each attention among all patches attends to, in the order in which they run,
-            `(B, heads, N, N)`, one tensor for each device; for sources that read it.
-        readers: The tokens that the answer is read from: the class token, or all patches.
+        adapters: The adapters on the model.
+        attention: Probabilities of each attention among all patches, in the order in which they run,
+            `(B, heads, N, N)`, one tensor for each device; for sources that read them.
+        readers: The tokens that the logits are computed from: the class token, or all patches.
         model: The model without a wrapper, for sources that run it again.
     """
 
@@ -83,7 +304,6 @@ class Trace:
     logits: Tensor
     features: Mapping[str, Feature]
     differentiable: bool = False
-    second_order: bool = True
     adapters: tuple[nn.Module, ...] = ()
     attention: tuple[tuple[Tensor, ...], ...] = ()
     readers: tuple[int, ...] = ()
@@ -187,7 +407,7 @@ class Trace:
                 "log-probabilities are those of a softmax over at least two classes, and the model has one "
                 "logit. Use score='logit'."
             )
-        with torch.set_grad_enabled(self.differentiable and self.second_order):
+        with torch.set_grad_enabled(self.differentiable):
             # Of Σ ln p = Σ z − K·ln Σ exp z with respect to the logits z.
             slopes = 1 - self.logits.shape[1] * self.logits.softmax(dim=1)
         found = self._grad(self.logits, feature.parts, feature, slopes)
@@ -248,8 +468,8 @@ class Trace:
     def _starts(self, pairs: Pairs, feature: Feature) -> tuple[Tensor, Tensor]:
         """Where differentiation starts, `(B, D)`, and the gradient of the scores there, `(slots, B, D)`."""
         head = feature.head
-        start = self.logits if head is None else _joined(head.given)
-        with torch.set_grad_enabled(self.differentiable and self.second_order):
+        start = self.logits if head is None else _joined(head.inputs)
+        with torch.set_grad_enabled(self.differentiable):
             slopes = start.new_zeros(pairs.slots, *start.shape)
             sign = pairs.sign.to(start.dtype)
             if head is None:
@@ -276,7 +496,7 @@ class Trace:
                 places,
                 grad_outputs=slopes,
                 is_grads_batched=batched,
-                create_graph=self.differentiable and self.second_order,
+                create_graph=self.differentiable,
                 retain_graph=True,
                 allow_unused=True,
             )
@@ -322,3 +542,67 @@ def _by_pair(passes: list[Tensor], pairs: Pairs, feature: Feature) -> Tensor:
 
 def _joined(parts: tuple[Tensor, ...]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat([part.to(parts[0].device) for part in parts])
+
+
+def trace_of(
+    shards: Sequence[Shard],
+    layers: Sequence[Layer],
+    *,
+    differentiable: bool,
+    adapters: tuple[nn.Module, ...] = (),
+    attending: Attending | None = None,
+    model: nn.Module | None = None,
+) -> Trace:
+    """Join the shards of a forward pass into a trace of the given layers.
+
+    Args:
+        shards: One for each replica, in batch order.
+        layers: The layers.
+        differentiable: Whether gradients are to be part of the graph.
+        adapters: The adapters on the model.
+        attending: How the model attends, if its attention was recorded.
+        model: The model, without a wrapper.
+
+    Raises:
+        GuidanceError: If the forward did not finish.
+        LayerError: If a layer did not run, or its output has another layout than when it was found.
+    """
+    logits = [shard.logits for shard in shards if shard.logits is not None]
+    if len(logits) != len(shards):
+        raise GuidanceError("the last forward of the model did not finish; call model(images) again.")
+    attention: tuple[tuple[Tensor, ...], ...] = ()
+    if attending is not None:
+        attention = tuple(tuple(shard.attended[name] for shard in shards) for name in attending.modules)
+    return Trace(
+        _joined(tuple(shard.images for shard in shards)),
+        _joined(tuple(logits)),
+        {layer.name: _feature(shards, layer) for layer in layers},
+        differentiable,
+        adapters,
+        attention,
+        () if attending is None else attending.readers,
+        model,
+    )
+
+
+def _feature(shards: Sequence[Shard], layer: Layer) -> Feature:
+    if any(layer.name not in shard.features for shard in shards):
+        raise LayerError(
+            f"layer {layer.name!r} did not run in the last forward of the model. Name one that always runs, "
+            "or leave layer='auto'."
+        )
+    parts = tuple(shard.features[layer.name] for shard in shards)
+    if not layer.layout.fits(tuple(parts[0].shape)):
+        raise LayerError(
+            f"layer {layer.name!r} gave a tensor of shape {tuple(parts[0].shape)}, although it is arranged "
+            f"as {layer.layout} in evaluation mode: the model processes images differently in training (it may "
+            "drop patches), or it was changed since. Switch that off, or name another layer; after a change "
+            "of a model in place call attnguide.layers.forget()."
+        )
+    shortcuts, pooled, head = layer.shortcuts, None, None
+    if shortcuts.pooled is not None and all(shortcuts.pooled in shard.features for shard in shards):
+        pooled = tuple(shard.features[shortcuts.pooled] for shard in shards)
+    if shortcuts.head is not None and all(f"{shortcuts.head}:input" in shard.features for shard in shards):
+        inputs = tuple(shard.features[f"{shortcuts.head}:input"] for shard in shards)
+        head = Head(inputs, shards[0].features[f"{shortcuts.head}:weight"])
+    return Feature(layer.name, parts, layer.layout, pooled, head)

@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import attnguide as ag
 from attnguide.errors import GuidanceError
-from attnguide.layers import find_layers, memory
+from attnguide.layers import _memory as memory, find_layers
 
 Gradients = dict[str, Tensor]
 IMAGES, LABELS, MASKS = batch()

@@ -20,7 +20,7 @@ import attnguide as ag
 from attnguide.capture.calls import find_logits, replace_logits
 from attnguide.capture.recorder import Shard
 from attnguide.pairs import resolve
-from attnguide.tracing import trace_of
+from attnguide.trace import trace_of
 
 
 def gradients(model: nn.Module) -> dict[str, Tensor | None]:

@@ -1,7 +1,3 @@
 from .folding import Folded as Folded
-from .saving import (
-    Adapted as Adapted,
-    SavedAdapters as SavedAdapters,
-    feature_sizes as feature_sizes,
-    seen_by as seen_by,
-)
+from .holder import AdapterSet as AdapterSet
+from .saving import SavedAdapters as SavedAdapters, feature_sizes as feature_sizes, trace_for as trace_for

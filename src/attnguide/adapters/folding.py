@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from attnguide.capture.calls import Tap, find_logits, replace_logits, select
 from attnguide.interfaces import Adapter
-from attnguide.layers import Layer
-from attnguide.trace import Feature, Trace
+from attnguide.trace import Feature, Layer, Trace
 
 __all__ = ["Folded"]
 

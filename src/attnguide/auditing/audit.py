@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from attnguide import functional
 from attnguide.auditing.swapping import Exchanges, exchange
 from attnguide.capture.calls import find_logits
-from attnguide.capture.model_state import evaluating
-from attnguide.capture.recorder import aside, unwrap
+from attnguide.capture.model_state import evaluating, unwrap
+from attnguide.capture.recorder import aside
 from attnguide.errors import InputError
 from attnguide.explanation import explain
 from attnguide.interfaces import AttributionSource

@@ -1,13 +1,13 @@
-"""Reads what the attention of transformers attends to, whichever implementation it uses.
+"""Reads the attention probabilities of transformers, whichever implementation they use.
 
-Fused attention never holds its probabilities. A module that is to be read runs once more, step by step: the
-answer is that of the second run, so that what is read is what the answer came from.
+Fused attention never holds its probabilities. A module that is to be read runs once more, step by step: its
+output is that of the second run, so that the output comes from the probabilities that were read.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from attnguide.capture.own_hooks import Handles
 from attnguide.errors import LayerError
 
-__all__ = ["Note", "Reading", "read"]
+__all__ = ["AttentionReader", "Note", "Reading", "read"]
 
 #: Sees the probabilities `(B, heads, N, N)` of one attention, and returns what is to be used in their place.
 Note = Callable[[Tensor], Tensor]
@@ -167,3 +168,36 @@ def read(
 
     with Reading(look_all):
         return module.forward(*args, **kwargs)
+
+
+class AttentionReader:
+    """Rider of a recorder: records the probabilities of attention modules.
+
+    Args:
+        model: The model, without a wrapper.
+        note_of: Returns what records the probabilities of a module, by its name; None while nothing does.
+    """
+
+    def __init__(self, model: nn.Module, note_of: Callable[[str], Note | None]) -> None:
+        self._model, self._note_of = model, note_of
+        self._handles = Handles()
+        self._hooked: set[str] = set()
+
+    def attach(self, modules: Sequence[str]) -> None:
+        """Record the attention of the named modules too."""
+        for name in modules:
+            if name not in self._hooked:
+                hook = partial(read, partial(self._note_of, name))
+                module = self._model.get_submodule(name)
+                # Before others that look at its output, which is another tensor then.
+                self._handles.keep(module.register_forward_hook(hook, prepend=True, with_kwargs=True))
+                self._hooked.add(name)
+
+    @property
+    def hook_ids(self) -> set[int]:
+        """Ids of its hooks."""
+        return self._handles.ids
+
+    def remove(self) -> None:
+        """Remove all hooks."""
+        self._handles.remove()

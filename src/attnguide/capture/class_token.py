@@ -1,15 +1,16 @@
-"""Leaves patches without a graph where the answer does not depend on them.
+"""Leaves patches without a graph where the logits do not depend on them.
 
-Behind the last attention of a transformer with a class token, each token is treated by itself, and only the
-class token reaches the answer. In that attention only the class token asks, though it asks all patches. What
-the patches ask there and become of it has a gradient of zero; computing and differentiating zeros is most of
-the cost of that block.
+After the last attention of a transformer with a class token, each token is transformed separately, and only
+the class token affects the logits. In that attention only the query of the class token matters, though it
+attends to all patches. The queries of the patches have a gradient of zero; computing and differentiating zeros
+is most of the cost of that block.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,19 +20,20 @@ from torch.overrides import TorchFunctionMode
 
 from attnguide.capture.calls import tensors_in
 from attnguide.capture.model_state import is_muted
+from attnguide.capture.own_hooks import Handles
 
-__all__ = ["FewRows", "FirstQueries"]
+__all__ = ["ClassToken", "FewRows", "FirstQueries"]
 
 
 class FirstQueries(TorchFunctionMode):
-    """In attention, only the first tokens ask with a graph.
+    """In attention, only the queries of the first tokens have a graph.
 
     Args:
         prefix: Number of the first tokens.
         blank: Give zeros for the other tokens, to see whether they matter.
 
     Attributes:
-        calls: How often attention was met.
+        calls: Number of calls of attention.
     """
 
     def __init__(self, prefix: int, blank: bool = False) -> None:
@@ -61,6 +63,51 @@ class FirstQueries(TorchFunctionMode):
         return torch.cat([first, others], dim=-2)
 
 
+class ClassToken:
+    """Rider of a recorder: leaves patches without a graph in modules after the last attention.
+
+    Args:
+        model: The model, without a wrapper.
+        is_off: Whether a module, by its name, has to keep the whole graph in the pass that is running.
+    """
+
+    def __init__(self, model: nn.Module, is_off: Callable[[str], bool]) -> None:
+        self._model, self._is_off = model, is_off
+        self._handles = Handles()
+        self._hooked: set[str] = set()
+        #: Names of the modules of which only the first tokens matter now.
+        self.modules: frozenset[str] = frozenset()
+
+    def leave_out(self, modules: Mapping[str, tuple[int, bool]]) -> None:
+        """Keep no graph from now on for tokens that the logits do not depend on.
+
+        Modules do as usual while others have hooks on the model, who may see these tokens, and while
+        checkpointing runs them again in a backward pass.
+
+        Args:
+            modules: Names of modules; for each the number of tokens, from the first, that the logits do depend
+                on, and whether it is attention.
+        """
+        self.modules = frozenset(modules)
+        for name, (prefix, attends) in modules.items():
+            if name not in self._hooked:
+                module = self._model.get_submodule(name)
+                rows = FewRows(prefix, attends, partial(self._is_off, name))
+                self._handles.keep(module.register_forward_pre_hook(rows.before, with_kwargs=True))
+                # Before others that look at its output.
+                self._handles.keep(module.register_forward_hook(rows.after, prepend=True, with_kwargs=True))
+                self._hooked.add(name)
+
+    @property
+    def hook_ids(self) -> set[int]:
+        """Ids of its hooks."""
+        return self._handles.ids
+
+    def remove(self) -> None:
+        """Remove all hooks."""
+        self._handles.remove()
+
+
 class FewRows(threading.local):
     """Runs a module with a graph for the first tokens, and without one for the others.
 
@@ -86,7 +133,7 @@ class FewRows(threading.local):
             or len(args) != 1
             or not isinstance(args[0], Tensor)
             or args[0].ndim != 3
-            or any(True for _ in tensors_in(kwargs))
+            or (kwargs and any(True for _ in tensors_in(kwargs)))
         ):
             return None
         self.whole = args[0]

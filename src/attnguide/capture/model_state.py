@@ -1,25 +1,100 @@
-"""Modes in which a model runs for the library's own purposes, restored afterwards exactly."""
+"""The state of a model: how it runs for the library's own passes, restored exactly, and whether it has changed."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
 
+from attnguide.capture.own_hooks import is_observed
+from attnguide.errors import InputError
+
 __all__ = [
+    "ModelState",
     "empty_caches",
     "evaluating",
-    "full_precision_mode",
     "is_muted",
     "modules_of",
     "muted",
+    "state_of",
     "uncached_autocast",
+    "unwrap",
 ]
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the model inside `DataParallel` or `DistributedDataParallel` wrappers.
+
+    Raises:
+        InputError: If it is not a module, or was compiled as a whole.
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"the model must be a torch.nn.Module, got {type(model).__name__}.")
+    if hasattr(model, "_orig_mod"):
+        raise InputError(
+            "a model that was compiled as a whole hides its features from hooks. Pass the model as it was "
+            "before torch.compile; guide.compile(images) then compiles all that comes before the layer."
+        )
+    while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        model = model.module
+    return model
+
+
+def modules_of(model: nn.Module) -> list[nn.Module]:
+    """List all modules, some perhaps twice; several times as fast as `model.modules()`."""
+    modules: list[nn.Module] = []
+    stack: list[nn.Module | None] = [model]
+    while stack:
+        module = stack.pop()
+        if module is not None:
+            modules.append(module)
+            stack.extend(module._modules.values())
+    return modules
+
+
+class ModelState(NamedTuple):
+    """What can be seen of a model without running it, in one walk over its modules.
+
+    Attributes:
+        modules: All modules.
+        snapshot: A number that changes when modules are replaced or compiled, or when plain settings of the
+            outer modules change. Numbers among the settings do not count: a model may count its passes.
+        checkpointing: Whether activations are checkpointed: modules run again in the backward pass.
+    """
+
+    modules: list[nn.Module]
+    snapshot: int
+    checkpointing: bool
+
+    def is_observed(self, own: set[int] | None = None) -> bool:
+        """Whether somebody else's hooks see the modules, or a backward pass runs them again.
+
+        Args:
+            own: Ids of hooks that do not count; the library's own by default.
+        """
+        return self.checkpointing or is_observed(self.modules, own)
+
+
+def state_of(model: nn.Module) -> ModelState:
+    """Walk over the modules of a model once, and return its state."""
+    modules = modules_of(model)
+    settings = [
+        (key, value)
+        for module in (model, *model._modules.values())
+        if module is not None
+        for key, value in vars(module).items()
+        if key[0] != "_" and key != "training" and isinstance(value, (bool, str))
+    ]
+    compiled = [id(module) for module in modules if module._compiled_call_impl is not None]
+    # Among the attributes, not by getattr(): that is slow where there is none.
+    checkpointing = [module for module in modules if module.__dict__.get("grad_checkpointing")]
+    snapshot = hash((tuple(settings), tuple(map(id, modules)), tuple(compiled)))
+    return ModelState(modules, snapshot, bool(checkpointing))
 
 
 @contextmanager
@@ -32,7 +107,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     flags = [(module, module.training, module._compiled_call_impl) for module in modules_of(model)]
     kept = [(cache, dict(cache)) for cache in _caches(model)]
     try:
-        empty_caches(model)
+        for cache, _ in kept:
+            cache.clear()
         # Assigned, not model.eval() and model.train(): partly frozen models have their own idea of which
         # modules train.
         for module, training, compiled in flags:
@@ -50,16 +126,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         empty_caches(model)
         for cache, content in kept:
             cache.update(content)
-
-
-def modules_of(model: nn.Module) -> Iterator[nn.Module]:
-    """All modules, some perhaps twice; several times as fast as `model.modules()`."""
-    waiting: list[nn.Module | None] = [model]
-    while waiting:
-        module = waiting.pop()
-        if module is not None:
-            yield module
-            waiting.extend(module._modules.values())
 
 
 def empty_caches(model: nn.Module) -> None:
@@ -101,7 +167,7 @@ _muting = _Muting()
 
 @contextmanager
 def muted() -> Iterator[None]:
-    """Run forward passes that no recorder takes notice of: probes of the library's own."""
+    """Run forward passes that recorders ignore: probes of the library itself."""
     _muting.depth += 1
     try:
         yield

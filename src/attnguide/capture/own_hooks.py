@@ -1,6 +1,6 @@
-"""Which hooks on a model are the library's own, and which are somebody else's.
+"""Distinguishes the library's own hooks on a model from the hooks of others.
 
-What somebody else may look at must be as it would be without the library.
+What the hooks of others see must be as it would be without the library.
 """
 
 from __future__ import annotations
@@ -14,32 +14,34 @@ from torch.utils.hooks import RemovableHandle
 __all__ = ["Handles", "is_observed"]
 
 _KINDS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-#: Hooks of this library, by the number that PyTorch gives them.
+#: Ids of the hooks of this library, as PyTorch counts them.
 _ours: set[int] = set()
 
 
 class Handles:
-    """Hooks of one owner."""
+    """The hooks of one owner.
+
+    Attributes:
+        ids: Ids of the hooks.
+    """
 
     def __init__(self) -> None:
         self._handles: list[RemovableHandle] = []
+        self.ids: set[int] = set()
 
     def keep(self, handle: RemovableHandle) -> None:
-        """Take a hook over."""
+        """Own a hook."""
         _ours.add(handle.id)
+        self.ids.add(handle.id)
         self._handles.append(handle)
 
     def remove(self) -> None:
-        """Take all of them off. May be called twice."""
+        """Remove all hooks. May be called twice."""
         for handle in self._handles:
             handle.remove()
-            _ours.discard(handle.id)
+        _ours.difference_update(self.ids)
         self._handles.clear()
-
-    @property
-    def ids(self) -> set[int]:
-        """Their numbers."""
-        return {handle.id for handle in self._handles}
+        self.ids.clear()
 
 
 def is_observed(modules: Iterable[nn.Module], own: set[int] | None = None) -> bool:

@@ -1,4 +1,4 @@
-"""Connects to a model through hooks, and takes everything off again."""
+"""Records the forward passes of a model through hooks, and takes everything off again."""
 
 from __future__ import annotations
 
@@ -9,134 +9,158 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor, nn
 
-from attnguide.capture.attention_reader import Note, read
+from attnguide.capture.attention_reader import AttentionReader, Note
 from attnguide.capture.calls import Call, Tap, find_logits, images_name, replace, select
-from attnguide.capture.class_token import FewRows
-from attnguide.capture.model_state import empty_caches, is_muted, modules_of
-from attnguide.capture.own_hooks import Handles, is_observed
-from attnguide.capture.second_order import Attention, smooth
-from attnguide.errors import InputError, LayerError
+from attnguide.capture.class_token import ClassToken
+from attnguide.capture.model_state import ModelState, empty_caches, is_muted, state_of, unwrap
+from attnguide.capture.own_hooks import Handles
+from attnguide.capture.second_order import Fusion, SecondOrder
+from attnguide.errors import LayerError
+from attnguide.trace import Shard
 
 __all__ = [
+    "Plan",
     "Recorder",
-    "Shard",
+    "Recording",
     "adapters_of",
     "aside",
-    "is_answered_beside",
-    "unwrap",
+    "is_predicted_by_adapters",
+    "recorders_of",
 ]
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """Return the model inside `DataParallel` or `DistributedDataParallel` wrappers.
-
-    Raises:
-        InputError: If it is no module, or was compiled as a whole.
-    """
-    if not isinstance(model, nn.Module):
-        raise InputError(f"the model must be a torch.nn.Module, got {type(model).__name__}.")
-    if hasattr(model, "_orig_mod"):
-        raise InputError(
-            "a model that was compiled as a whole hides its features from hooks. Pass the model as it was "
-            "before torch.compile; guide.compile(images) then compiles all that comes before the layer."
-        )
-    while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        model = model.module
-    return model
 
 
 @contextmanager
 def aside(model: nn.Module) -> Iterator[None]:
-    """Run forward passes that the recorders attached to a model see, and forget afterwards.
+    """Run forward passes that the recorders on a model see, and forget afterwards.
 
     A guide's adapters take part in such a pass, but `guide.loss` still finds the pass that came before it.
+
+    Args:
+        model: The model, without a wrapper.
     """
-    kept = [(recorder, recorder.put_away()) for recorder in _recorders(unwrap(model))]
+    kept = []
+    for recorder in recorders_of(model):
+        kept.append((recorder, recorder.recordings))
+        recorder.recordings = {}
     try:
         yield
     finally:
-        for recorder, shards in kept:
-            recorder.bring_back(shards)
+        for recorder, recordings in kept:
+            recorder.clear()
+            recorder.recordings = recordings
 
 
-def _recorders(model: nn.Module) -> list[Recorder]:
-    """Those that are attached to a model."""
+def recorders_of(model: nn.Module) -> list[Recorder]:
+    """List the recorders on a model, given without a wrapper."""
     hooks = model._forward_pre_hooks.values()
-    return [owner for hook in hooks if isinstance(owner := getattr(hook, "__self__", None), Recorder)]
+    return [
+        owner
+        for hook in hooks
+        if isinstance(owner := getattr(hook, "__self__", None), Recorder) and not owner.inert
+    ]
 
 
-def is_answered_beside(model: nn.Module) -> bool:
-    """Whether something attached to the model may answer in its place: its own head then tells nothing."""
-    return any(recorder.answers and not recorder.inert for recorder in _recorders(unwrap(model)))
+def is_predicted_by_adapters(model: nn.Module) -> bool:
+    """Whether adapters may compute the logits in place of the model's own head."""
+    return any(recorder.replaces_output for recorder in recorders_of(model))
 
 
 def adapters_of(model: nn.Module) -> tuple[nn.Module, ...]:
-    """The adapters that guides hold on a model."""
-    return tuple(
-        adapter
-        for recorder in _recorders(unwrap(model))
-        if not recorder.inert
-        for adapter in recorder.adapters
-    )
+    """List the adapters on a model, given without a wrapper."""
+    return tuple(adapter for recorder in recorders_of(model) for adapter in recorder.adapters)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is recorded of a forward pass.
+
+    Attributes:
+        layers: Names of layers, to be differentiated with respect to: `"input"` for the images, or see
+            [`Tap`][attnguide.capture.calls.Tap].
+        watched: Names of other tensors after them, recorded as they are.
+        attention: Names of modules whose attention probabilities are recorded.
+        class_token: Names of modules of which only the first tokens matter; for each the number of tokens, and
+            whether it is attention.
+    """
+
+    layers: Sequence[str]
+    watched: Sequence[str] = ()
+    attention: Sequence[str] = ()
+    class_token: Mapping[str, tuple[int, bool]] = field(default_factory=dict)
 
 
 @dataclass
-class Shard:
-    """What one replica of the model saw in its last forward; under `DataParallel` one a device."""
+class Recording(Shard):
+    """A recording with what the recorder and its riders need while the pass runs.
 
-    images: Tensor
-    features: dict[str, Tensor] = field(default_factory=dict)
-    logits: Tensor | None = None
+    Attributes:
+        calls: For each module how often it has run.
+        fusion: Whether attention is fused.
+        class_token: Names of the modules in which only the first tokens get a graph.
+    """
+
     calls: Counter[str] = field(default_factory=Counter)
-    attention: Attention = field(default_factory=Attention)
-    idle: frozenset[str] = frozenset()
-    attended: dict[str, Tensor] = field(default_factory=dict)
+    fusion: Fusion | None = None
+    class_token: frozenset[str] = frozenset()
 
 
 class Recorder:
     """Records the images, the logits and the outputs of chosen layers of each forward pass.
 
+    Three riders do more during a pass: [`SecondOrder`][attnguide.capture.second_order.SecondOrder],
+    [`AttentionReader`][attnguide.capture.attention_reader.AttentionReader] and
+    [`ClassToken`][attnguide.capture.class_token.ClassToken]; each exists only where it is needed.
+
     Args:
         model: The model, wrapped for parallel training or not.
+        plan: Returns what to record, given how the model is called. It is called as a forward begins, and again
+            only when the model, the size of the images or the adapters have changed. Without it, what was
+            given to `record` is recorded.
         cut: Start a graph at the first layer that is reached; for forwards that run under `no_grad`. Else the
             graph that the forward makes is used as it is.
-        second_order: Attention after a recorded layer runs in an implementation that can be differentiated
-            twice.
-        before: Called as a forward begins, with how the model was called.
-        after: Called with the finished shard and the model's output; what it returns, if not None, replaces
-            the output.
-        adapters: Those that answer in `after`.
+        differentiated_twice: Everything after a recorded layer runs in implementations that can be
+            differentiated twice.
+        after: Called with the finished recording and the model's output; what it returns, if not None,
+            replaces the output.
+        adapters: The adapters whose output `after` returns.
+
+    Attributes:
+        recordings: The recordings of the last forward by device; empty before the first.
+        inert: Set in a copy of the model, where the hooks do nothing.
     """
 
     def __init__(
         self,
         model: nn.Module,
         *,
+        plan: Callable[[Call], Plan] | None = None,
         cut: bool = False,
-        second_order: bool = False,
-        before: Callable[[Call], None] | None = None,
-        after: Callable[[Shard, Any], Any] | None = None,
-        adapters: Sequence[nn.Module] = (),
+        differentiated_twice: bool = False,
+        after: Callable[[Recording, Any], Any] | None = None,
+        adapters: nn.ModuleList | None = None,
     ) -> None:
         self.model = unwrap(model)
+        self.adapters = nn.ModuleList() if adapters is None else adapters
+        self.replaces_output = after is not None
+        self.recordings: dict[torch.device, Recording] = {}
+        self.inert = False
+        self.second_order: SecondOrder | None = None
+        self._attention: AttentionReader | None = None
+        self._class_token: ClassToken | None = None
+        self._cut, self._plan, self._after = cut, plan, after
         self._images = images_name(self.model)
-        self.adapters = tuple(adapters)
-        self.cut, self.second_order = cut, second_order
-        self.answers = after is not None
-        self._before, self._after = before, after
-        self._shards: dict[torch.device, Shard] = {}
-        self.inert = False  # true in a copy of the model
-        self._parallel = False  # whether a wrapper's forward is running, whose replicas make a shard each
+        #: What the last plan was made for, and the modules that it names.
+        self._planned_for: tuple[object, ...] | None = None
+        self._planned: list[ReferenceType[nn.Module]] = []
+        self._state: ModelState | None = None
+        self._parallel = False  # whether a wrapper's forward is running, whose replicas make a recording each
         self._open = threading.local()
-        self._attached: set[str] = set()
-        self._attending: set[str] = set()
-        self._idle: frozenset[str] = frozenset()
-        self._hooked_idle: set[str] = set()
-        self._smoothed: dict[str, Handles] = {}
+        self._recorded: set[str] = set()
         self._handles = Handles()
         keep = self._handles.keep
         with ExitStack() as stack:
@@ -145,30 +169,38 @@ class Recorder:
                 keep(model.register_forward_pre_hook(self._begin_wrapper, with_kwargs=True))
                 keep(model.register_forward_hook(self._end_wrapper, always_call=True))
             keep(self.model.register_forward_pre_hook(self._begin, with_kwargs=True))
-            # Whoever else is attached shall see the answer that replaces the model's own.
-            keep(self.model.register_forward_hook(self._end, always_call=True, prepend=self.answers))
-            if second_order:
-                self._smoothed = smooth(self.model)
+            # Other hooks shall see the output that replaces the model's own.
+            keep(self.model.register_forward_hook(self._end, always_call=True, prepend=self.replaces_output))
+            if differentiated_twice:
+                self.second_order = SecondOrder(self.model)
             stack.pop_all()
 
-    def attach(self, layers: Sequence[str], watched: Sequence[str] = ()) -> None:
-        """Record the named layers too; a name that is attached already is left alone.
+    # ------------------------------------------------------ what is recorded
 
-        Args:
-            layers: Names of layers, to be differentiated with respect to: `"input"` for the images, or see
-                [`Tap`][attnguide.capture.calls.Tap].
-            watched: Names of other tensors behind them, recorded as they are.
+    def record(self, plan: Plan) -> None:
+        """Record what a plan says from the next pass on; hooks that are there already stay.
 
         Raises:
             LayerError: If the model has no module of that name.
         """
-        if self._images in layers:
-            self._attached.add(self._images)
-        if self._attached.issuperset((*layers, *watched)):
-            return
+        self._record_tensors(plan)
+        if plan.attention:
+            self._attention = self._attention or AttentionReader(self.model, self._note_of)
+            self._attention.attach(plan.attention)
+        if plan.class_token:
+            self._class_token = self._class_token or ClassToken(self.model, self._keeps_graph)
+        if self._class_token is not None:
+            self._class_token.leave_out(plan.class_token)
+
+    def _record_tensors(self, plan: Plan) -> None:
         modules: dict[str, nn.Module] = {}
         wanted: dict[str, dict[str, Tap]] = {}
-        for name in (*layers, *watched):
+        targets: set[str] = set()
+        if self._recorded.issuperset((*plan.layers, *plan.watched)):
+            return
+        if self._images in plan.layers:
+            self._recorded.add(self._images)
+        for name in (*plan.layers, *plan.watched):
             if name == self._images:
                 continue
             tap = Tap.parse(name)
@@ -176,129 +208,64 @@ class Recorder:
                 modules[tap.module] = self.model.get_submodule(tap.module)
             except AttributeError:
                 raise LayerError(f"the model has no module {tap.module!r}.") from None
-            if name not in self._attached:
+            if name in plan.layers:
+                targets.add(tap.module)
+            if name not in self._recorded:
                 wanted.setdefault(tap.module, {})[name] = tap
-        targets = {Tap.parse(name).module for name in layers if name != self._images}
-        # An answer from what another recorder sees has to depend on what this one sees.
-        first = not self.answers and is_answered_beside(self.model)
-        for module, taps in wanted.items():
-            given = {name: tap for name, tap in taps.items() if tap.given}
-            if given:
-                look = partial(self._look_at_input, given)
-                self._handles.keep(modules[module].register_forward_pre_hook(look))
-            if len(given) < len(taps):
-                gives = {name: tap for name, tap in taps.items() if not tap.given}
-                tap_output = partial(self._tap, module, gives, module in targets)
-                self._handles.keep(modules[module].register_forward_hook(tap_output, prepend=first))
-        self._attached |= {name for taps in wanted.values() for name in taps}
-
-    def attach_attention(self, modules: Sequence[str]) -> None:
-        """Record what modules attend to as well; one that is attached already is left alone."""
-        for name in modules:
-            if name not in self._attending:
-                hook = partial(read, partial(self._noting, name))
-                module = self.model.get_submodule(name)
-                # Before others that look at its output, which is another tensor then.
-                self._handles.keep(module.register_forward_hook(hook, prepend=True, with_kwargs=True))
-                self._attending.add(name)
-
-    def leave_out(self, idle: Mapping[str, tuple[int, bool]]) -> None:
-        """Keep no graph from now on for what modules do to tokens that the answer does not depend on.
-
-        They do as usual while somebody else has hooks on the model, who may look at these tokens, and while
-        checkpointing runs them again in a backward pass.
-
-        Args:
-            idle: Names of modules; for each the number of tokens, from the first, that the answer does depend
-                on, and whether it is attention.
-        """
-        self._idle = frozenset(idle)
-        for name, (prefix, attends) in idle.items():
-            if name not in self._hooked_idle:
-                module = self.model.get_submodule(name)
-                rows = FewRows(prefix, attends, partial(self._is_busy, name))
-                self._handles.keep(module.register_forward_pre_hook(rows.before, with_kwargs=True))
-                # Before others that look at its output.
-                self._handles.keep(module.register_forward_hook(rows.after, prepend=True, with_kwargs=True))
-                self._hooked_idle.add(name)
-
-    def leave_alone(self, modules: Sequence[str]) -> None:
-        """Take hooks off activations inside of modules that come before the layers."""
-        for name, handles in self._smoothed.items():
-            if any(name == outer or name.startswith(f"{outer}.") for outer in modules):
-                handles.remove()
-
-    @contextmanager
-    def differentiating(self) -> Iterator[None]:
-        """Take gradients of the last pass."""
-        with ExitStack() as stack:
-            for shard in self.shards if self.second_order else []:
-                stack.enter_context(shard.attention.held())
-            yield
-
-    def follow(self, tensor: Tensor, *shards: Shard) -> None:
-        """See to attention when a backward pass begins at a tensor that was made of the last pass."""
-        if self.second_order and tensor.requires_grad:
-            for shard in shards or self.shards:
-                tensor.register_hook(shard.attention.begin_backward)  # type: ignore[no-untyped-call]
+        # The output of another recorder's adapters has to depend on what this one records.
+        first = not self.replaces_output and is_predicted_by_adapters(self.model)
+        for name, taps in wanted.items():
+            module = modules[name]
+            inputs = {text: tap for text, tap in taps.items() if tap.given}
+            outputs = {text: tap for text, tap in taps.items() if not tap.given}
+            if inputs:
+                self._handles.keep(module.register_forward_pre_hook(partial(self._record_input, inputs)))
+            if outputs:
+                hook = partial(self._record_output, name, outputs, name in targets)
+                self._handles.keep(module.register_forward_hook(hook, prepend=first))
+        self._recorded |= {text for taps in wanted.values() for text in taps}
 
     def remove(self) -> None:
-        """Take every hook off and forget the last pass. May be called twice."""
+        """Remove every hook, and forget the last pass. May be called twice."""
         self._handles.remove()
-        for handles in self._smoothed.values():
-            handles.remove()
+        for rider in (self.second_order, self._attention, self._class_token):
+            if rider is not None:
+                rider.remove()
         self.clear()
 
     def clear(self) -> None:
         """Forget the last pass, and free its graph."""
-        for shard in self._shards.values():
-            shard.attention.fuse()
-        self._shards.clear()
-
-    def put_away(self) -> dict[torch.device, Shard]:
-        """Hand the last pass over, as if there had been none."""
-        shards, self._shards = self._shards, {}
-        return shards
-
-    def bring_back(self, shards: dict[torch.device, Shard]) -> None:
-        """Take back what `put_away` gave, in place of whatever was recorded since."""
-        self.clear()
-        self._shards = shards
-
-    def _is_busy(self, name: str) -> bool:
-        """Whether a module has to do all of its work now."""
-        shard = self._shard()
-        return shard is None or name not in shard.idle
+        for recording in self.recordings.values():
+            if recording.fusion is not None:
+                recording.fusion.fuse()
+        self.recordings = {}
 
     def __reduce__(self) -> tuple[Callable[[], Recorder], tuple[()]]:
         """A copy of a guided model (averaged weights, a file) is not guided: its hooks do nothing."""
         return _inert, ()
 
-    @property
-    def shards(self) -> list[Shard]:
-        """What the last forward left, in batch order; empty before the first forward."""
-        return [shard for _, shard in sorted(self._shards.items(), key=lambda item: item[0].index or 0)]
+    # ------------------------------------------------------ hooks of the root
+
+    # They open and close the recording, so that a layer that runs again later (activation checkpointing
+    # recomputes it in the backward pass) does not overwrite what the forward recorded.
 
     def _begin_wrapper(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Prepare for replicas, which run in threads of their own."""
         if is_muted() or self.inert:
             return
         self.clear()
-        if self._before is not None:
+        if self._plan is not None:
             # The images may still be elsewhere: DataParallel takes them from anywhere.
             place = next(self.model.parameters(), None)
             call = Call.of(args, kwargs)
             if place is not None and call.images.device != place.device:
                 args, kwargs = call.arguments(call.images.to(place.device))
                 call = Call.of(args, kwargs)
-            self._before(call)
+            self._update(call)
         self._parallel = True
 
     def _end_wrapper(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self._parallel = False
-
-    # The root's hooks open and close the recording, so that a layer that runs again later (activation
-    # checkpointing recomputes it in the backward pass) does not overwrite what the forward saw.
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if is_muted() or self.inert:
@@ -306,115 +273,145 @@ class Recorder:
         call = Call.of(args, kwargs)
         images = call.images
         if not self._parallel:
-            self.clear()
+            if self.recordings:
+                self.clear()
             if torch.is_grad_enabled():
                 empty_caches(self.model)
-            if self._before is not None:
-                self._before(call)
-        previous = self._shards.pop(images.device, None)
-        if previous is not None:
-            previous.attention.fuse()  # a forward that was interrupted left it open
-        shard = self._shards[images.device] = self._open.shard = Shard(images)
-        if self._idle and not self._is_watched(module):
-            shard.idle = self._idle
-        if self._images not in self._attached:
+            self._update(call)
+        previous = self.recordings.pop(images.device, None)
+        if previous is not None and previous.fusion is not None:
+            previous.fusion.fuse()  # a forward that was interrupted left it open
+        recording = self.recordings[images.device] = self._open.recording = Recording(images)
+        if self.second_order is not None:
+            recording.fusion = Fusion()
+        if self._class_token is not None and self._class_token.modules and not self._is_watched(module):
+            recording.class_token = self._class_token.modules
+        self._state = None
+        if self._images not in self._recorded:
             return None
-        feature = shard.features[self._images] = self._beginning(shard, images)
+        feature = recording.features[self._images] = self._start_graph(recording, images)
         return call.arguments(feature.clone())
 
+    def _update(self, call: Call) -> None:
+        """Switch the adapters to the model's mode, and make a new plan if anything has changed."""
+        if self._plan is None:
+            return
+        if self.adapters.training != self.model.training:
+            self.adapters.train(self.model.training)
+        state = self._state = state_of(self.model)
+        key = (state.snapshot, call.images.shape[1:], call.signature, adapters_of(self.model))
+        # A reference is gone where a new module took the place, perhaps with the same id.
+        if key != self._planned_for or None in [reference() for reference in self._planned]:
+            self._planned_for = None
+            plan = self._plan(call)
+            self.record(plan)
+            names = {Tap.parse(name).module for name in (*plan.layers, *plan.watched) if name != self._images}
+            names |= {*plan.attention, *plan.class_token}
+            self._planned = [ref(self.model.get_submodule(name)) for name in names]
+            self._planned_for = key
+
     def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        if is_muted() or self.inert:
+        recording: Recording | None = getattr(self._open, "recording", None)
+        if recording is None or is_muted() or self.inert:
             return None
-        shard = self._shard()
-        self._open.shard = None
-        if shard is None:
-            return None
-        shard.attention.fuse()
+        self._open.recording = None
+        if recording.fusion is not None:
+            recording.fusion.fuse()
         if output is None:  # the forward raised; hooks are called all the same
             return None
-        shard.logits = _answer(self.model, output)
-        self.follow(shard.logits, shard)
-        return None if self._after is None else self._after(shard, output)
+        recording.logits = _logits_of(self.model, output)
+        if self.second_order is not None and recording.fusion is not None:
+            self.second_order.follow(recording.logits, [recording.fusion])
+        return None if self._after is None else self._after(recording, output)
 
-    def _is_watched(self, model: nn.Module) -> bool:
-        """Whether somebody may see, or run again, what modules do to all tokens."""
-        own = self._handles.ids.union(*(handles.ids for handles in self._smoothed.values()))
-        return is_observed(modules_of(model), own) or any(
-            getattr(module, "grad_checkpointing", False) for module in modules_of(model)
-        )
+    # ---------------------------------------------------- hooks of the layers
 
-    def _look_at_input(self, taps: Mapping[str, Tap], module: nn.Module, args: tuple[Any, ...]) -> None:
-        shard = self._shard()
-        if shard is not None and args and isinstance(args[0], Tensor):
-            shard.features.update(dict.fromkeys(taps, args[0]))
+    def _record_input(self, taps: Mapping[str, Tap], module: nn.Module, args: tuple[Any, ...]) -> None:
+        recording = self._recording()
+        if recording is not None and args and isinstance(args[0], Tensor):
+            recording.features.update(dict.fromkeys(taps, args[0]))
             # The weights of the moment: a replica has its own, and a probe may have put others in place.
             if isinstance(module, nn.Linear):
-                shard.features.update({f"{tap.module}:weight": module.weight for tap in taps.values()})
+                recording.features.update({f"{tap.module}:weight": module.weight for tap in taps.values()})
 
-    def _tap(
+    def _record_output(
         self,
         module_name: str,
         taps: Mapping[str, Tap],
-        begin: bool,
+        starts_graph: bool,
         module: nn.Module,
         args: tuple[Any, ...],
         output: Any,
     ) -> Any:
-        shard = self._shard()
-        if shard is None:
+        recording = self._recording()
+        if recording is None:
             return None
-        call = shard.calls[module_name]
-        shard.calls[module_name] += 1
+        call = recording.calls[module_name]
+        recording.calls[module_name] += 1
         changed = None
         for name, tap in taps.items():
             if tap.call not in (None, call):  # without a number the last call stays
                 continue
-            feature = select(output, tap.path)
+            feature = output if isinstance(output, Tensor) and not tap.path else select(output, tap.path)
             if feature is None:
                 raise LayerError(
                     f"layer {name!r} gives {type(output).__name__}, without a tensor there; choose "
                     "another layer."
                 )
-            if not begin:
-                shard.features[name] = feature
+            if not starts_graph:
+                recording.features[name] = feature
                 continue
-            feature = shard.features[name] = self._beginning(shard, feature)
+            feature = recording.features[name] = self._start_graph(recording, feature)
             # The model goes on with a copy: a tail that works in place must not change what was recorded.
-            output = changed = replace(output, tap.path, feature.clone())
+            copy = feature.clone()
+            output = changed = copy if isinstance(output, Tensor) else replace(output, tap.path, copy)
         return changed
 
-    def _noting(self, name: str) -> Note | None:
-        """What looks at the probabilities of an attention module."""
-        shard = self._shard()
-        if shard is None:
-            return None
-
-        def note(probabilities: Tensor) -> Tensor:
-            shard.attended[name] = self._beginning(shard, probabilities)
-            return shard.attended[name]
-
-        return note
-
-    def _shard(self) -> Shard | None:
-        """The recording of the forward that is running in this thread."""
-        return None if is_muted() or self.inert else getattr(self._open, "shard", None)
-
-    def _beginning(self, shard: Shard, feature: Tensor) -> Tensor:
-        """See to it that a graph reaches, or begins at, a layer's output."""
-        if self.cut:
+    def _start_graph(self, recording: Recording, feature: Tensor) -> Tensor:
+        """Make sure that a graph reaches, or begins at, a layer's output."""
+        if self._cut:
             # Before detach(): a tensor made under no_grad would stay outside the graph.
             torch.set_grad_enabled(True)
         if torch.is_grad_enabled() and not feature.requires_grad and feature.is_floating_point():
             # The graph starts here: the trunk ran without one, or is frozen and the head alone is to be
             # guided.
             feature = feature.detach().requires_grad_()
-        if self.second_order and not shard.attention.unfused and feature.requires_grad:
-            shard.attention.unfuse()
-            feature.register_hook(shard.attention.end_backward)  # type: ignore[no-untyped-call]
+        if self.second_order is not None and recording.fusion is not None:
+            self.second_order.reached(recording.fusion, feature)
         return feature
 
+    def _note_of(self, name: str) -> Note | None:
+        """What records the probabilities of an attention module; None while nothing is recorded."""
+        recording = self._recording()
+        if recording is None:
+            return None
 
-def _answer(model: nn.Module, output: Any) -> Tensor:
+        def note(probabilities: Tensor) -> Tensor:
+            recording.attended[name] = self._start_graph(recording, probabilities)
+            return recording.attended[name]
+
+        return note
+
+    def _keeps_graph(self, name: str) -> bool:
+        """Whether a module has to keep the graph of all tokens now."""
+        recording = self._recording()
+        return recording is None or name not in recording.class_token
+
+    def _is_watched(self, module: nn.Module) -> bool:
+        """Whether others may see, or a backward pass runs again, what modules do to all tokens."""
+        state = state_of(module) if self._state is None or self._parallel else self._state
+        own = set(self._handles.ids)
+        for rider in (self.second_order, self._attention, self._class_token):
+            if rider is not None:
+                own |= rider.hook_ids
+        return state.is_observed(own)
+
+    def _recording(self) -> Recording | None:
+        """The recording of the forward that is running in this thread."""
+        return None if is_muted() or self.inert else getattr(self._open, "recording", None)
+
+
+def _logits_of(model: nn.Module, output: Any) -> Tensor:
     """Return the logits; of timm's models that train two heads (distillation) the mean, as they evaluate."""
     if getattr(model, "distilled_training", False) and isinstance(output, tuple) and len(output) == 2:
         return (find_logits(output[0]) + find_logits(output[1])) / 2
@@ -422,7 +419,7 @@ def _answer(model: nn.Module, output: Any) -> Tensor:
 
 
 def _inert() -> Recorder:
-    """A recorder that is attached to nothing, for the hooks in a copy of a model."""
+    """Make a recorder that is attached to nothing, for the hooks in a copy of a model."""
     recorder = Recorder(nn.Identity())
     recorder.remove()
     recorder.inert = True

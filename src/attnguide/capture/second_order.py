@@ -1,13 +1,13 @@
-"""Makes operations differentiable twice, which guiding needs of all that follows the layer looked at.
+"""Makes operations differentiable twice, which guiding needs of everything after the guided layer.
 
-Fused attention is switched off there, and given back; activations without a second derivative get one.
+Fused attention is switched off there, and on again; activations without a second derivative get one.
 """
 
 from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch.backends import cuda
 
 from attnguide.capture.own_hooks import Handles, is_observed
 
-__all__ = ["Attention", "smooth"]
+__all__ = ["Fusion", "SecondOrder", "smooth"]
 
 #: Implementations of attention, as the switches of `torch.backends.cuda` name them; they hold for CPUs too.
 _KERNELS = ("flash", "mem_efficient", "cudnn", "math")
@@ -56,13 +56,17 @@ class _MathAttention:
 _math_attention = _MathAttention()
 
 
-class Attention:
-    """How attention runs for one forward pass: fused, or so that it can be differentiated twice."""
+class Fusion:
+    """Whether attention is fused in one forward pass and the backward passes through it.
+
+    Attributes:
+        held: Set while gradients are computed, whatever passes begin and end meanwhile.
+    """
 
     def __init__(self) -> None:
         self.unfused = False
+        self.held = False
         self._backward = False
-        self._held = False
 
     def unfuse(self) -> None:
         """Keep attention from fusing."""
@@ -71,29 +75,18 @@ class Attention:
             self.unfused = True
 
     def fuse(self) -> None:
-        """Give fused attention back."""
+        """Let attention fuse again."""
         self._backward = False
         if self.unfused:
             self.unfused = False
             _math_attention.release()
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Keep attention from fusing, whatever passes begin and end meanwhile."""
-        self.unfuse()
-        self._held = True
-        try:
-            yield
-        finally:
-            self._held = False
-            self.fuse()
 
     # Activation checkpointing runs the model again in a backward pass. What comes after the layer has to run
     # as it did then, unfused, and what comes before it fused.
 
     def begin_backward(self, _gradient: Tensor) -> None:
         """Hook of the loss and the logits, where a backward pass begins."""
-        if self._held or self._backward:
+        if self.held or self._backward:
             return
         self.unfuse()
         self._backward = True
@@ -102,17 +95,69 @@ class Attention:
 
     def end_backward(self, _gradient: Tensor | None = None) -> None:
         """Hook of the layer's output."""
-        if self._backward and not self._held:
+        if self._backward and not self.held:
             self.fuse()
+
+
+class SecondOrder:
+    """Rider of a recorder: makes everything after the recorded layers differentiable twice.
+
+    Args:
+        model: The model, without a wrapper.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._smoothed = smooth(model)
+
+    @property
+    def hook_ids(self) -> set[int]:
+        """Ids of its hooks."""
+        return {number for handles in self._smoothed.values() for number in handles.ids}
+
+    def reached(self, fusion: Fusion, feature: Tensor) -> None:
+        """Keep attention from fusing after a recorded layer with a graph."""
+        if not fusion.unfused and feature.requires_grad:
+            fusion.unfuse()
+            feature.register_hook(fusion.end_backward)  # type: ignore[no-untyped-call]
+
+    @contextmanager
+    def held(self, fusions: Sequence[Fusion]) -> Iterator[None]:
+        """Keep attention from fusing while gradients of a pass are computed."""
+        _math_attention.acquire()
+        for fusion in fusions:
+            fusion.held = True
+        try:
+            yield
+        finally:
+            for fusion in fusions:
+                fusion.held = False
+            _math_attention.release()
+
+    def follow(self, tensor: Tensor, fusions: Sequence[Fusion]) -> None:
+        """Keep attention from fusing in the backward passes that begin at a tensor."""
+        if tensor.requires_grad:
+            for fusion in fusions:
+                tensor.register_hook(fusion.begin_backward)  # type: ignore[no-untyped-call]
+
+    def leave_alone(self, modules: Sequence[str]) -> None:
+        """Remove the hooks from activations inside modules that come before the layers."""
+        for name, handles in self._smoothed.items():
+            if any(name == outer or name.startswith(f"{outer}.") for outer in modules):
+                handles.remove()
+
+    def remove(self) -> None:
+        """Remove all hooks."""
+        for handles in self._smoothed.values():
+            handles.remove()
 
 
 def smooth(model: nn.Module) -> dict[str, Handles]:
     """Give a model's hard sigmoids a second derivative, and its GELUs a cheaper one; their values stay.
 
-    An activation on which somebody else has hooks is left as it is, for they would see the difference.
+    An activation with hooks of others is left as it is, since these would see the difference.
 
     Returns:
-        The hooks that see to it, by the names of the modules.
+        The hooks, by the names of the modules.
     """
     hooks: dict[str, Handles] = {}
     for name, module in model.named_modules():

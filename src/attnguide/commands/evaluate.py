@@ -14,7 +14,6 @@ from attnguide.cli.options import ModelChoice, device_option, pick_device, singl
 
 if TYPE_CHECKING:
     from attnguide.evaluation.evaluate import Evaluation
-    from attnguide.models.loading import LoadedModel
 
 __all__ = ["evaluate", "layers_of", "measuring_options"]
 

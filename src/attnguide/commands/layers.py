@@ -105,26 +105,26 @@ def _rows(candidates: Sequence[Candidate], chosen: Candidate, every: bool) -> li
 
 def _stage(candidate: Candidate) -> tuple[Any, ...]:
     """What a stage has in common: the grid, and in a transformer, where all have the same, the block."""
-    block = re.match(r".*?\.\d+", candidate.name) if candidate.layout.kind == "tokens" else None
-    return candidate.layout.grid, candidate.layout.kind == "tokens", block and block[0]
+    block = re.match(r".*?\.\d+", candidate.layer.name) if candidate.layer.layout.kind == "tokens" else None
+    return candidate.layer.layout.grid, candidate.layer.layout.kind == "tokens", block and block[0]
 
 
 def _as_json(row: _Row) -> dict[str, Any]:
     candidate = row.candidate
     return {
-        "name": candidate.name,
+        "name": candidate.layer.name,
         "names": list(candidate.names),
         "type": candidate.type,
-        "grid": list(candidate.layout.grid),
+        "grid": list(candidate.layer.layout.grid),
         "channels": candidate.channels,
-        "layout": candidate.layout.kind,
-        "prefix": candidate.layout.prefix,
-        "suffix": candidate.layout.suffix,
-        "reordered": candidate.layout.order is not None,
-        "how": candidate.how,
-        "agreement": _number(candidate.agreement),
-        "gradient": _number(candidate.spread),
-        "pooled": candidate.pooled,
+        "layout": candidate.layer.layout.kind,
+        "prefix": candidate.layer.layout.prefix,
+        "suffix": candidate.layer.layout.suffix,
+        "reordered": candidate.layer.layout.order is not None,
+        "how": candidate.layer.how,
+        "agreement": _number(candidate.layer.agreement),
+        "gradient": _number(candidate.layer.spread),
+        "pooled": candidate.layer.shortcuts.pooled,
         "usable": candidate.usable,
         "layers": row.count,
         "chosen": row.chosen,
@@ -144,15 +144,15 @@ def _print(rows: Sequence[_Row], chosen: Candidate, title: str) -> None:
     branch = tree
     shown: tuple[Any, ...] | None = None
     for row in rows:
-        if shown != row.candidate.layout.grid:
-            shown = row.candidate.layout.grid
+        if shown != row.candidate.layer.layout.grid:
+            shown = row.candidate.layer.layout.grid
             branch = tree.add(Text(f"{shown[0]}×{shown[1]}"))
         branch.add(_line(row))
     console = table_console()
     console.print(tree)
     notes = [
-        f"▶ {chosen.name}: the last layer with rows and columns that the logits depend on throughout.",
-        f"  {chosen.layout}, {chosen.how}: {_HOW[chosen.how]}.",
+        f"▶ {chosen.layer.name}: the last layer with rows and columns that the logits depend on throughout.",
+        f"  {chosen.layer.layout}, {chosen.layer.how}: {_HOW[chosen.layer.how]}.",
         "gradient: share of the positions that the logits depend on. agreement: correlation of where "
         "positions look with the layout. Dim layers are not chosen by themselves.",
     ]
@@ -164,18 +164,19 @@ def _line(row: _Row) -> Any:
     from rich.text import Text
 
     candidate = row.candidate
-    layout = candidate.layout
+    layout = candidate.layer.layout
     parts = [
         f"{candidate.channels} channels",
         layout.kind
         + (f" + {layout.prefix}" if layout.prefix else "")
         + (", reordered" if layout.order is not None else ""),
-        candidate.how + ("" if math.isnan(candidate.agreement) else f" {candidate.agreement:.2f}"),
-        f"gradient {candidate.spread:.0%}",
+        candidate.layer.how
+        + ("" if math.isnan(candidate.layer.agreement) else f" {candidate.layer.agreement:.2f}"),
+        f"gradient {candidate.layer.spread:.0%}",
     ]
     parts += [f"{row.count} alike"] if row.count > 1 else []
     style = "bold green" if row.chosen else "" if candidate.usable else "dim"
     mark = "▶ " if row.chosen else ""
     return Text.assemble(
-        (f"{mark}{candidate.name}", style), (f"  {candidate.type}  {' · '.join(parts)}", style or "dim")
+        (f"{mark}{candidate.layer.name}", style), (f"  {candidate.type}  {' · '.join(parts)}", style or "dim")
     )

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from attnguide.capture.model_state import evaluating
-from attnguide.capture.recorder import aside, unwrap
+from attnguide.capture.model_state import evaluating, unwrap
+from attnguide.capture.recorder import aside
 from attnguide.errors import GuidanceError
-from attnguide.layers.probe import stand_ins
+from attnguide.layers._probe import stand_ins
 
 __all__ = ["CheckReport", "ParameterGroup", "check"]
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from attnguide.capture.calls import Tap, images_name
 from attnguide.capture.model_state import evaluating, muted
 from attnguide.errors import GuidanceError
-from attnguide.layers import Layer
+from attnguide.trace import Layer
 
 __all__ = ["check_uncompiled", "compile_before"]
 

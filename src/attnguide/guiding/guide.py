@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
-from attnguide.capture.calls import Call, replace_logits
+from attnguide.adapters.holder import AdapterSet, check_annotations
+from attnguide.capture.calls import Call
 from attnguide.capture.host_sync import reading
-from attnguide.capture.model_state import full_precision_mode
-from attnguide.capture.recorder import Recorder, Shard, adapters_of, is_answered_beside, unwrap
+from attnguide.capture.model_state import full_precision_mode, unwrap
+from attnguide.capture.recorder import Plan, Recorder, adapters_of
 from attnguide.errors import GuidanceError, InputError, nearest
 from attnguide.guiding import check as checking
 from attnguide.guiding.compiling import check_uncompiled, compile_before
+from attnguide.guiding.recipe import load_recipe
 from attnguide.guiding.terms import BoundTerm, Term, TermRecord
 from attnguide.interfaces import Adapter, AlignmentLoss, AttributionSource, TargetPrior
-from attnguide.layers import Attending, Layer, LayerSpec, check_layer, find_attention, find_layers
-from attnguide.pairs import Evidence, Pairs, Targets
-from attnguide.parts.recipe import load_recipe
-from attnguide.trace import Trace
-from attnguide.tracing import trace_of
+from attnguide.layers import LayerSpec, find_attention
+from attnguide.pairs import Pairs, Targets
+from attnguide.trace import Attending, Layer, Trace, trace_of
 
 if TYPE_CHECKING:
     from attnguide.auditing.audit import AuditReport
@@ -32,7 +33,7 @@ __all__ = ["Guide"]
 
 
 class Guide:
-    """Guides a classifier to look where it should, through hooks alone.
+    """Guides a classifier by attribution maps in training, through hooks alone.
 
     ```python
     guide = ag.Guide(model, source="grad_cam", prior="mask", loss="iou", weight=0.5)
@@ -49,23 +50,16 @@ class Guide:
     Args:
         model: Any classifier: an `nn.Module` whose output is logits, or a tuple, dict or object with
             `.logits`.
-        source: See [`Term`][attnguide.guiding.terms.Term], as for all that follow.
-        prior: Where to look.
-        loss: The distance.
+        source: Attribution source; see [`Term`][attnguide.Term], as for all up to `targets`.
+        prior: Target prior.
+        loss: Alignment loss.
         weight: λ.
-        layer: Layer to look at; `"auto"` is found at the first forward, from the images that come.
+        layer: Layer whose attribution is guided; `"auto"` is found at the first forward, with its images.
         targets: Which (sample, class) pairs.
-        evidence: `"logit"` or `"decision"`.
-        combine: How the maps of several layers are joined; None compares each with the prior.
-        max_classes: How many classes of each sample are compared in a step.
-        warmup: Number of steps in which λ grows to `weight`.
-        terms: Several terms at once, instead of the arguments from `source` to `warmup`.
-        adapters: Parts that train something of their own beside the model; see `guide.parameters()`.
-        second_order: Differentiate the channel weights of the maps too. With False they are constants: a step
-            is a little cheaper, and the guidance another one. Only the features are moved, not what the
-            head reads from them, and the gradient may point elsewhere: its cosine to the exact one was
-            0.45 to 0.89 on the models measured.
-        measure: Measure how the layers' outputs are arranged, once for a model and a size of images.
+        terms: One or several terms, instead of the arguments from `source` to `targets`; a
+            [`Term`][attnguide.Term] has further settings.
+        adapters: Adapters that are trained beside the model, or an [`AdapterSet`][attnguide.adapters.AdapterSet]
+            on it, which the guide takes over; see `guide.parameters()`.
 
     Raises:
         UnknownNameError: If a part's name is unknown.
@@ -84,75 +78,75 @@ class Guide:
         weight: float = 1.0,
         layer: LayerSpec = "auto",
         targets: Targets = "labels",
-        evidence: Evidence = "logit",
-        combine: str | None = None,
-        max_classes: int | Literal["auto"] | None = "auto",
-        warmup: int = 0,
         terms: Sequence[Term] | None = None,
-        adapters: Sequence[Adapter] = (),
-        second_order: bool = True,
-        measure: bool = True,
+        adapters: Sequence[Adapter] | AdapterSet = (),
     ) -> None:
-        single = Term(source, prior, loss, weight, layer, targets, evidence, combine, max_classes, warmup)
+        single = Term(source, prior, loss, weight, layer, targets)
         if terms is not None and vars(single) != vars(Term()):
-            raise InputError(f"give either terms=[…] or {'=, '.join(vars(single))}=.")
+            raise InputError("give either terms=[…] or source=, prior=, loss=, weight=, layer=, targets=.")
         check_uncompiled(unwrap(model))
         self.model = model
         self.terms: list[Term] = [single] if terms is None else _listed(terms)
-        if not self.terms and not adapters:
+        if not self.terms and not len(adapters):
             raise InputError("terms is empty; a guide needs at least one term or adapter.")
-        self.second_order, self.measure = second_order, measure
         self._bound = [BoundTerm(term, model) for term in self.terms]
-        alone = [bound.source for bound in self._bound if bound.source.only_gradients]
-        if alone and not second_order:
-            raise InputError(
-                f"second_order=False takes gradients for constants, and the maps of {alone[0]!r} are "
-                "gradients alone: nothing would be guided. Leave it out."
-            )
-        self.adapters = nn.ModuleList(adapters)
-        self._adapter_asked = [
-            check_layer(model, adapter.layer) for adapter in adapters if adapter.layer is not None
-        ]
-        self._adapter_layers: list[Layer] = []
+        self.adapters = adapters if isinstance(adapters, AdapterSet) else AdapterSet(model, adapters)
+        self.adapters.hand_over()
+        #: The priors and adapters, which read annotations.
+        self._readers: list[TargetPrior | Adapter] = [bound.prior for bound in self._bound]
+        self._readers += self.adapters
         self._attending: Attending | None = None
+        self._layers: list[Layer] = []
+        self._adapters_on_model: tuple[nn.Module, ...] = ()
         self._records: list[TermRecord] = []
         self._steps = 0
         self._removed = False
         self._compiled: list[nn.Module] = []
         self._recorder = Recorder(
             model,
-            second_order=second_order
-            and any(bound.source.needs_gradient or bound.source.only_gradients for bound in self._bound),
-            before=self._find_layers,
-            after=self._adapt if adapters else None,
-            adapters=adapters,
+            plan=self._plan,
+            differentiated_twice=any(
+                bound.source.needs_gradient or bound.source.only_gradients for bound in self._bound
+            ),
+            after=self.adapters.predict if len(self.adapters) else None,
+            adapters=self.adapters.modules,
         )
-        # Not among the library's own: these hooks change what others see.
-        self._adapter_hooks: list[RemovableHandle] = []
         try:
-            for adapter in adapters:
-                self._adapter_hooks += adapter.attach(unwrap(model))
+            self.adapters.put_on_hooks()
         except BaseException:
             self.remove()
             raise
 
     @classmethod
-    def from_recipe(cls, model: nn.Module, recipe: str | Path, **overrides: Any) -> Guide:
+    def from_recipe(
+        cls,
+        model: nn.Module,
+        recipe: str | Path,
+        *,
+        adapters: Sequence[Adapter] | AdapterSet = (),
+        **overrides: Any,
+    ) -> Guide:
         """Build a guide from a named method with its published settings, or from a recipe file.
 
         Args:
             model: Any classifier.
             recipe: A registered name such as `"gradcam-iou"`, or the path of a TOML file.
-            **overrides: Arguments of [`Guide`][attnguide.guiding.guide.Guide] that take the place of the recipe's.
+            adapters: As for [`Guide`][attnguide.Guide].
+            **overrides: Fields of [`Term`][attnguide.Term] that replace the recipe's.
 
         Returns:
             The guide.
 
         Raises:
             UnknownNameError: If the recipe or a part in it is unknown.
-            InputError: If the file cannot be read or names unknown settings.
+            InputError: If the file cannot be read, or a setting is unknown.
         """
-        return cls(model, **{**load_recipe(recipe).guide, **overrides})
+        known = [field.name for field in fields(Term)]
+        for name in overrides:
+            if name not in known:
+                raise InputError(f"a term has no setting {name!r}.{nearest(name, known)}")
+        term = Term(**{**load_recipe(recipe).guide, **overrides})
+        return cls(model, terms=[term], adapters=adapters)
 
     # ------------------------------------------------------------ the loss
 
@@ -173,7 +167,7 @@ class Guide:
             LayerError: If a layer did not run, or its output has no rows and columns.
             InputError: If labels or annotations are wrong, missing or unknown.
         """
-        self._check_names(annotations)
+        check_annotations(self._readers, annotations)
         trace = self._trace()
         if not trace.logits.requires_grad:
             raise GuidanceError(
@@ -183,29 +177,30 @@ class Guide:
         # An empty sum is an exact zero with a graph, whatever the logits are.
         total = trace.logits.flatten()[:0].sum().float()
         records: list[TermRecord] = []
+        fusions = [r.fusion for r in self._recorder.recordings.values() if r.fusion is not None]
+        second_order = self._recorder.second_order
         with (
             full_precision_mode(trace.logits.device),
-            self._recorder.differentiating(),
+            nullcontext() if second_order is None else second_order.held(fusions),
             # On an accelerator values are checked in the first step: later nothing waits for it.
-            reading(self._steps == 0),
+            nullcontext() if self._steps else reading(),
         ):
             for bound in self._bound:
-                seen, mean = bound(trace, labels, sample_weight, annotations)
-                records += seen
+                term_records, mean = bound(trace, labels, sample_weight, annotations)
+                records += term_records
                 if mean is not None:
                     total = total + bound.term.weight_at(self._steps) * mean
-            for adapter, layer in self._readers():
-                own = adapter.loss(
-                    trace.at(layer.name), labels, **self._annotations_for(adapter, annotations)
-                )
-                total = total if own is None else total + own
+            if len(self.adapters):
+                for loss in self.adapters.losses(trace, labels, annotations):
+                    total = total + loss
         self._steps += 1
         self._records = records
-        self._recorder.follow(total)
+        if second_order is not None:
+            second_order.follow(total, fusions)
         return total
 
     def records(self) -> list[TermRecord]:
-        """Return what each term saw at each of its layers in the last call of `loss`, detached."""
+        """Return the record of each term at each of its layers in the last call of `loss`, detached."""
         return list(self._records)
 
     def check(self, images: Tensor, labels: Tensor, **annotations: Any) -> checking.CheckReport:
@@ -265,7 +260,7 @@ class Guide:
         """
         from attnguide.auditing.audit import audit  # here, since it brings torchmetrics, which takes its time
 
-        self._check_names(annotations)
+        check_annotations(self._readers, annotations)
         bound = self._bound[term]
 
         def masks_of(pairs: Pairs, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -300,7 +295,7 @@ class Guide:
         """Compile the part of the model that comes before the guided layers, with `torch.compile`.
 
         What comes after them is differentiated twice, which compiled code refuses, and a model that is
-        compiled as a whole hides its layers. `remove()` gives the model back as it was.
+        compiled as a whole hides its layers. `remove()` undoes it.
 
         Args:
             images: `(B, C, H, W)`, as they will be in training; the layers are found with them.
@@ -314,18 +309,18 @@ class Guide:
         """
         if self._removed:
             raise GuidanceError("this guide was removed from its model; build a new one.")
-        self._find_layers(Call.of((images,), {}))
-        names = compile_before(unwrap(self.model), self._known_layers(), images, options)
-        self._recorder.leave_alone(names)
-        self._compiled += [unwrap(self.model).get_submodule(name) for name in names]
+        model = unwrap(self.model)
+        self._recorder.record(self._plan(Call.of((images,), {})))
+        names = compile_before(model, self._layers, images, options)
+        if self._recorder.second_order is not None:
+            self._recorder.second_order.leave_alone(names)
+        self._compiled += [model.get_submodule(name) for name in names]
         return names
 
     def remove(self) -> None:
-        """Take every hook off; the model is as it was. May be called twice."""
+        """Remove every hook; the model is as it was. May be called twice."""
         self._recorder.remove()
-        for handle in self._adapter_hooks:
-            handle.remove()
-        self._adapter_hooks = []
+        self.adapters.remove()
         for module in self._compiled:
             module._compiled_call_impl = None
         self._compiled = []
@@ -345,34 +340,31 @@ class Guide:
 
     # -------------------------------------------------------------- helpers
 
-    def _known_layers(self) -> list[Layer]:
-        layers = [*(layer for bound in self._bound for layer in bound.layers), *self._adapter_layers]
-        if self.adapters or is_answered_beside(self.model):
-            # An adapter may answer from the whole feature, so that the pooled one is not all there is.
-            layers = [layer.plain() for layer in layers]
-        return list({layer.name: layer for layer in layers}.values())
-
-    def _find_layers(self, call: Call) -> None:
-        """Find the layers for images of this size; remembered, so that it costs nothing the second time."""
+    def _plan(self, call: Call) -> Plan:
+        """Find the layers for images of this size, and say what to record."""
         model = unwrap(self.model)
-        if self.adapters.training != model.training:
-            self.adapters.train(model.training)  # as the parts of the model that they stand beside
         for bound in self._bound:
-            bound.find(self.model, call, measure=self.measure)
-        asked = [layer.name for layer in self._adapter_layers] or self._adapter_asked
-        self._adapter_layers = [
-            find_layers(self.model, call.images, name, measure=self.measure, call=call)[0] for name in asked
-        ]
-        layers = self._known_layers()
-        check_uncompiled(unwrap(self.model), layers)
-        readers = [bound for bound in self._bound if bound.source.reads_attention]
-        if readers:
-            tokens = max(layer.tokens for bound in readers for layer in bound.layers)
+            bound.find(self.model, call)
+        self.adapters.find(call)
+        self._adapters_on_model = adapters_of(model)
+        layers = [*(layer for bound in self._bound for layer in bound.layers), *self.adapters.layers]
+        if self._adapters_on_model:
+            # An adapter may use the whole feature, so that the logits depend on more than the pooled one.
+            layers = [layer.plain() for layer in layers]
+        layers = self._layers = list({layer.name: layer for layer in layers}.values())
+        check_uncompiled(model, layers)
+        attention: tuple[str, ...] = ()
+        transformers = [bound for bound in self._bound if bound.source.reads_attention]
+        if transformers:
+            tokens = max(layer.tokens for bound in transformers for layer in bound.layers)
             self._attending = find_attention(model, call.images, tokens, call=call)
-            self._recorder.attach_attention(self._attending.modules)
-        watched = [name for layer in layers for name in layer.watched]
-        self._recorder.attach([layer.name for layer in layers], watched)
-        self._recorder.leave_out(layers[0].idle if self._only_logits_matter(layers) else {})
+            attention = self._attending.modules
+        return Plan(
+            layers=[layer.name for layer in layers],
+            watched=[name for layer in layers for name in layer.watched],
+            attention=attention,
+            class_token=layers[0].class_token if self._only_logits_matter(layers) else {},
+        )
 
     def _only_logits_matter(self, layers: Sequence[Layer]) -> bool:
         """Whether nothing but the logits can become part of the loss, as far as that can be known.
@@ -380,71 +372,29 @@ class Guide:
         That is so for one class alone whose forward is known, while one term guides it by gradients. What a
         model of the user's own keeps or returns beside the logits cannot be known.
         """
-        model = unwrap(self.model)
-        kind = type(model)
+        kind = type(unwrap(self.model))
         return (
             f"{kind.__module__}.{kind.__qualname__}" == "timm.models.vision_transformer.VisionTransformer"
             and len(layers) == len(self._bound) == 1
             and self._bound[0].source.needs_gradient
             and not self._bound[0].source.reads_attention
-            and not self.adapters
+            and not len(self.adapters)
         )
 
     def _trace(self) -> Trace:
         if self._removed:
             raise GuidanceError("this guide was removed from its model; build a new one.")
-        shards = self._recorder.shards
-        if not shards:
+        recordings = self._recorder.recordings
+        if not recordings:
             raise GuidanceError("guide.loss was called before a forward; call model(images) first.")
         return trace_of(
-            shards,
-            self._known_layers(),
+            sorted(recordings.values(), key=lambda recording: recording.images.device.index or 0),
+            self._layers,
             differentiable=True,
-            second_order=self.second_order,
-            adapters=adapters_of(self.model),
+            adapters=self._adapters_on_model,
             attending=self._attending,
-            model=unwrap(self.model),
+            model=self._recorder.model,
         )
-
-    def _adapter_modules(self) -> list[Adapter]:
-        return [adapter for adapter in self.adapters if isinstance(adapter, Adapter)]
-
-    def _readers(self) -> Iterator[tuple[Adapter, Layer]]:
-        """The adapters that read a layer, with that layer."""
-        readers = [adapter for adapter in self._adapter_modules() if adapter.layer is not None]
-        return zip(readers, self._adapter_layers, strict=True)
-
-    def _adapt(self, shard: Shard, output: Any) -> Any:
-        """Let the adapters answer in place of the model."""
-        for adapter, layer in self._readers():
-            trace = trace_of([shard], [layer.plain()], differentiable=True)
-            logits = adapter(trace)
-            if logits is not None:
-                shard.logits = logits
-                output = replace_logits(output, logits)
-        return output
-
-    @staticmethod
-    def _annotations_for(adapter: Adapter, annotations: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: value for name, value in annotations.items() if name in adapter.annotations}
-
-    def _check_names(self, annotations: Mapping[str, Any]) -> None:
-        """Refuse annotations that nobody reads, and name those that are missing."""
-        readers: list[TargetPrior | Adapter] = [
-            *(bound.prior for bound in self._bound),
-            *self._adapter_modules(),
-        ]
-        known = sorted({name for reader in readers for name in reader.annotations})
-        for name in annotations:
-            if name not in known:
-                raise InputError(f"no prior of this guide reads {name}=.{nearest(name, known)}")
-        for reader in readers:
-            for name, required in reader.annotations.items():
-                if required and name not in annotations:
-                    raise InputError(
-                        f"{reader!r} needs {name}=: pass guide.loss(labels, {name}=…), None for a batch "
-                        "without any."
-                    )
 
 
 def _listed(terms: Sequence[Term]) -> list[Term]:

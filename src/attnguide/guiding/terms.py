@@ -1,4 +1,4 @@
-"""Guidance terms: what is compared with what, and what that costs."""
+"""Guidance terms: attribution, prior and the loss between them."""
 
 from __future__ import annotations
 
@@ -13,22 +13,25 @@ from torch import Tensor, nn
 from attnguide import functional
 from attnguide.capture.calls import Call
 from attnguide.capture.host_sync import may_read
-from attnguide.errors import GuidanceError, InputError, LayerError
-from attnguide.interfaces import AlignmentLoss, AttributionSource, PriorMaps, TargetPrior, maps_of
-from attnguide.layers import Layer, LayerSpec, check_layer, check_reach, find_layers
+from attnguide.errors import GuidanceError, InputError
+from attnguide.interfaces import AlignmentLoss, AttributionSource, TargetPrior, maps_of
+from attnguide.layers import LayerSpec, check_layer, check_reach, find_layers
 from attnguide.pairs import Evidence, Pairs, Targets, check_choice, resolve
 from attnguide.parts.registry import registry
-from attnguide.trace import Trace
+from attnguide.trace import Layer, Trace
 
 __all__ = ["BoundTerm", "Term", "TermRecord"]
 
-#: What `max_classes="auto"` draws where each class costs a pass through what follows the layer.
+#: Number of pairs that `max_classes="auto"` draws where each class costs a pass through what follows the layer.
 _DRAWN = 4
 
 
 @dataclass(eq=False)
 class Term:
-    """One guidance term: what is compared with what, where, for which pairs, and how much it counts.
+    """One guidance term: its source, prior and loss, where and for which pairs, and its weight.
+
+    A setting of a term is a field of this class and nothing else: `Guide`, recipes and their documentation read
+    the fields.
 
     Attributes:
         source: An attribution source, by name or as an object.
@@ -36,16 +39,19 @@ class Term:
         loss: An alignment loss, by name or as an object.
         weight: λ, at least 0; the term's mean over the annotated pairs is multiplied by it. May be changed
             while training.
-        layer: Where to look; see [`find_layers`][attnguide.layers.find_layers]. With several layers the
-            losses of each are averaged.
+        layer: The layers whose attribution is guided; see [`find_layers`][attnguide.layers.find_layers]. With
+            several layers their losses are averaged.
         targets: Which (sample, class) pairs; see [`pairs.resolve`][attnguide.pairs.resolve].
         evidence: `"logit"`, or `"decision"`: negated for a binary attribute that is predicted negative.
-        combine: `"mean"`, `"max"` or `"product"`: join the maps of several layers, and compare the joined map.
-        max_classes: How many pairs of each sample are compared in a step, drawn at random; the expected loss is the
-            same. None for all of them. `"auto"`: all, where the layer is followed by pooling or a sample has
-            at most 4; else 4, since each costs a pass through the layers that follow.
-        warmup: λ grows from nothing to `weight` in so many steps, so that a network without features yet is
-            not told where to look with them. 0: it is `weight` from the first step.
+        combine: `"mean"`, `"max"` or `"product"`: combine the maps of several layers into one, and compare that
+            with the prior. None compares each layer's map.
+        max_classes: Largest number of pairs of each sample that are compared in a step, drawn at random; the
+            expected loss stays the same. None for all of them. `"auto"`: all, where the layer is followed by
+            pooling or a sample has at most 4; else 4, since each costs a pass through the layers that follow.
+        warmup: Number of steps in which λ grows from nothing to `weight`, since the features of a fresh network
+            mean nothing yet. 0: λ is `weight` from the first step.
+        measure: Measure the layout of the layers' outputs, once for a model and a size of images; otherwise it
+            is assumed from shapes and metadata.
     """
 
     source: str | AttributionSource = "grad_cam"
@@ -58,6 +64,7 @@ class Term:
     combine: str | None = None
     max_classes: int | Literal["auto"] | None = "auto"
     warmup: int = 0
+    measure: bool = True
 
     def weight_at(self, step: int) -> float:
         """λ in a step, counted from 0."""
@@ -66,10 +73,10 @@ class Term:
 
 @dataclass(frozen=True)
 class TermRecord:
-    """What one term saw at one layer in the last call of `guide.loss`, detached, for logging.
+    """The maps, priors and losses of one term at one layer in the last call of `guide.loss`, detached.
 
     Attributes:
-        layer: The layer that it looked at; several names with a + between them if their maps were joined.
+        layer: Name of the layer; several names with a + between them if their maps were combined.
         pairs: The N annotated pairs (those that were drawn).
         maps: Attribution maps `(N, h, w)`, raw.
         prior: Prior maps `(N, h, w)` in [0, 1].
@@ -84,7 +91,7 @@ class TermRecord:
 
 
 class BoundTerm:
-    """A term whose parts are made, and whose layers are found when the first images come.
+    """A term with its parts created; its layers are found with the first images.
 
     Args:
         term: The term.
@@ -102,7 +109,7 @@ class BoundTerm:
         self.source: AttributionSource = registry().create("source", term.source, AttributionSource)
         self.prior: TargetPrior = registry().create("prior", term.prior, TargetPrior)
         self.loss: AlignmentLoss = registry().create("loss", term.loss, AlignmentLoss)
-        self.asked = check_layer(model, self.source.layers(term.layer))
+        self.requested = check_layer(model, self.source.layers(term.layer))
         self.layers: list[Layer] = []
         if not self.source.differentiable:
             raise GuidanceError(
@@ -121,79 +128,110 @@ class BoundTerm:
             raise InputError(
                 f"max_classes={term.max_classes!r} must be 'auto', None, or a number of at least 1."
             )
+        if type(term.measure) is not bool:
+            raise InputError(f"measure={term.measure!r} must be True or False.")
         if type(term.warmup) is not int or term.warmup < 0:
             raise InputError(f"warmup={term.warmup!r} must be a number of steps, at least 0.")
         check_choice(term.targets, term.evidence)
 
-    def find(self, model: nn.Module, call: Call, *, measure: bool) -> None:
+    def find(self, model: nn.Module, call: Call) -> None:
         """Find the layers for images of this size; the names stay those of the first images."""
-        asked = [layer.name for layer in self.layers] or self.asked
-        self.layers = find_layers(model, call.images, asked, measure=measure, call=call)
+        self.layers = find_layers(model, call.images, self.names, measure=self.term.measure, call=call)
         if self.source.needs_gradient:
             for layer in self.layers:
                 check_reach(layer)
 
     @property
     def names(self) -> list[str]:
-        """Names of the layers; what was asked for while they are not found."""
-        return [layer.name for layer in self.layers] or list(self.asked)
+        """Names of the layers; the requested ones before these are found."""
+        return [layer.name for layer in self.layers] or list(self.requested)
 
     def __call__(
-        self, trace: Trace, labels: Tensor, weight: Tensor | None, annotations: Mapping[str, Any]
+        self, trace: Trace, labels: Tensor, sample_weight: Tensor | None, annotations: Mapping[str, Any]
     ) -> tuple[list[TermRecord], Tensor | None]:
         """Compare attribution and prior in the last forward pass.
 
         Args:
             trace: The pass, with this term's layers among others.
-            labels: As for [`Guide.loss`][attnguide.guiding.guide.Guide.loss], like the rest.
-            weight: How much each annotation counts.
+            labels: As for [`Guide.loss`][attnguide.Guide.loss], like the rest.
+            sample_weight: Weight of each annotation.
             annotations: What the priors read.
 
         Returns:
-            What was seen, and the mean of the losses; None if nothing is annotated.
+            The records, and the mean of the losses; None if nothing is annotated.
         """
         pairs = resolve(self.term.targets, trace.logits, labels, self.term.evidence)
-        counts = None if pairs.present is None else pairs.present.float()
-        if weight is not None:
-            given = _pair_weights(weight, trace, pairs)
-            counts = given if counts is None else given * counts
-        pairs, counts = _without_zeros(pairs, counts)
+        weights = None if pairs.present is None else pairs.present.float()
+        if sample_weight is not None:
+            trust = _pair_weights(sample_weight, trace, pairs)
+            weights = trust if weights is None else trust * weights
+        # A pair without weight is not compared, and its annotation need not be valid.
+        kept = None if weights is None else _positive(weights)
+        if kept is not None and weights is not None:
+            pairs, weights = pairs.select(kept), weights[kept]
         groups = [self.layers] if self.term.combine else [[layer] for layer in self.layers]
         records, means = [], []
         for layers in groups:
-            record, mean = self._compare(layers, trace, pairs, counts, annotations)
+            record, mean = self._compare(layers, trace, pairs, weights, annotations)
             records.append(record)
-            means.append(mean)
-        present = [mean for mean in means if mean is not None]
-        return records, torch.stack(present).mean() if present else None
+            if mean is not None:
+                means.append(mean)
+        return records, torch.stack(means).mean() if means else None
 
     def prior_at(
         self, trace: Trace, pairs: Pairs, size: tuple[int, int], annotations: Mapping[str, Any]
     ) -> tuple[Tensor, Tensor]:
-        """Ask the prior, and check what it gives: maps `(N, h, w)` and weights `(N,)`."""
-        wanted = {name: value for name, value in annotations.items() if name in self.prior.annotations}
-        given = self.prior(trace, pairs, size, **wanted)
-        return _checked_prior(self.prior, given, pairs, size)
+        """Compute the prior's maps `(N, h, w)` and weights `(N,)`, and check them: any plugin may give them."""
+        prior = self.prior
+        wanted = {name: value for name, value in annotations.items() if name in prior.annotations}
+        given = prior(trace, pairs, size, **wanted)
+        maps, weights = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
+        if not isinstance(maps, Tensor) or not isinstance(weights, (Tensor, type(None))):
+            raise GuidanceError(f"prior {prior!r} gave {given!r}, expected maps or PriorMaps(maps, weights).")
+        if maps.shape != (len(pairs), *size):
+            raise GuidanceError(
+                f"prior {prior!r} gave maps of shape {tuple(maps.shape)}, expected {(len(pairs), *size)}."
+            )
+        if weights is None:
+            weights = maps.new_ones(len(pairs), dtype=torch.float32)
+        if weights.shape != (len(pairs),):
+            raise GuidanceError(
+                f"prior {prior!r} gave weights of shape {tuple(weights.shape)}, expected {(len(pairs),)}."
+            )
+        if may_read(maps) and maps.numel():
+            low, high = maps.aminmax()
+            # Written so that NaN fails too; the margin is for resampling in float32.
+            if not (bool(low >= -1e-4) and bool(high <= 1 + 1e-4)):
+                raise GuidanceError(
+                    f"prior {prior!r} gave values outside [0, 1], or NaN; mark a missing map by weight 0."
+                )
+        if may_read(weights) and not bool(((weights >= 0) & weights.isfinite()).all()):
+            raise GuidanceError(f"prior {prior!r} gave a negative or infinite weight.")
+        device = pairs.sample.device
+        return maps.to(device), weights.to(device)
 
     def _compare(
         self,
         layers: Sequence[Layer],
         trace: Trace,
         pairs: Pairs,
-        counts: Tensor | None,
+        pair_weights: Tensor | None,
         annotations: Mapping[str, Any],
     ) -> tuple[TermRecord, Tensor | None]:
         traces = [trace.at(layer.name) for layer in layers]
-        sizes = [self.source.size(one) for one in traces]
+        sizes = [self.source.size(part) for part in traces]
         size = (max(height for height, _ in sizes), max(width for _, width in sizes))
         prior, weights = self.prior_at(traces[0], pairs, size, annotations)
-        if counts is not None:
-            weights = weights * counts
+        if pair_weights is not None:
+            weights = weights * pair_weights
         # Pairs without annotation leave before any gradient is computed.
         total = weights.sum()
-        count = self._count(layers, pairs)
-        if count is None:
-            kept, stands_for = _positive(weights), None
+        count = self.term.max_classes
+        if count == "auto":
+            cheap = not self.source.needs_gradient or all(layer.shortcuts.pooled for layer in layers)
+            count = None if cheap else _DRAWN
+        if count is None or pairs.slots <= count:
+            count, stands_for, kept = None, None, _positive(weights)
         else:
             kept, stands_for = pairs.draw(count, weights > 0, len(trace.logits))
         if kept is not None:
@@ -204,26 +242,18 @@ class BoundTerm:
         if not len(pairs):
             nothing = prior.detach()
             return TermRecord(name, pairs, nothing, nothing, weights), None
-        maps = [maps_of(self.source, one, pairs) for one in traces]
-        joined = maps[0] if self.term.combine is None else functional.combine(maps, self.term.combine)
-        losses = self.loss(joined, prior)
+        maps = [maps_of(self.source, part, pairs) for part in traces]
+        combined = maps[0] if self.term.combine is None else functional.combine(maps, self.term.combine)
+        losses = self.loss(combined, prior)
         if losses.shape != weights.shape:
             raise GuidanceError(
                 f"loss {self.loss!r} gave shape {tuple(losses.shape)}, expected one number for each of "
                 f"{len(pairs)} pairs."
             )
-        record = TermRecord(name, pairs, joined.detach(), prior.detach(), losses.detach())
+        record = TermRecord(name, pairs, combined.detach(), prior.detach(), losses.detach())
         # Pairs that only fill a place are there on accelerators; their sum of weights may be zero.
         mean = (weights * losses).sum() / torch.where(total > 0, total, torch.ones_like(total))
         return record, mean
-
-    def _count(self, layers: Sequence[Layer], pairs: Pairs) -> int | None:
-        """How many pairs of a sample to draw; None for all."""
-        draw = self.term.max_classes
-        if draw == "auto":
-            cheap = not self.source.needs_gradient or all(layer.pooled for layer in layers)
-            draw = None if cheap else _DRAWN
-        return None if draw is None or pairs.slots <= draw else draw
 
     def __repr__(self) -> str:
         where = ", ".join(self.names)
@@ -238,48 +268,9 @@ def _positive(weights: Tensor) -> Tensor | None:
     return None if bool(counted.all()) else counted.nonzero()[:, 0]
 
 
-def _without_zeros(pairs: Pairs, counts: Tensor | None) -> tuple[Pairs, Tensor | None]:
-    """Leave out pairs that do not count: what is dropped is not looked at, and need not be valid."""
-    kept = None if counts is None else _positive(counts)
-    return (pairs, counts) if kept is None or counts is None else (pairs.select(kept), counts[kept])
-
-
-def _checked_prior(
-    prior: TargetPrior, given: PriorMaps | Tensor, pairs: Pairs, size: tuple[int, int]
-) -> tuple[Tensor, Tensor]:
-    """Check what a prior gave; a stranger's prior may give anything."""
-    maps, weights = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
-    if not isinstance(maps, Tensor) or not isinstance(weights, (Tensor, type(None))):
-        raise GuidanceError(f"prior {prior!r} gave {given!r}, expected maps or PriorMaps(maps, weights).")
-    if maps.shape != (len(pairs), *size):
-        raise GuidanceError(
-            f"prior {prior!r} gave maps of shape {tuple(maps.shape)}, expected {(len(pairs), *size)}."
-        )
-    if weights is None:
-        weights = maps.new_ones(len(pairs), dtype=torch.float32)
-    if weights.shape != (len(pairs),):
-        raise GuidanceError(
-            f"prior {prior!r} gave weights of shape {tuple(weights.shape)}, expected {(len(pairs),)}."
-        )
-    # Written so that NaN fails too; the margin is for resampling in float32.
-    if may_read(maps) and maps.numel() and not _within(maps, -1e-4, 1 + 1e-4):
-        raise GuidanceError(
-            f"prior {prior!r} gave values outside [0, 1], or NaN; mark a missing map by weight 0."
-        )
-    if may_read(weights) and not bool(((weights >= 0) & weights.isfinite()).all()):
-        raise GuidanceError(f"prior {prior!r} gave a negative or infinite weight.")
-    device = pairs.sample.device
-    return maps.to(device), weights.to(device)
-
-
-def _within(values: Tensor, low: float, high: float) -> bool:
-    """Whether all values lie in a range; NaN does not."""
-    least, most = values.aminmax()
-    return bool(least >= low) and bool(most <= high)
-
-
-def _pair_weights(weight: Tensor, trace: Trace, pairs: Pairs) -> Tensor:
-    weight = torch.as_tensor(weight, dtype=torch.float32, device=trace.logits.device)
+def _pair_weights(sample_weight: Tensor, trace: Trace, pairs: Pairs) -> Tensor:
+    """Pick the weight of each pair, `(N,)`."""
+    weight = torch.as_tensor(sample_weight, dtype=torch.float32, device=trace.logits.device)
     batch, classes = trace.logits.shape
     if weight.shape not in ((batch,), (batch, classes)):
         raise InputError(

@@ -1,26 +1,11 @@
-"""Finds the layer to look at, and how its output is arranged in space.
+"""Layers: which layer to attribute, and how its output is arranged in space.
 
-A layer is named by the user, or found: the deepest whose output has rows and columns over which the
-logits' gradient is spread. How the output is arranged (channels first or last, tokens with or without
-prefix, windows) is measured: see [`probe`][attnguide.layers.probe].
+A layer is named by the user, or found: the deepest whose output has rows and columns over which the gradient of
+the logits is spread. Its layout (channels first or last, tokens with or without prefix, windows) is measured by
+running the model on a few perturbed images.
 """
 
-from attnguide.layers.attending import Attending, find_attention
-from attnguide.layers.candidates import Candidate, Layer, choose, list_candidates, stages
-from attnguide.layers.finding import LayerSpec, check_layer, check_reach, find_layers
-from attnguide.layers.layout import Layout
+import lazy_loader
 
-__all__ = [
-    "Attending",
-    "Candidate",
-    "Layer",
-    "LayerSpec",
-    "Layout",
-    "check_layer",
-    "check_reach",
-    "choose",
-    "find_attention",
-    "find_layers",
-    "list_candidates",
-    "stages",
-]
+# The names and where they live: `__init__.pyi`.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from weakref import WeakKeyDictionary
 
@@ -12,26 +11,13 @@ from torch import Tensor, nn
 
 from attnguide.capture.attention_reader import Reading
 from attnguide.capture.calls import Call, find_logits
-from attnguide.capture.model_state import evaluating, modules_of, muted
-from attnguide.capture.recorder import is_answered_beside
+from attnguide.capture.model_state import evaluating, muted, state_of
+from attnguide.capture.recorder import is_predicted_by_adapters
 from attnguide.errors import LayerError
-from attnguide.layers.memory import snapshot
-from attnguide.layers.probe import Subject
+from attnguide.layers._probe import Subject
+from attnguide.trace import Attending
 
-__all__ = ["Attending", "find_attention"]
-
-
-@dataclass(frozen=True)
-class Attending:
-    """How a model attends.
-
-    Attributes:
-        modules: Names of the modules that attend among all tokens, in the order in which they run.
-        readers: The tokens that the answer is read from: the class token, or all patches.
-    """
-
-    modules: tuple[str, ...]
-    readers: tuple[int, ...]
+__all__ = ["find_attention"]
 
 
 #: What was found for a model, by the number of tokens and how it was called; with what the model was like.
@@ -55,18 +41,19 @@ def find_attention(model: nn.Module, images: Tensor, tokens: int, *, call: Call 
         LayerError: If there are none, as in networks of convolutions, or of windows; if a module attends
             several times; if activations are checkpointed; or if an adapter answers in place of the model.
     """
-    if is_answered_beside(model):
+    if is_predicted_by_adapters(model):
         raise LayerError(
             "an adapter answers in place of the model, from its features: which tokens the answer is read "
             "from is not known. Choose a source of another kind, such as grad_cam."
         )
-    if any(getattr(module, "grad_checkpointing", False) for module in modules_of(model)):
+    model_state = state_of(model)
+    if model_state.checkpointing:
         raise LayerError(
             f"{type(model).__name__} checkpoints activations: it computes attention anew in the backward "
             "pass, where it cannot be read. Switch that off, model.set_grad_checkpointing(False), or choose "
             "a source of another kind."
         )
-    key, state = (tokens, () if call is None else call.signature), snapshot(model)
+    key, state = (tokens, () if call is None else call.signature), model_state.snapshot
     known = _known.setdefault(model, {}).get(key)
     if known is not None and known[0] == state:
         return known[1]

@@ -6,17 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from math import prod
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from attnguide.capture.calls import Call, Tap, images_name
-from attnguide.capture.recorder import unwrap
+from attnguide.capture.model_state import unwrap
 from attnguide.errors import LayerError
 from attnguide.layers import layout as layouts
-from attnguide.layers.layout import Kind, Layout
-from attnguide.layers.probe import (
+from attnguide.layers._probe import (
     FirstPass,
     Output,
     Positions,
@@ -27,8 +25,9 @@ from attnguide.layers.probe import (
     measure,
     respond,
 )
+from attnguide.trace import How, Kind, Layer, Layout, Shortcuts
 
-__all__ = ["Candidate", "Layer", "choose", "list_candidates", "stages"]
+__all__ = ["Candidate", "choose", "images_as_layer", "list_candidates", "stages"]
 
 #: Share of positions that must carry a gradient; global max pooling leaves few, a class token none.
 _SPREAD = 0.1
@@ -39,145 +38,49 @@ _CLEAR = 0.95
 #: So many grids are tried for patches out of order; each costs a forward of about ten images.
 _TRIES = 2
 
-#: How a layout was found, the most trusted first.
-How = Literal["measured", "inherited", "assumed"]
-
 
 @dataclass(frozen=True)
 class Candidate:
-    """A layer whose output has rows and columns.
+    """A layer that can be attributed, and what the automatic choice needs to know of it.
 
     Attributes:
-        name: How to name the layer; the outermost module where several hand on the same output.
-        names: All the names, from the module that made the output outwards.
+        layer: The layer, by the outermost module that gives its output.
+        names: All names of the layer, from the module that computed the output outwards.
         type: Name of the module's class.
         shape: Shape of the output, without the batch axis.
-        layout: How it is arranged.
-        how: `"measured"`: the answer to perturbed images tells; `"inherited"`: measured at another layer of
-            the same shape; `"assumed"`: from the shape, and from what the model says of itself.
-        agreement: Correlation of the measured positions with those of the layout, at most 1; NaN if not
-            measured.
-        spread: Share of the positions that carry a gradient of the logits, 0 to 1; NaN if the layer runs
-            without a graph.
-        active: Whether the layer computes features of its own; pooling and projections inside attention
-            don't.
-        pooled: Where the spatial mean of the output appears, if the logits depend on nothing else.
-        head: Name of the linear layer that gives the logits, if there is one.
-        rowwise: Names of later modules that treat each token by itself, and whose patches do not matter.
-        queries: Names of later attention modules in which only the first tokens' queries matter.
+        active: Whether the layer computes features; pooling and projections inside attention don't.
     """
 
-    name: str
+    layer: Layer
     names: tuple[str, ...]
     type: str
     shape: tuple[int, ...]
-    layout: Layout
-    how: How
-    agreement: float
-    spread: float
     active: bool
-    pooled: str | None = None
-    head: str | None = None
-    rowwise: tuple[str, ...] = ()
-    queries: tuple[str, ...] = ()
 
     @property
     def usable(self) -> bool:
         """Whether the automatic choice may take it."""
-        return self.active and self.spread > _SPREAD
+        return self.active and self.layer.spread > _SPREAD
 
     @property
     def channels(self) -> int:
         """Number of channels."""
-        return self.shape[0] if self.layout.channels_first else self.shape[-1]
+        return self.shape[0] if self.layer.layout.channels_first else self.shape[-1]
+
+    def named(self, name: str) -> Candidate:
+        """Return the candidate with another name of its layer."""
+        return replace(self, layer=replace(self.layer, name=name))
 
     def __str__(self) -> str:
-        sure = f" (agreement {self.agreement:.2f})" if self.how == "measured" else ""
-        return f"{self.name}: {self.layout}, {self.how}{sure}, gradient over {self.spread:.0%}"
+        layer = self.layer
+        sure = f" (agreement {layer.agreement:.2f})" if layer.how == "measured" else ""
+        return f"{layer.name}: {layer.layout}, {layer.how}{sure}, gradient over {layer.spread:.0%}"
 
 
-@dataclass(frozen=True)
-class Layer:
-    """A layer that was found, and how sure that is.
-
-    Attributes:
-        name: Name of the module, or a tensor of it; see [`Tap`][attnguide.capture.calls.Tap].
-        layout: Where rows, columns and channels of its output are.
-        how: `"measured"`, `"inherited"` or `"assumed"`; see
-            [`Candidate`][attnguide.layers.Candidate].
-        agreement: Correlation of measured positions with the layout, at most 1; NaN if not measured.
-        spread: Share of the positions that the logits depend on, 0 to 1; NaN if the layer has no graph.
-        pooled: Name of the tensor that holds the output's spatial mean, if the logits depend on nothing else.
-        head: Name of the linear layer that gives the logits as they are, if there is one: gradients start
-            from its weights.
-        rowwise: Names of later modules that treat each token by itself, and whose patches the logits do not
-            depend on: these need no graph.
-        queries: Names of later attention modules of which the same holds: only what the first tokens become
-            matters, though it depends on all.
-    """
-
-    name: str
-    layout: Layout
-    how: How
-    agreement: float
-    spread: float
-    pooled: str | None = None
-    head: str | None = None
-    rowwise: tuple[str, ...] = ()
-    queries: tuple[str, ...] = ()
-
-    @property
-    def idle(self) -> dict[str, tuple[int, bool]]:
-        """Modules of which only the first tokens matter: how many, and whether it is attention."""
-        prefix = self.layout.prefix
-        return {name: (prefix, name in self.queries) for name in (*self.rowwise, *self.queries)}
-
-    def plain(self) -> Layer:
-        """The layer, for logits that do not come from the model's own head: they are differentiated whole."""
-        return replace(self, pooled=None, head=None, rowwise=(), queries=())
-
-    @property
-    def tokens(self) -> int:
-        """Number of tokens that it has, if it is a transformer's.
-
-        Raises:
-            LayerError: If it is not.
-        """
-        if self.layout.kind != "tokens":
-            raise LayerError(
-                f"layer {self.name!r} gives {self.layout}: attention sources need a transformer whose "
-                "patches are tokens. Choose a source of another kind, such as grad_cam."
-            )
-        return self.layout.prefix + prod(self.layout.grid) + self.layout.suffix
-
-    @property
-    def watched(self) -> list[str]:
-        """Names of other tensors to record."""
-        return [name for name in (self.pooled, self.head and f"{self.head}:input") if name]
-
-    @classmethod
-    def of_images(cls, model: nn.Module, images: Tensor) -> Layer:
-        """The images themselves, `(B, C, H, W)`, as a layer."""
-        size = images.shape[-2], images.shape[-1]
-        return cls(images_name(model), Layout("nchw", size), how="measured", agreement=1.0, spread=1.0)
-
-    @classmethod
-    def of(cls, candidate: Candidate) -> Layer:
-        """Take from a candidate what is needed later on."""
-        return cls(
-            candidate.name,
-            candidate.layout,
-            candidate.how,
-            candidate.agreement,
-            candidate.spread,
-            candidate.pooled,
-            candidate.head,
-            candidate.rowwise,
-            candidate.queries,
-        )
-
-    def __str__(self) -> str:
-        return f"{self.name} ({self.layout}, {self.how})"
+def images_as_layer(model: nn.Module, images: Tensor) -> Layer:
+    """Return the images themselves, `(B, C, H, W)`, as a layer."""
+    size = images.shape[-2], images.shape[-1]
+    return Layer(images_name(model), Layout("nchw", size), how="measured", agreement=1.0, spread=1.0)
 
 
 def list_candidates(
@@ -235,20 +138,13 @@ def _candidate(
         spread = _spread(layout.flat(output.gradient))
     pooled = seen.pooled(layout, output) if spread > _SPREAD else None
     rowwise, queries = seen.idle(modules[""], layout, output) if spread > _SPREAD else ((), ())
+    shortcuts = Shortcuts(None if pooled is None else str(pooled), seen.head, rowwise, queries)
     return Candidate(
-        name=output.name,
+        Layer(output.name, layout, how, agreement, spread, shortcuts),
         names=tuple(str(tap) for tap in output.taps),
         type=type(modules[Tap.parse(output.name).module]).__name__,
         shape=output.shape,
-        layout=layout,
-        how=how,
-        agreement=agreement,
-        spread=spread,
         active=is_active(modules, output.taps[0].module),
-        pooled=None if pooled is None else str(pooled),
-        head=seen.head,
-        rowwise=rowwise,
-        queries=queries,
     )
 
 
@@ -384,7 +280,7 @@ def choose(model: nn.Module, candidates: Sequence[Candidate], stage: int | None 
             raise LayerError(
                 f"layer 'stage:{stage}': {type(unwrap(model)).__name__} has {len(groups)} stages, 0 to "
                 f"{len(groups) - 1}, or −1 for the last. The last layers of each: "
-                f"{', '.join(group[-1].name for group in groups)}."
+                f"{', '.join(group[-1].layer.name for group in groups)}."
             )
         candidates = groups[stage]
     usable = [candidate for candidate in candidates if candidate.usable]
@@ -399,7 +295,7 @@ def choose(model: nn.Module, candidates: Sequence[Candidate], stage: int | None 
     widths = _widths(model)
     chosen = ([candidate for candidate in usable if candidate.channels in widths] or usable)[-1]
     named = _last_of_metadata(model)
-    return replace(chosen, name=named) if named in chosen.names else chosen
+    return chosen.named(named) if named is not None and named in chosen.names else chosen
 
 
 def stages(candidates: Sequence[Candidate]) -> list[list[Candidate]]:
@@ -412,9 +308,9 @@ def stages(candidates: Sequence[Candidate]) -> list[list[Candidate]]:
         The groups in the order in which they ran.
     """
     usable = [candidate for candidate in candidates if candidate.usable]
-    grids = list(dict.fromkeys(candidate.layout.grid for candidate in usable))
+    grids = list(dict.fromkeys(candidate.layer.layout.grid for candidate in usable))
     if len(grids) > 1:
-        return [[c for c in usable if c.layout.grid == grid] for grid in grids]
+        return [[c for c in usable if c.layer.layout.grid == grid] for grid in grids]
     return [list(group) for _, group in groupby(usable, key=block_of)]
 
 

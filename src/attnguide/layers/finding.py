@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from attnguide.capture.calls import INPUT, Call, Tap, images_name, select, tensors_in
-from attnguide.capture.model_state import evaluating, muted
-from attnguide.capture.recorder import unwrap
+from attnguide.capture.model_state import evaluating, muted, unwrap
 from attnguide.errors import LayerError, nearest
-from attnguide.layers import memory
-from attnguide.layers.candidates import Candidate, Layer, choose, list_candidates, stages
-from attnguide.layers.probe import Output, Subject, is_active
+from attnguide.layers import _memory as memory
+from attnguide.layers._probe import Output, Subject, is_active
+from attnguide.layers.candidates import Candidate, choose, images_as_layer, list_candidates, stages
+from attnguide.trace import Layer
 
 __all__ = ["LayerSpec", "check_layer", "check_reach", "find_layers"]
 
@@ -111,7 +111,7 @@ def find_layers(
 
     What was found is remembered: for the model as long as it lives, for its like (same classes, same
     settings, same shapes of weights) in this process, and for models of timm, torchvision and transformers
-    on disk; see [`memory`][attnguide.layers.memory].
+    on disk; see [`memory`][attnguide.layers._memory].
 
     Args:
         model: Any classifier.
@@ -136,7 +136,7 @@ def find_layers(
     of_images = (INPUT, images_name(model))
     if any(name in of_images for name in asked):
         each = [
-            [Layer.of_images(model, images)]
+            [images_as_layer(model, images)]
             if name in of_images
             else find_layers(model, images, name, measure=measure, call=call)
             for name in asked
@@ -164,7 +164,7 @@ def _found(subject: Subject, asked: Sequence[str], measure: bool) -> list[Layer]
     layers: dict[str, Layer] = {}
     for text in asked:
         for candidate in _candidates_for(subject, text, measure):
-            layers.setdefault(candidate.name, Layer.of(candidate))
+            layers.setdefault(candidate.layer.name, candidate.layer)
     return list(layers.values())
 
 
@@ -188,7 +188,7 @@ def _candidates_for(subject: Subject, text: str, measure: bool) -> list[Candidat
     if not _is_pattern(text):
         return [_named(subject, listed(lambda outputs: [o for o in outputs if _has(o, text)]), text)]
     found = [
-        replace(candidate, name=name)
+        candidate.named(name)
         for candidate in listed(
             lambda outputs: [o for o in outputs if any(_matches(tap.module, text) for tap in o.taps)]
         )
@@ -201,7 +201,7 @@ def _candidates_for(subject: Subject, text: str, measure: bool) -> list[Candidat
 
 def _surer(subject: Subject, chosen: Candidate) -> Candidate:
     """Look at a candidate again, with other noise, if its answer was not clear."""
-    if chosen.how == "measured":
+    if chosen.layer.how == "measured":
         return chosen
     again = list_candidates(
         subject.model,
@@ -210,7 +210,7 @@ def _surer(subject: Subject, chosen: Candidate) -> Candidate:
         call=subject.call,
         seeds=(1, 2),
     )
-    return replace(again[-1], name=chosen.name) if again and again[-1].how == "measured" else chosen
+    return again[-1].named(chosen.layer.name) if again and again[-1].layer.how == "measured" else chosen
 
 
 #: Fields of an answer that models of transformers fill in on request alone.
@@ -232,7 +232,7 @@ def _has(output: Output, text: str) -> bool:
 
 def _named(subject: Subject, found: list[Candidate], text: str) -> Candidate:
     if found:
-        return replace(found[-1], name=text)
+        return found[-1].named(text)
     given = _given(subject, Tap.parse(text))
     if given is None:
         reason = "did not run, or gives no tensor"
@@ -248,7 +248,7 @@ def _named(subject: Subject, found: list[Candidate], text: str) -> Candidate:
 
 def _alternatives(subject: Subject) -> str:
     candidates = list_candidates(subject.model, subject.images, measure=False, call=subject.call)
-    usable = [group[-1].name for group in stages(candidates)]
+    usable = [group[-1].layer.name for group in stages(candidates)]
     return f" Layers that would do: {', '.join(usable[-12:])}." if usable else " Leave layer='auto'."
 
 

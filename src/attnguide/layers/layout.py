@@ -1,19 +1,18 @@
-"""How a layer's output is arranged in space: rules from shapes, and a fit to measured positions."""
+"""Determines how a layer's output is arranged in space: rules from shapes, and a fit to measured positions."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from functools import lru_cache
-from math import ceil, floor, isqrt, prod, sqrt
-from typing import Literal
+from math import isqrt, prod, sqrt
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from attnguide.trace import Kind, Layout, order_index
+
 __all__ = [
-    "Layout",
     "agreement",
     "assume",
     "codes",
@@ -33,95 +32,6 @@ _MOST_EXTRAS = 16
 _LEAST_SPREAD = 0.005
 #: Grids may differ from the image's proportions by this factor: patches need not be square.
 _MOST_SKEW = 2.05
-
-Kind = Literal["nchw", "nhwc", "tokens", "nct", "windows"]
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How a layer's output is arranged in space.
-
-    Attributes:
-        kind: `"nchw"`; `"nhwc"`; `"tokens"`, (B, prefix + h·w + suffix, C); `"nct"`, the same with channels
-            first; `"windows"`, (B, windows, positions, C) or with more axes.
-        grid: Rows and columns, `(h, w)`.
-        prefix: Number of tokens before the patches (class token, registers …).
-        suffix: Number of tokens after them.
-        order: For each cell of the grid, row by row, the place of its vector among the patches; None if they
-            are row by row already.
-    """
-
-    kind: Kind
-    grid: tuple[int, int]
-    prefix: int = 0
-    suffix: int = 0
-    order: tuple[int, ...] | None = None
-
-    @property
-    def channels_first(self) -> bool:
-        """Whether the channels are the axis after the batch, rather than the last."""
-        return self.kind in ("nchw", "nct")
-
-    def fits(self, shape: tuple[int, ...]) -> bool:
-        """Whether an output of this shape can be arranged like this."""
-        axes = {"nchw": (4,), "nhwc": (4,), "tokens": (3,), "nct": (3,), "windows": (4, 5, 6)}
-        if len(shape) not in axes[self.kind]:
-            return False
-        places = shape[2:] if self.channels_first else shape[1:-1]
-        if self.kind in ("nchw", "nhwc") and self.order is None:
-            return tuple(places) == self.grid
-        return prod(places) == self.prefix + prod(self.grid) + self.suffix
-
-    def flat(self, output: Tensor) -> Tensor:
-        """View an output as `(B, C, h·w)`, row by row; a copy only where the order demands it."""
-        first = output if self.channels_first else output.movedim(-1, 1)
-        places = first.flatten(2)
-        if self.prefix or self.suffix:
-            places = places[:, :, self.prefix : places.shape[2] - self.suffix]
-        return places if self.order is None else places[:, :, _index(self.order, output.device)]
-
-    def spatial(self, output: Tensor) -> Tensor:
-        """View an output in the model's own layout as `(B, C, h, w)`."""
-        if self.order is None and self.kind in ("nchw", "nhwc"):
-            return output if self.kind == "nchw" else output.movedim(-1, 1)
-        flat = self.flat(output)
-        return flat.reshape(*flat.shape[:2], *self.grid)
-
-    def resized(
-        self, image_size: tuple[int, int], shape: tuple[int, ...], new_size: tuple[int, int]
-    ) -> Layout | None:
-        """Return the arrangement of the same layer for images of another size; None if it cannot be told.
-
-        Args:
-            image_size: `(H, W)` of the images that this layout is for.
-            shape: Shape of the layer's output for the others.
-            new_size: `(H, W)` of the others.
-        """
-        if self.order is not None:
-            return None
-        if self.kind in ("nchw", "nhwc"):
-            grid = shape[2:] if self.channels_first else shape[1:-1]
-            return replace(self, grid=(grid[0], grid[1])) if len(grid) == 2 else None
-        count = prod(shape[2:] if self.channels_first else shape[1:-1]) - self.prefix - self.suffix
-        # Patches keep their size in pixels.
-        exact = [new * cells / old for old, new, cells in zip(image_size, new_size, self.grid, strict=True)]
-        for height in (floor(exact[0]), ceil(exact[0])):
-            for width in (floor(exact[1]), ceil(exact[1])):
-                if height * width == count:
-                    return replace(self, grid=(height, width))
-        return None
-
-    def __str__(self) -> str:
-        notes = [
-            f"{count} {name}" for name, count in (("prefix", self.prefix), ("suffix", self.suffix)) if count
-        ]
-        notes += [] if self.order is None else ["reordered"]
-        return ", ".join([f"{self.kind} {self.grid[0]}×{self.grid[1]}", *notes])
-
-
-@lru_cache(maxsize=64)
-def _index(order: tuple[int, ...], device: torch.device) -> Tensor:
-    return torch.tensor(order, device=device)
 
 
 # ------------------------------------------------------------------ shape rules
@@ -211,7 +121,7 @@ def agreement(layout: Layout, rows: Tensor, columns: Tensor) -> float:
     """Return the smaller of the correlations between measured and expected rows, and columns."""
     height, width = layout.grid
     span = slice(layout.prefix, rows.numel() - layout.suffix)
-    order = slice(None) if layout.order is None else _index(layout.order, rows.device)
+    order = slice(None) if layout.order is None else order_index(layout.order, rows.device)
     expected_rows = torch.arange(height, dtype=rows.dtype, device=rows.device).repeat_interleave(width)
     expected_columns = torch.arange(width, dtype=rows.dtype, device=rows.device).repeat(height)
     return min(

@@ -21,7 +21,6 @@ from torch import Tensor
 from attnguide.data.files import natural_key
 from attnguide.data.images import IMAGE_SUFFIXES, load_image
 from attnguide.errors import DataError, InputError
-from attnguide.masks.annotations import LabelledMasks, read_coco, read_labelme
 from attnguide.masks.class_names import ClassNames, Size, as_size, resize
 from attnguide.masks.legends import LegendEntry, find_legend, read_legend
 from attnguide.masks.levels import is_grey, read_levels

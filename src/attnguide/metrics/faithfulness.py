@@ -9,8 +9,8 @@ import torchvision.transforms.v2.functional as T
 from torch import Tensor, nn
 
 from attnguide.capture.calls import find_logits
-from attnguide.capture.model_state import evaluating
-from attnguide.capture.recorder import aside, unwrap
+from attnguide.capture.model_state import evaluating, unwrap
+from attnguide.capture.recorder import aside
 from attnguide.errors import InputError, nearest
 from attnguide.metrics.mean import MeanMetric
 

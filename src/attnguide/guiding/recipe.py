@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
 
 from attnguide.errors import InputError, nearest
+from attnguide.guiding.terms import Term
 from attnguide.interfaces import AlignmentLoss, AttributionSource, TargetPrior
 from attnguide.parts.hookspecs import Kind
 from attnguide.parts.registry import registry
@@ -16,17 +17,7 @@ from attnguide.parts.registry import registry
 __all__ = ["Recipe", "load_recipe"]
 
 _PARTS: dict[str, type] = {"source": AttributionSource, "prior": TargetPrior, "loss": AlignmentLoss}
-_SETTINGS = (
-    *_PARTS,
-    "weight",
-    "layer",
-    "targets",
-    "evidence",
-    "combine",
-    "max_classes",
-    "warmup",
-    "second_order",
-)
+_SETTINGS = tuple(setting.name for setting in fields(Term))
 
 
 @dataclass(frozen=True)
@@ -36,7 +27,7 @@ class Recipe:
     Attributes:
         name: Name of the recipe.
         about: What it is and where it comes from.
-        guide: Arguments of [`Guide`][attnguide.guiding.guide.Guide], parts already made.
+        guide: Fields of [`Term`][attnguide.Term], parts already created.
         train: Settings of the training that go with it, for the tools that train.
     """
 
@@ -49,8 +40,7 @@ class Recipe:
 def load_recipe(name_or_path: str | Path) -> Recipe:
     """Load a recipe by its registered name, or from a TOML file.
 
-    A file has a table `[guide]` with any of `source`, `prior`, `loss`, `weight`, `layer`, `targets`,
-    `evidence`, `combine`, `max_classes`, `warmup`, `second_order`, and may have a table `[train]` and a string
+    A file has a table `[guide]` with fields of [`Term`][attnguide.Term], and may have a table `[train]` and a string
     `about`. A part is a name, or a table with a name and options:
 
     ```toml

@@ -26,7 +26,7 @@ from attnguide.capture.class_token import FirstQueries
 from attnguide.capture.model_state import evaluating, muted
 from attnguide.errors import LayerError
 from attnguide.functional import full_precision
-from attnguide.layers.layout import Kind, Layout
+from attnguide.trace import Kind, Layout
 
 __all__ = [
     "FirstPass",

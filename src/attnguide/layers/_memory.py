@@ -27,11 +27,10 @@ from torch import Tensor, nn
 
 from attnguide import __version__
 from attnguide.capture.calls import Tap
-from attnguide.capture.model_state import modules_of
+from attnguide.capture.model_state import state_of
 from attnguide.data.files import atomic_write
 from attnguide.errors import InputError
-from attnguide.layers.candidates import Layer
-from attnguide.layers.layout import Layout
+from attnguide.trace import Layer, Layout, Shortcuts
 
 __all__ = [
     "Known",
@@ -42,7 +41,6 @@ __all__ = [
     "other_sizes",
     "recall",
     "remember",
-    "snapshot",
 ]
 
 
@@ -90,8 +88,10 @@ def recall(model: nn.Module, images: Tensor, question: Question) -> tuple[Layer,
     """Return what was found for this model, or one like it, and images of this size; None if nothing was."""
     key: _Key = (tuple(images.shape[1:]), question)
     own = _of_models.get(model, OrderedDict()).get(key)
-    if own is not None and _is_as_it_was(model, *own):
-        return own[0].layers
+    if own is not None:
+        answer, (references, snapshot) = own
+        if snapshot == state_of(model).snapshot and [r() for r in references] == _modules(model, answer):
+            return answer.layers
     print_ = fingerprint(model)
     if print_ is None:
         return None
@@ -100,27 +100,6 @@ def recall(model: nn.Module, images: Tensor, question: Question) -> tuple[Layer,
         return None
     _keep(model, print_, key, known)
     return known.layers
-
-
-def _is_as_it_was(model: nn.Module, known: Known, state: _State) -> bool:
-    references, then = state
-    return then == snapshot(model) and all(
-        reference() is module for reference, module in zip(references, _modules(model, known), strict=True)
-    )
-
-
-def snapshot(model: nn.Module) -> int:
-    """What tells cheaply that a model was changed: its modules, and plain settings of the outer ones.
-
-    Numbers are left out: a model may count its passes.
-    """
-    settings = [
-        (key, value)
-        for module in (model, *model.children())
-        for key, value in vars(module).items()
-        if key[0] != "_" and key != "training" and isinstance(value, (bool, str))
-    ]
-    return hash((tuple(settings), tuple(map(id, modules_of(model)))))
 
 
 def other_sizes(model: nn.Module, images: Tensor, question: Question) -> list[Known]:
@@ -154,7 +133,7 @@ def forget() -> None:
 
 def _keep(model: nn.Module, print_: str | None, key: _Key, known: Known) -> None:
     references = tuple(ref(module) for module in _modules(model, known) if module is not None)
-    state = references, snapshot(model)
+    state = references, state_of(model).snapshot
     shape, question = key
     # The names are what a guide asks for from then on.
     named = shape, question._replace(asked=tuple(layer.name for layer in known.layers))
@@ -175,7 +154,7 @@ def _modules(model: nn.Module, known: Known) -> list[nn.Module | None]:
     names = [
         name
         for layer in known.layers
-        for name in (layer.name, *layer.watched, *layer.rowwise, *layer.queries)
+        for name in (layer.name, *layer.watched, *layer.shortcuts.rowwise, *layer.shortcuts.queries)
     ]
     found = []
     for name in names:
@@ -289,9 +268,10 @@ def _read(file: Path | None, key: _Key) -> Known | None:
             layout = entry.pop("layout")
             layout["grid"] = tuple(layout["grid"])
             layout["order"] = None if layout["order"] is None else tuple(layout["order"])
+            shortcuts = entry.pop("shortcuts")
             for names in ("rowwise", "queries"):
-                entry[names] = tuple(entry[names])
-            layers.append(Layer(layout=Layout(**layout), **entry))
+                shortcuts[names] = tuple(shortcuts[names])
+            layers.append(Layer(layout=Layout(**layout), shortcuts=Shortcuts(**shortcuts), **entry))
     except (OSError, ValueError, TypeError, KeyError) as error:
         logging.getLogger(__name__).info("%s is not used: %s", file, error)
         return None

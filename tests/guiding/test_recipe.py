@@ -10,7 +10,7 @@ from tests.helpers.models import batch, cnn
 
 import attnguide as ag
 from attnguide.errors import AttnGuideError, InputError, PluginError, UnknownNameError
-from attnguide.parts.recipe import load_recipe
+from attnguide.guiding.recipe import load_recipe
 from attnguide.parts.registry import registry
 
 GOOD = """

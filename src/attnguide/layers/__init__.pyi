@@ -1,0 +1,14 @@
+from ._memory import forget as forget
+from .attending import find_attention as find_attention
+from .candidates import (
+    Candidate as Candidate,
+    choose as choose,
+    list_candidates as list_candidates,
+    stages as stages,
+)
+from .finding import (
+    LayerSpec as LayerSpec,
+    check_layer as check_layer,
+    check_reach as check_reach,
+    find_layers as find_layers,
+)
