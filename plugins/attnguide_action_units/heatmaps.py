@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attnguide.capture.model_state import full_precision_mode
+from attnguide.functional import full_precision_mode
 from attnguide_action_units.codebook import Region
 
 __all__ = ["CHIN", "EYE_CORNERS", "Regions", "heat_maps"]

@@ -15,8 +15,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 from torchvision.tv_tensors import KeyPoints
 
-from attnguide.capture.host_sync import may_read
 from attnguide.errors import InputError
+from attnguide.functional import may_read
 
 __all__ = ["CANONICAL", "FROM_98", "FROM_MESH", "MIRROR", "FaceLandmarks", "to_68"]
 

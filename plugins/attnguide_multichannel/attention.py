@@ -8,9 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attnguide.capture.host_sync import may_read
 from attnguide.errors import InputError, LayerError
-from attnguide.functional import full_precision
+from attnguide.functional import full_precision, may_read
 from attnguide.interfaces import Adapter
 from attnguide.trace import Trace
 

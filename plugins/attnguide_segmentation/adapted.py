@@ -18,7 +18,7 @@ from attnguide_segmentation.hosts import find_gate, first_convolution
 from attnguide_segmentation.pooling import SSP, PyramidPooling
 from attnguide_segmentation.regions import REGIONS
 
-__all__ = ["KINDS", "METHODS", "RegionAdapters", "Average", "attach", "load_adapters"]
+__all__ = ["KINDS", "METHODS", "Average", "RegionAdapters", "attach", "load_adapters"]
 
 #: The adapters of this plugin, by the names that they are saved with.
 KINDS: tuple[str, ...] = (SSP.name, SSG.name, PyramidPooling.name, MaskChannels.name)
@@ -151,7 +151,7 @@ def load_adapters(model: nn.Module, path: str | Path, *, regions: Regions = None
     """
     saved = SavedAdapters(path)
     finder = _finder(regions, max((len(one.get("names", ())) for one in saved.settings), default=0) or 7)
-    return _adapted(model, saved.make(KINDS, regions=finder), finder, None)
+    return _put_on(model, saved.make(KINDS, regions=finder), finder, None)
 
 
 class Average(nn.Module):

@@ -40,7 +40,7 @@ def region_weights(adapted: RegionAdapters, images: Tensor) -> Tensor:
     Raises:
         InputError: If there is no SSP.
     """
-    for adapter in adapted.adapters:
+    for adapter in adapted:
         if isinstance(adapter, SSP):
             trace = trace_for(adapter, adapted.model, images)
             with torch.no_grad():

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attnguide.capture.host_sync import may_read
 from attnguide.errors import InputError, UnknownNameError
+from attnguide.functional import may_read
 
 __all__ = ["PARTS", "REGIONS", "SCHEMES", "as_masks", "merged", "normalised", "resized"]
 

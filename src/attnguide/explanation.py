@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from attnguide import functional, visual
-from attnguide.capture.model_state import evaluating, full_precision_mode, uncached_autocast, unwrap
+from attnguide.capture.model_state import evaluating, uncached_autocast, unwrap
 from attnguide.capture.recorder import Plan, Recorder, adapters_of, aside
 from attnguide.errors import InputError
-from attnguide.functional import full_precision
+from attnguide.functional import full_precision, full_precision_mode
 from attnguide.interfaces import AttributionSource, maps_of
 from attnguide.layers import LayerSpec, check_reach, find_attention, find_layers
 from attnguide.pairs import Evidence, Pairs, Targets, resolve

@@ -8,7 +8,9 @@ scale of the attribution and (up to resampling) to its resolution.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal, get_args
 
 import torch
@@ -29,6 +31,7 @@ __all__ = [
     "dice_loss",
     "energy_loss",
     "full_precision",
+    "full_precision_mode",
     "grad_cam",
     "grad_cam_plus_plus",
     "gradient_norm",
@@ -36,9 +39,11 @@ __all__ = [
     "iou_loss",
     "kl_loss",
     "layer_cam",
+    "may_read",
     "min_max",
     "mse_loss",
     "pointwise_loss",
+    "reading",
     "rectify",
     "resize",
     "signed",
@@ -57,6 +62,46 @@ def full_precision(tensor: Tensor) -> Tensor:
 
 
 # ---------------------------------------------------------------- attribution
+
+
+@contextmanager
+def full_precision_mode(device: torch.device) -> Iterator[None]:
+    """Leave autocast on a device, for results that half precision would spoil."""
+    if not torch.amp.is_autocast_available(device.type):
+        yield
+        return
+    with torch.autocast(device.type, enabled=False):
+        yield
+
+
+class _Reading(threading.local):
+    """How many callers in this thread allow values on accelerators to be read."""
+
+    depth = 0
+
+
+_reading = _Reading()
+
+
+def may_read(tensor: Tensor) -> bool:
+    """Whether a value of a tensor may be read now: always on the CPU, elsewhere if a caller allows it.
+
+    Reading a value on an accelerator makes the host wait. Checks of values are worth a wait once, at the first
+    step of a training, and never again. While a model is exported or compiled there are no values.
+    """
+    if torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        return False
+    return tensor.device.type == "cpu" or _reading.depth > 0
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """Allow values to be read in this thread, on any device; see [`may_read`][attnguide.functional.may_read]."""
+    _reading.depth += 1
+    try:
+        yield
+    finally:
+        _reading.depth -= 1
 
 
 def grad_cam(features: Tensor, gradients: Tensor, *, relu: bool = True) -> Tensor:

@@ -9,8 +9,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from attnguide.capture.host_sync import may_read
 from attnguide.errors import InputError, nearest
+from attnguide.functional import may_read
 
 __all__ = ["Evidence", "Pairs", "Targets", "check_choice", "positives", "recordable", "resolve"]
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import attnguide as ag
-from attnguide.capture.host_sync import may_read, reading
 from attnguide.capture.second_order import smooth
 from attnguide.errors import GuidanceError, InputError
+from attnguide.functional import may_read, reading
 from attnguide.layers import find_layers
 from attnguide.pairs import Pairs, resolve
 

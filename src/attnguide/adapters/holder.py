@@ -15,11 +15,11 @@ from torch.utils.hooks import RemovableHandle
 
 from attnguide.adapters.folding import Folded
 from attnguide.capture.calls import Call, replace_logits
-from attnguide.capture.host_sync import reading
-from attnguide.capture.model_state import full_precision_mode, unwrap
+from attnguide.capture.model_state import unwrap
 from attnguide.capture.recorder import Plan, Recorder, Recording
 from attnguide.data.files import atomic_write
 from attnguide.errors import GuidanceError, InputError, nearest
+from attnguide.functional import full_precision_mode, reading
 from attnguide.interfaces import Adapter, TargetPrior
 from attnguide.layers import check_layer, find_layers
 from attnguide.parts.registry import registry

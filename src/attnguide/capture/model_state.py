@@ -181,16 +181,6 @@ def is_muted() -> bool:
 
 
 @contextmanager
-def full_precision_mode(device: torch.device) -> Iterator[None]:
-    """Leave autocast, for what half precision would spoil; a device without autocast has nothing to leave."""
-    if not torch.amp.is_autocast_available(device.type):
-        yield
-        return
-    with torch.autocast(device.type, enabled=False):
-        yield
-
-
-@contextmanager
 def uncached_autocast(device: torch.device) -> Iterator[None]:
     """Stay in autocast if the caller is in it, but keep none of the weights that it casts."""
     if not torch.amp.is_autocast_available(device.type):

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from attnguide.adapters.holder import AdapterSet, check_annotations
 from attnguide.capture.calls import Call
-from attnguide.capture.host_sync import reading
-from attnguide.capture.model_state import full_precision_mode, unwrap
+from attnguide.capture.model_state import unwrap
 from attnguide.capture.recorder import Plan, Recorder, adapters_of
 from attnguide.errors import GuidanceError, InputError, nearest
+from attnguide.functional import full_precision_mode, reading
 from attnguide.guiding import check as checking
 from attnguide.guiding.compiling import check_uncompiled, compile_before
 from attnguide.guiding.recipe import load_recipe

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from attnguide import functional
 from attnguide.capture.calls import Call
-from attnguide.capture.host_sync import may_read
 from attnguide.errors import GuidanceError, InputError
+from attnguide.functional import may_read
 from attnguide.interfaces import AlignmentLoss, AttributionSource, TargetPrior, maps_of
 from attnguide.layers import LayerSpec, check_layer, check_reach, find_layers
 from attnguide.pairs import Evidence, Pairs, Targets, check_choice, resolve

@@ -11,8 +11,8 @@ from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import box_convert
 from torchvision.tv_tensors import BoundingBoxes
 
-from attnguide.capture.host_sync import may_read
 from attnguide.errors import InputError
+from attnguide.functional import may_read
 from attnguide.interfaces import PriorMaps, TargetPrior
 from attnguide.pairs import Pairs
 from attnguide.trace import Trace

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from attnguide import functional
-from attnguide.capture.host_sync import may_read
 from attnguide.errors import InputError
+from attnguide.functional import may_read
 from attnguide.interfaces import PriorMaps, TargetPrior
 from attnguide.pairs import Pairs, recordable
 from attnguide.trace import Trace

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attnguide import functional
-from attnguide.capture.host_sync import may_read
+from attnguide.functional import may_read
 from attnguide.interfaces import AttributionSource
 from attnguide.pairs import Pairs
 from attnguide.trace import Trace
