@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -150,7 +151,7 @@ class AdapterSet:
             )
         # An empty sum is an exact zero with a graph, whatever the logits are.
         total = trace.logits.flatten()[:0].sum().float()
-        with full_precision_mode(trace.logits.device), reading(self._steps == 0):
+        with full_precision_mode(trace.logits.device), nullcontext() if self._steps else reading():
             for loss in self.losses(trace, labels, annotations):
                 total = total + loss
         self._steps += 1
