@@ -22,6 +22,8 @@ __all__ = [
     "ModelChoice",
     "class_options",
     "device_option",
+    "layers_of",
+    "measuring_options",
     "model_options",
     "pair_of_sizes",
     "pick_device",
@@ -157,6 +159,43 @@ def _as_choice(function: Callable[..., Any]) -> Callable[..., Any]:
         return function(choice=choice, **others)
 
     return command
+
+
+_MEASURING = (
+    click.option(
+        "--source", default="grad_cam", show_default=True, metavar="NAME", help="Attribution source."
+    ),
+    click.option("--layer", default="auto", show_default=True, metavar="NAME", help="Where to look."),
+    click.option(
+        "--threshold",
+        type=click.FloatRange(0, 1, max_open=True),
+        default=0.5,
+        show_default=True,
+        metavar="T",
+        help="Of the IoU; choose it on held-out data.",
+    ),
+    click.option(
+        "--batch-size",
+        type=click.IntRange(1),
+        default=32,
+        show_default=True,
+        metavar="N",
+        help="Images at once.",
+    ),
+    device_option,
+)
+
+
+def measuring_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say how to measure where a model looks."""
+    for option in reversed(_MEASURING):
+        function = option(function)
+    return function
+
+
+def layers_of(text: str) -> str | list[str]:
+    """Read `--layer`: one name, or several with commas between them."""
+    return text.split(",") if "," in text else text
 
 
 def read_class_names(path: Path) -> list[str]:

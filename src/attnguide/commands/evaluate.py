@@ -2,57 +2,32 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from attnguide.cli.console import warn_of_random_weights
-from attnguide.cli.options import ModelChoice, device_option, pick_device, single_label_options
+from attnguide.cli.console import (
+    exit_if,
+    note,
+    note_skipped,
+    print_json,
+    progress,
+    table_console,
+    warn_of_random_weights,
+)
+from attnguide.cli.options import (
+    ModelChoice,
+    layers_of,
+    measuring_options,
+    pick_device,
+    single_label_options,
+)
 
 if TYPE_CHECKING:
     from attnguide.evaluation.evaluate import Evaluation
-    from attnguide.models.loading import LoadedModel
 
-__all__ = ["evaluate", "layers_of", "measuring_options"]
-
-_MEASURING = (
-    click.option(
-        "--source", default="grad_cam", show_default=True, metavar="NAME", help="Attribution source."
-    ),
-    click.option("--layer", default="auto", show_default=True, metavar="NAME", help="Where to look."),
-    click.option(
-        "--threshold",
-        type=click.FloatRange(0, 1, max_open=True),
-        default=0.5,
-        show_default=True,
-        metavar="T",
-        help="Of the IoU; choose it on held-out data.",
-    ),
-    click.option(
-        "--batch-size",
-        type=click.IntRange(1),
-        default=32,
-        show_default=True,
-        metavar="N",
-        help="Images at once.",
-    ),
-    device_option,
-)
-
-
-def measuring_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that say how to measure where a model looks."""
-    for option in reversed(_MEASURING):
-        function = option(function)
-    return function
-
-
-def layers_of(text: str) -> str | list[str]:
-    """Read `--layer`: one name, or several with commas between them."""
-    return text.split(",") if "," in text else text
+__all__ = ["evaluate"]
 
 
 @click.command(short_help="Tell how good a model is, and whether it looks where it should.")
@@ -97,9 +72,6 @@ def evaluate(
       attnguide evaluate photos/ --model resnet18 --checkpoint mine.safetensors --masks masks/
       attnguide evaluate photos/ --model resnet18 --checkpoint mine.safetensors --json
     """  # noqa: D301  (click's mark for "leave these lines as they are")
-    from rich.console import Console
-    from rich.progress import Progress
-
     from attnguide.evaluation.evaluate import evaluate_folder, mask_reader, single_label_images
     from attnguide.parts.registry import registry
 
@@ -108,8 +80,7 @@ def evaluate(
     loaded, images = single_label_images(choice.load(), data)
     warn_of_random_weights(loaded)
     reader = mask_reader(masks, loaded.classes)
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("Evaluating", total=len(images))
+    with progress("Evaluating", len(images), unit="images") as advance:
         result = evaluate_folder(
             loaded,
             images,
@@ -119,26 +90,23 @@ def evaluate(
             threshold=threshold,
             batch_size=batch_size,
             device=place,
-            advance=lambda count: bar.advance(task, count),
+            advance=advance,
         )
-    for reason in result.failures.values():
-        click.echo(f"Skipped: {reason}", err=True)
+    note_skipped(result.failures.values())
     if not result.whole.images:
         raise click.ClickException("no image could be read.")
     settings = {"source": source, "layer": layer, "threshold": threshold, "model": loaded.name}
     if as_json:
-        click.echo(json.dumps(_as_json(result, settings), indent=2))
+        print_json(_as_json(result, settings))
     else:
         _print(result)
     without = masks is not None and not result.whole.masked
     if without:
-        click.echo(
+        note(
             f"None of the {result.whole.images} images has a mask in {masks}: masks are named like the "
-            "images, or like the classes.",
-            err=True,
+            "images, or like the classes."
         )
-    if result.failures or without:
-        raise click.exceptions.Exit(1)
+    exit_if(result.failures or without)
 
 
 def _as_json(result: Evaluation, settings: dict[str, Any]) -> dict[str, Any]:
@@ -154,7 +122,6 @@ def _as_json(result: Evaluation, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _print(result: Evaluation) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from attnguide.evaluation.evaluate import COLUMNS
@@ -171,8 +138,7 @@ def _print(result: Evaluation) -> None:
     table.add_section()
     table.add_row("mean of the classes", *(_cell(result.balanced.get(key)) for key in measured))
     table.add_row("all images", *(_cell(whole.summary().get(key)) for key in measured))
-    console = Console()
-    (console if console.is_terminal else Console(width=160)).print(table)
+    table_console().print(table)
     name, accuracy = result.worst
     click.echo(f"Worst class: {name}, {accuracy:.1%}.")
     missing = whole.images - whole.masked

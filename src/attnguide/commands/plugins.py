@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from attnguide.cli.console import print_json, table_console
+from attnguide.cli.console import exit_if, print_json, table_console
 from attnguide.parts.registry import Registry, registry
 
 __all__ = ["plugins"]
@@ -24,8 +24,7 @@ def plugins(as_json: bool) -> None:
         _print_json(found, problems)
     else:
         _print(found, problems)
-    if problems:
-        click.get_current_context().exit(1)
+    exit_if(problems)
 
 
 def _problems(found: Registry) -> list[str]:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from attnguide.cli.options import ModelChoice, class_options, pick_device
-from attnguide.commands.evaluate import layers_of, measuring_options
+from attnguide.cli.console import exit_if, note_skipped, progress, warn
+from attnguide.cli.options import ModelChoice, class_options, layers_of, measuring_options, pick_device
 
 if TYPE_CHECKING:
     import torch
@@ -110,9 +110,6 @@ def report(
       attnguide report photos/ --model resnet18 --before plain.safetensors --after guided.safetensors \\
         --masks masks/ --groups groups.csv --examples 12 --out report.html
     """  # noqa: D301  (click's mark for "leave these lines as they are")
-    from rich.console import Console
-    from rich.progress import Progress
-
     from attnguide.data.files import check_target
     from attnguide.errors import InputError
     from attnguide.evaluation.compare import Kind, check_alike, compare_folder, draw
@@ -132,8 +129,7 @@ def report(
     group_of = _group_of(groups, data, images)
     reader = mask_reader(masks, old.classes)
     how: dict[str, Any] = {"source": source, "layer": layers_of(layer), "batch_size": batch_size}
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("Comparing", total=len(images))
+    with progress("Comparing", len(images), unit="images") as advance:
         comparison = compare_folder(
             old,
             new,
@@ -142,11 +138,10 @@ def report(
             group_of=group_of,
             threshold=threshold,
             device=place,
-            advance=lambda count: bar.advance(task, count),
+            advance=advance,
             **how,
         )
-    for reason in comparison.failures.values():
-        click.echo(f"Skipped: {reason}", err=True)
+    note_skipped(comparison.failures.values())
     if not comparison.changes:
         raise click.ClickException("no image could be read.")
     kinds: tuple[Kind, ...] = ("rose", "fell", "righted", "wronged")
@@ -168,8 +163,7 @@ def report(
     }
     write_report(out, comparison, chosen, drawn, settings, root=data)
     _print(comparison, out)
-    if comparison.failures:
-        raise click.exceptions.Exit(1)
+    exit_if(comparison.failures)
 
 
 def _load(choice: ModelChoice, file: Path) -> LoadedModel:
@@ -205,7 +199,7 @@ def _group_of(groups: Path | None, data: Path, images: list[Labelled]) -> Callab
         )
     if missing:
         where = f"have no group in {groups}, such as {missing[0]}"
-        click.echo(f"Warning: {len(missing)} of {len(images)} images {where}.", err=True)
+        warn(f"{len(missing)} of {len(images)} images {where}.")
     return found.get
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from attnguide import __version__
-from attnguide.cli.console import note, progress_bar, warn_of_random_weights
-from attnguide.cli.options import ModelChoice, device_option, model_options
+from attnguide.cli.console import exit_if, note_skipped, progress, warn_of_random_weights
+from attnguide.cli.options import ModelChoice, device_option, layers_of, model_options, pick_device
 
 __all__ = ["explain"]
 
@@ -146,8 +146,7 @@ def explain(
     left = [(path, name) for path, name in names.items() if name not in done]
     skipped = _run(choice, left, index, target, device, settings, batch_size)
     _report(index, len(paths) - len(left), skipped)
-    if skipped:
-        click.get_current_context().exit(1)
+    exit_if(skipped)
 
 
 def _run(
@@ -159,7 +158,6 @@ def _run(
     settings: dict[str, Any],
     batch_size: int,
 ) -> list[tuple[Path, str]]:
-    from attnguide.cli.options import pick_device
     from attnguide.commands.explain.run import Request, explain_files
     from attnguide.commands.explain.sheet import NAME, write_sheet
     from attnguide.commands.explain.targets import parse_target
@@ -172,7 +170,7 @@ def _run(
     request = Request(
         source=settings["source"],
         target=parse_target(target, loaded.classes, loaded.multi_label),
-        layer=settings["layer"].split(",") if "," in settings["layer"] else settings["layer"],
+        layer=layers_of(settings["layer"]),
         evidence=settings["evidence"],
         formats=settings["formats"],
         full_size=settings["size"] == "input",
@@ -183,9 +181,8 @@ def _run(
     index.begin()
     skipped = []
     if left:
-        with progress_bar("images") as bar:
-            task = bar.add_task("Explaining", total=len(left))
-            skipped = explain_files(loaded, left, request, index, lambda count: bar.advance(task, count))
+        with progress("Explaining", len(left), unit="images", keep=True) as advance:
+            skipped = explain_files(loaded, left, request, index, advance)
     if index.lines:
         loaded.model.cpu()
         write_sheet(index.folder, index.lines, loaded, request.alpha)
@@ -193,7 +190,6 @@ def _run(
 
 
 def _report(index: Any, done: int, skipped: Sequence[tuple[Path, str]]) -> None:
-    for _, reason in skipped:
-        note(f"Skipped: {reason}")
+    note_skipped(reason for _, reason in skipped)
     already = f" ({done} images were done before)" if done else ""
     click.echo(f"{len(index.lines)} maps{already}, {len(skipped)} images skipped, in {index.folder}")
