@@ -17,7 +17,7 @@ from torch import Tensor
 
 from attnguide.data.procedural.faces import ATTRIBUTES, ProceduralFaces, template
 from attnguide.guiding.guide import Guide
-from attnguide.models.loading import EMBEDDED, write_embedded
+from attnguide.models import EMBEDDED, write_embedded
 from attnguide.models.networks import small_cnn
 from attnguide.priors.mask import MaskPrior
 

@@ -195,7 +195,7 @@ def test_the_embedded_classifier(faces, tmp_path):
 
 
 def test_the_embedded_classifier_is_missing_or_something_else(tmp_path, weights, monkeypatch):
-    monkeypatch.setattr("attnguide.models.loading.EMBEDDED", tmp_path / "faces.safetensors")
+    monkeypatch.setattr("attnguide.models.embedded_model.EMBEDDED", tmp_path / "faces.safetensors")
     with pytest.raises(DataError, match="lacks the embedded classifier"):
         models.embedded()
     save_file(weights, tmp_path / "w.safetensors")

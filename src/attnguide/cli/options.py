@@ -16,7 +16,7 @@ from attnguide.errors import DataError, InputError
 if TYPE_CHECKING:
     import torch
 
-    from attnguide.models.loading import LoadedModel
+    from attnguide.models import LoadedModel
 
 __all__ = [
     "ModelChoice",

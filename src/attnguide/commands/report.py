@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from attnguide.evaluation.compare import Comparison
     from attnguide.evaluation.evaluate import Labelled
-    from attnguide.models.loading import LoadedModel
+    from attnguide.models import LoadedModel
 
 __all__ = ["report"]
 

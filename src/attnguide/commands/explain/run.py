@@ -23,7 +23,7 @@ from attnguide.commands.explain.names import class_slugs
 from attnguide.commands.explain.targets import Target
 from attnguide.errors import AttnGuideError, DataError, InputError
 from attnguide.explanation import Explanation, explain
-from attnguide.models.loading import LoadedModel
+from attnguide.models import LoadedModel
 from attnguide.pairs import Evidence
 
 __all__ = ["Request", "explain_files"]

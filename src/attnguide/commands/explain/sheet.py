@@ -15,7 +15,7 @@ from attnguide import functional, visual
 from attnguide.commands.explain.index import writing
 from attnguide.data.images import read_image
 from attnguide.errors import DataError
-from attnguide.models.loading import LoadedModel
+from attnguide.models import LoadedModel
 
 __all__ = ["NAME", "write_sheet"]
 
