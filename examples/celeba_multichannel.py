@@ -351,11 +351,11 @@ def run(options: argparse.Namespace, seed: int) -> dict[str, Any]:
             kept = adapted
     assert kept is not None
 
-    def analysed(guide: Adapted, some: Faces) -> Analysis:
+    def analyzed(guide: Adapted, some: Faces) -> Analysis:
         batches = (some.batch(index) for index in torch.arange(len(some.images)).split(64))
         return analyze(guide, batches, classes)
 
-    analysis = analysed(kept, valid)
+    analysis = analyzed(kept, valid)
     found["pruning"] = pruned(options, kept, analysis, faces, test, seed)
     write_report(kept, analysis, test.first(6), options.out / "report.html")
     found["transformed"] = against_noise(kept, analysis, valid, test)
@@ -367,7 +367,7 @@ def run(options: argparse.Namespace, seed: int) -> dict[str, Any]:
         together = drawn(options, options.faces, 10 * seed + 3, together=True)
         _, guide = built(options, together, seed, {}, classes)
         assert guide is not None
-        known = analysed(guide, drawn(options, 300, 10 * seed + 4, together=True))
+        known = analyzed(guide, drawn(options, 300, 10 * seed + 4, together=True))
         found["transformed"] |= apart(guide, known, test)
         found["structure"] = {
             kind: {by: found_again(one, by, together=kind == "together") for by in get_args(Likeness)}

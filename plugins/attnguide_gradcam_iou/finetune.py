@@ -102,7 +102,7 @@ def finetune(
 
     Args:
         model: A classifier with one logit for each attribute; [`with_head`]
-            [attnguide.models.heads.with_head] makes one.
+            [attnguide.models.with_head] makes one.
         train: Data set or loader. A data set is shuffled; give a loader for worker processes.
         template: Regions that hold for every image: `(K, H, W)` or `(H, W)` in [0, 1], NaN for a class that
             has none, or a path for [`load_template`][attnguide.masks.folders.load_template]. If None, the

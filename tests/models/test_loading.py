@@ -42,7 +42,7 @@ def test_a_timm_model_comes_with_its_own_preprocessing(tmp_path):
     assert expected.shape[-2:] == loaded.size
 
 
-def test_displayed_undoes_the_normalisation(tmp_path):
+def test_displayed_undoes_the_normalization(tmp_path):
     loaded = models.load(TINY)
     path = tmp_path / "grey.png"
     Image.new("RGB", (200, 200), (200, 100, 50)).save(path)

@@ -92,10 +92,10 @@ class DecoyMNIST(Dataset[tuple[Tensor, Tensor, Tensor]]):
         random = torch.randint(10, (len(pixels),), generator=generator)
         places = _corners(patch.side)
         if decoy:
-            grey = 255 - 25 * self.labels
+            gray = 255 - 25 * self.labels
             if split == "test" and not honest:
-                grey = 25 * self.labels if patch.adversarial else 255 - 25 * random
-            pixels = torch.where(places[corner], grey.byte()[:, None, None], pixels)
+                gray = 25 * self.labels if patch.adversarial else 255 - 25 * random
+            pixels = torch.where(places[corner], gray.byte()[:, None, None], pixels)
         self.images = (pixels.float()[:, None] / 255) * (1 - patch.low) + patch.low
         forbidden = places.any(dim=0).expand(len(pixels), -1, -1) if protocol == "cdep" else places[corner]
         self.masks = (~forbidden).float()

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from attnguide.data.files import check_file, natural_key
 from attnguide.errors import AttnGuideError, DataError, InputError
 
-__all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "find_images", "grey_levels", "load_image", "read_image"]
+__all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "find_images", "gray_levels", "load_image", "read_image"]
 
 # The formats that are opened, whatever a file's suffix says. Named one by one because Pillow also knows
 # formats that are programs: it hands an EPS file to Ghostscript.
@@ -52,7 +52,7 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image
     image = load_image(path, max_pixels=max_pixels)
     with _decoding(path):
         if _is_deep(image):
-            levels = grey_levels(image, path)
+            levels = gray_levels(image, path)
             image = Image.fromarray(np.rint(levels * 255).astype(np.uint8))
         elif image.has_transparency_data:
             white = Image.new("RGBA", image.size, "white")
@@ -71,7 +71,7 @@ def load_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image
         A decoded image that holds no open file.
 
     Raises:
-        DataError: As for [`read_image`][attnguide.data.images.read_image].
+        DataError: As for [`read_image`][attnguide.data.read_image].
     """
     path = check_file(path)
     with _decoding(path), Image.open(path, formats=_FORMATS) as image:
@@ -84,7 +84,7 @@ def load_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image
         return ImageOps.exif_transpose(image)
 
 
-def grey_levels(image: Image.Image, path: str | Path) -> npt.NDArray[np.float64]:
+def gray_levels(image: Image.Image, path: str | Path) -> npt.NDArray[np.float64]:
     """Return an image's luminance in [0, 1], keeping the precision of 16-bit and float greys.
 
     Colours are weighed by ITU-R 601; transparency is disregarded.
@@ -100,7 +100,7 @@ def grey_levels(image: Image.Image, path: str | Path) -> npt.NDArray[np.float64]
         DataError: The values are outside their range: 0 … 65535 for integers, 0 … 1 for floats.
     """
     if not _is_deep(image):
-        return np.asarray(_grey(image), dtype=np.float64) / 255
+        return np.asarray(_gray(image), dtype=np.float64) / 255
     top = 1 if image.mode == "F" else 65535
     values = np.asarray(image, dtype=np.float64)
     low, high = values.min(), values.max()
@@ -172,7 +172,7 @@ def _is_deep(image: Image.Image) -> bool:
     return image.mode == "F" or image.mode.startswith("I")
 
 
-def _grey(image: Image.Image) -> Image.Image:
+def _gray(image: Image.Image) -> Image.Image:
     # By way of RGBA, since Pillow warns of a palette with transparency that it is asked to drop.
     return image.convert("RGBA").convert("L") if image.mode == "P" else image.convert("L")
 

@@ -29,7 +29,7 @@ def embedded(path: str | Path | None = None) -> LoadedModel:
     """Load the small classifier of faces that is part of the library, or another file of its format.
 
     Args:
-        path: A file that [`write_embedded`][attnguide.models.embedded_model.write_embedded] wrote; by default
+        path: A file that [`write_embedded`][attnguide.models.write_embedded] wrote; by default
             the one in the package.
 
     Returns:
@@ -83,7 +83,7 @@ def write_embedded(
     reduction: int = 4,
     multi_label: bool = True,
 ) -> None:
-    """Save a [`small_cnn`][attnguide.models.networks.small_cnn] with its preprocessing and class names.
+    """Save a [`small_cnn`][attnguide.models.small_cnn] with its preprocessing and class names.
 
     Args:
         path: The `.safetensors` file, written atomically.

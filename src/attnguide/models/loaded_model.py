@@ -31,7 +31,7 @@ class LoadedModel:
         std: Value that the transform then divides each channel by.
         multi_label: Whether each class is predicted independently (sigmoid) or the classes exclude each other
             (softmax).
-        name: Name of the model, as in [`load`][attnguide.models.loading.load].
+        name: Name of the model, as in [`load`][attnguide.models.load].
         size: Rows and columns `(H, W)` of the model's input.
         weights: Origin of the weights.
     """
@@ -58,7 +58,7 @@ class LoadedModel:
         """Turn an image into the model's input, `(3, H, W)`.
 
         Args:
-            image: Upright RGB image, as [`read_image`][attnguide.data.images.read_image] returns it.
+            image: Upright RGB image, as [`read_image`][attnguide.data.read_image] returns it.
             path: File of the image, for the error.
 
         Raises:

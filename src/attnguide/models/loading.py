@@ -14,7 +14,7 @@ from attnguide.models.checkpoints import load_into, read_weights
 from attnguide.models.embedded_model import embedded
 from attnguide.models.loaded_model import LoadedModel
 
-__all__ = ["LoadedModel", "load"]
+__all__ = ["load"]
 
 
 def load(
@@ -33,9 +33,9 @@ def load(
     Args:
         name: A model of timm (`resnet50.a1_in1k`), or of torchvision as `torchvision/NAME`; None for the
             embedded classifier.
-        checkpoint: File with weights; see [`read_weights`][attnguide.models.checkpoints.read_weights]. If no
+        checkpoint: File with weights; see [`read_weights`][attnguide.models.read_weights]. If no
             name is given, a file in the format of
-            [`write_embedded`][attnguide.models.embedded_model.write_embedded].
+            [`write_embedded`][attnguide.models.write_embedded].
         pretrained: Download the published weights, or take them from the cache.
         num_classes: Number of classes; by default that of the checkpoint's classifier, else the model's own.
         class_names: Name of each class; by default ImageNet's for a model with that many classes, else "class

@@ -222,8 +222,8 @@ class AttributeModel:
                 "pair."
             )
         if "bangs" in pair and set(pair) & set(_HAIR):
-            colour = a if b == "bangs" else b
-            low = max(0.0, self.prevalence["bangs"] + self.prevalence["bald"] + self.prevalence[colour] - 1)
+            color = a if b == "bangs" else b
+            low = max(0.0, self.prevalence["bangs"] + self.prevalence["bald"] + self.prevalence[color] - 1)
         least, most = 1 - p - q + 2 * low, 1 - p - q + 2 * high
         if not least - 1e-9 <= agreement <= most + 1e-9:
             raise InputError(

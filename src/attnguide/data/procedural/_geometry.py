@@ -255,9 +255,9 @@ def pose(draws: Draws, amount: float) -> tuple[NDArray[np.float64], NDArray[np.f
     roll = np.deg2rad(between(-6, 6, draws.roll) * amount)
     zoom = 1 + between(-0.09, 0.03, draws.zoom) * amount
     turn = zoom * np.array([[np.cos(roll), -np.sin(roll)], [np.sin(roll), np.cos(roll)]])
-    centre = np.array([0.5, 0.54])
+    center = np.array([0.5, 0.54])
     shift = np.array([between(-0.025, 0.025, draws.shift_x), between(-0.02, 0.02, draws.shift_y)]) * amount
-    return turn, centre + shift - turn @ centre
+    return turn, center + shift - turn @ center
 
 
 _EAR_LEVEL, _CROWN = 0.47, 0.17  # heights of the ears and of the top of the skull

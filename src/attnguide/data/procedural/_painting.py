@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from attnguide.data.procedural import _geometry as geo
-from attnguide.data.procedural._colours import EYE_SHADOWS, Colour, hsv, mix, pick, skin_colour
+from attnguide.data.procedural._colors import EYE_SHADOWS, Color, hsv, mix, pick, skin_color
 from attnguide.data.procedural._geometry import Draws, Points, between
 from attnguide.data.procedural._parts import SKIN, TO_HELEN, Shape, face_shapes, glasses_shapes
 
@@ -66,7 +66,7 @@ def draw_face(
     size = scene.size
     points = geo.landmarks(d, expression, has["mouth_open"], scene.pose)
     turn, shift = geo.pose(d, scene.pose)
-    skin = skin_colour(d, has["pale_skin"])
+    skin = skin_color(d, has["pale_skin"])
 
     canvas = Image.new("RGBX", (_FINE * size, _FINE * size), 0)
     teeth = geo.EXPRESSION_SHAPES[expression].teeth
@@ -110,14 +110,14 @@ def _fill(canvas: Image.Image, shapes: list[Shape], turn: Points, shift: Points)
     flat = placed.ravel().tolist()
     pen = ImageDraw.Draw(canvas)
     start = 0
-    for outline, colour, label in shapes:
+    for outline, color, label in shapes:
         end = start + 2 * len(outline)
-        pen.polygon(flat[start:end], fill=(*_ink(colour), label))
+        pen.polygon(flat[start:end], fill=(*_ink(color), label))
         start = end
 
 
-def _ink(colour: Colour) -> tuple[int, int, int]:
-    return (int(colour[0]), int(colour[1]), int(colour[2]))
+def _ink(color: Color) -> tuple[int, int, int]:
+    return (int(color[0]), int(color[1]), int(color[2]))
 
 
 def _planes(image: Image.Image) -> Plane:
@@ -127,9 +127,9 @@ def _planes(image: Image.Image) -> Plane:
     return planes
 
 
-def _column(colour: Colour) -> Plane:
+def _column(color: Color) -> Plane:
     """Return a colour as (3, 1, 1) in [0, 1], to be combined with planes."""
-    return (np.array(colour) / 255).astype(np.float32).reshape(3, 1, 1)
+    return (np.array(color) / 255).astype(np.float32).reshape(3, 1, 1)
 
 
 def _cover(mask: NDArray[np.bool_]) -> Plane:
@@ -147,7 +147,7 @@ def _spot(u: Plane, v: Plane, x: float, y: float, rx: float, ry: float) -> Plane
     return spot
 
 
-def _make_up(picture: Plane, bare: Plane, d: Draws, points: Points, skin: Colour, u: Plane, v: Plane) -> None:
+def _make_up(picture: Plane, bare: Plane, d: Draws, points: Points, skin: Color, u: Plane, v: Plane) -> None:
     """Add eye shadow and blush to the bare skin of the picture; the mouth stays as it is."""
     shadow = _column(pick(EYE_SHADOWS, d.makeup_hue)) - _column(skin)
     rouge = _column(mix((226, 60, 92), (214, 72, 52), d.makeup_depth)) - _column(skin)
