@@ -1,4 +1,4 @@
-"""`attnguide evaluate`: how good a model is, and whether it looks where it should."""
+"""`attnguide evaluate`: measures how good a model is, and whether it looks where it should."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 __all__ = ["evaluate"]
 
 
-@click.command(short_help="Tell how good a model is, and whether it looks where it should.")
+@click.command(short_help="Measure how good a model is, and whether it looks where it should.")
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option(
     "--masks",
     type=click.Path(path_type=Path),
     metavar="PATH",
-    help="Where to look: one image for all, a folder with one for each class, or with one for each image.",
+    help="Masks of where to look: one image for all, or a folder with one per class or per image.",
 )
 @click.option(
     "--model",
@@ -45,7 +45,7 @@ __all__ = ["evaluate"]
 )
 @single_label_options
 @measuring_options
-@click.option("--json", "as_json", is_flag=True, help="Write JSON for other programs.")
+@click.option("--json", "as_json", is_flag=True, help="Write JSON, for other programs.")
 def evaluate(
     choice: ModelChoice,
     data: Path,
@@ -57,15 +57,14 @@ def evaluate(
     device: str,
     as_json: bool,
 ) -> None:
-    """Tell how good a model is, and whether it looks where it should, class by class.
+    """Measure how good a model is, and whether it looks where it should, class by class.
 
     DATA is a folder with a subfolder of images for each class. With --masks, the map of each image's class is
-    held against its mask: energy in the mask (the share of the attribution that lies there), IoU, and
-    pointing game; and the energy of the gradient of the images, which guidance at a layer does not optimise.
-    Masks go through the same cropping and resizing as the images. A map that is the same everywhere has an
-    energy of the mask's area.
+    compared with its mask: energy in the mask (the share of the attribution inside it), IoU, pointing game,
+    and the energy of the gradient of the images, which guidance at a layer does not optimise. Masks are
+    cropped and resized like the images. The energy of a uniform map is the mask's share of the area.
 
-    Images that cannot be read are listed, and the exit status is 1 then, as where no image has a mask.
+    Images that cannot be read are listed. The exit status is then 1, and also if no image has a mask.
 
     \b
     Examples:
@@ -76,7 +75,7 @@ def evaluate(
     from attnguide.parts.registry import registry
 
     registry().find("source", source)
-    place = pick_device(device)
+    used_device = pick_device(device)
     loaded, images = single_label_images(choice.load(), data)
     warn_of_random_weights(loaded)
     reader = mask_reader(masks, loaded.classes)
@@ -89,7 +88,7 @@ def evaluate(
             layer=layers_of(layer),
             threshold=threshold,
             batch_size=batch_size,
-            device=place,
+            device=used_device,
             advance=advance,
         )
     note_skipped(result.failures.values())
@@ -100,13 +99,13 @@ def evaluate(
         print_json(_as_json(result, settings))
     else:
         _print(result)
-    without = masks is not None and not result.whole.masked
-    if without:
+    no_masks = masks is not None and not result.whole.masked
+    if no_masks:
         note(
             f"None of the {result.whole.images} images has a mask in {masks}: masks are named like the "
             "images, or like the classes."
         )
-    exit_if(result.failures or without)
+    exit_if(result.failures or no_masks)
 
 
 def _as_json(result: Evaluation, settings: dict[str, Any]) -> dict[str, Any]:
@@ -116,7 +115,7 @@ def _as_json(result: Evaluation, settings: dict[str, Any]) -> dict[str, Any]:
         "all": result.whole.summary(),
         "mean of the classes": result.balanced,
         "worst class": {"name": name, "accuracy": accuracy},
-        "classes": {name: one.summary() for name, one in result.classes.items() if one.images},
+        "classes": {name: scores.summary() for name, scores in result.classes.items() if scores.images},
         "skipped": {str(path): reason for path, reason in result.failures.items()},
     }
 
@@ -132,9 +131,9 @@ def _print(result: Evaluation) -> None:
     table.add_column("class")
     for key in measured:
         table.add_column(COLUMNS[key], justify="right")
-    for name, one in result.classes.items():
-        if one.images:
-            table.add_row(name, *(_cell(one.summary().get(key)) for key in measured))
+    for name, scores in result.classes.items():
+        if scores.images:
+            table.add_row(name, *(_cell(scores.summary().get(key)) for key in measured))
     table.add_section()
     table.add_row("mean of the classes", *(_cell(result.balanced.get(key)) for key in measured))
     table.add_row("all images", *(_cell(whole.summary().get(key)) for key in measured))

@@ -1,4 +1,4 @@
-"""`attnguide report`: a page that shows what guidance changed in a model."""
+"""`attnguide report`: writes a page that shows what guidance changed in a model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["report"]
 
 _SUFFIXES = (".html", ".htm")
-#: Hexadecimal digits of a checkpoint's SHA-256 that tell it from any other in practice.
+#: Number of hexadecimal digits of the SHA-256 that identify a checkpoint in practice.
 _DIGITS = 12
 
 
@@ -33,7 +33,7 @@ _DIGITS = 12
     required=True,
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Weights before guidance: .safetensors, or a checkpoint of PyTorch that holds tensors only.",
+    help="Weights before guidance: .safetensors, or a PyTorch checkpoint that holds tensors only.",
 )
 @click.option(
     "--after", required=True, type=click.Path(path_type=Path), metavar="FILE", help="Weights after guidance."
@@ -43,7 +43,7 @@ _DIGITS = 12
     required=True,
     type=click.Path(path_type=Path),
     metavar="PATH",
-    help="Where to look: one image for all, a folder with one for each class, or with one for each image.",
+    help="Masks of where to look: one image for all, or a folder with one per class or per image.",
 )
 @click.option(
     "--groups",
@@ -69,7 +69,7 @@ _DIGITS = 12
 @click.option(
     "--model",
     metavar="NAME",
-    help="Model of timm, or torchvision/NAME.  [default: the small one, in the format of the embedded]",
+    help="Model of timm, or torchvision/NAME.  [default: the small network, in the embedded format]",
 )
 @class_options
 @measuring_options
@@ -93,15 +93,15 @@ def report(
     DATA is a folder with a subfolder of images for each class. Both checkpoints are measured on it as by
     attnguide evaluate. The page holds accuracy, energy in the mask, IoU, pointing game, and the gradient of
     the images, which guidance at a layer does not optimise: class by class, and group by group with --groups.
-    Its galleries show the images whose energy in the mask rose and fell most, and the answers that became
+    Its galleries show the images whose energy in the mask rose and fell most, and the predictions that became
     right and wrong; a divider uncovers the map after guidance.
 
-    The page is one file that loads nothing from anywhere. Open it in a browser, send it, or print it.
+    The page is one file that loads nothing from the network. Open it in a browser, send it, or print it.
 
-    Groups are rows of CSV such as 'cat/1.png,indoors', files being relative to DATA, or JSON:
-    {"cat/1.png": "indoors"}.
+    Groups are rows of CSV such as 'cat/1.png,indoors', or JSON: {"cat/1.png": "indoors"}. Files are relative
+    to DATA.
 
-    Images that cannot be read are listed, and the exit status is 1 then.
+    Images that cannot be read are listed, and the exit status is then 1.
 
     \b
     Examples:
@@ -118,10 +118,10 @@ def report(
     from attnguide.parts.registry import registry
 
     if out.suffix.lower() not in _SUFFIXES:
-        raise InputError(f"--out {out} is no name of a page. Let it end in .html.")
+        raise InputError(f"--out {out} is not the name of a page. Let it end in .html.")
     check_target(out)
     registry().find("source", source)
-    place = pick_device(device)
+    used_device = pick_device(device)
     old, new = (_load(choice, file) for file in (before, after))
     check_alike(old, new, [before, after])
     old, images = single_label_images(old, data)
@@ -137,7 +137,7 @@ def report(
             reader,
             group_of=group_of,
             threshold=threshold,
-            device=place,
+            device=used_device,
             advance=advance,
             **how,
         )
@@ -148,7 +148,7 @@ def report(
     chosen = {kind: comparison.largest(kind)[:examples] for kind in kinds}
     shown = {change.image.path: change.image for changes in chosen.values() for change in changes}
     drawn = draw(old, new, list(shown.values()), reader, **how)
-    looked_at = next((each.layer for each in drawn.values()), layer)
+    used_layer = next((drawing.layer for drawing in drawn.values()), layer)
     settings = {
         "model": choice.name or "small network",
         "before": _named(before),
@@ -157,9 +157,9 @@ def report(
         "masks": masks,
         **({} if groups is None else {"groups": groups}),
         "source": source,
-        "layer": looked_at if layer == looked_at else f"{looked_at} ({layer})",
+        "layer": used_layer if layer == used_layer else f"{used_layer} ({layer})",
         "threshold of the IoU": threshold,
-        **_versions(place),
+        **_versions(used_device),
     }
     write_report(out, comparison, chosen, drawn, settings, root=data)
     _print(comparison, out)
@@ -167,7 +167,7 @@ def report(
 
 
 def _load(choice: ModelChoice, file: Path) -> LoadedModel:
-    """Load one state of the model, and refuse weights that cannot answer."""
+    """Load one state of the model, and refuse weights that are not finite."""
     from attnguide.errors import DataError
 
     chosen = replace(choice, checkpoint=file)
@@ -176,7 +176,7 @@ def _load(choice: ModelChoice, file: Path) -> LoadedModel:
     for name, values in loaded.model.state_dict().items():
         if not bool(values.isfinite().all()):
             raise DataError(
-                f"{file}: {name} holds values that are not finite. Take a checkpoint from before the "
+                f"{file}: {name} holds values that are not finite. Use a checkpoint from before the "
                 "training diverged."
             )
     return loaded
@@ -190,8 +190,8 @@ def _group_of(groups: Path | None, data: Path, images: list[Labelled]) -> Callab
     from attnguide.evaluation.groups import read_groups
 
     known = read_groups(groups)
-    found = {image.path: known.get(image.path.relative_to(data).as_posix()) for image in images}
-    missing = [path for path, group in found.items() if group is None]
+    group_of = {image.path: known.get(image.path.relative_to(data).as_posix()) for image in images}
+    missing = [path for path, group in group_of.items() if group is None]
     if len(missing) == len(images):
         raise InputError(
             f"{groups} names none of the images in {data}, but {next(iter(known))!r}. Name files relative to "
@@ -200,7 +200,7 @@ def _group_of(groups: Path | None, data: Path, images: list[Labelled]) -> Callab
     if missing:
         where = f"have no group in {groups}, such as {missing[0]}"
         warn(f"{len(missing)} of {len(images)} images {where}.")
-    return found.get
+    return group_of.get
 
 
 def _named(file: Path) -> str:
@@ -233,4 +233,4 @@ def _print(comparison: Comparison, out: Path) -> None:
         if key not in ("images", "masks", "area"):
             click.echo(f"{COLUMNS[key]}: {value:.1%} → {after[key]:.1%}")
     righted, wronged = (len(comparison.largest(kind)) for kind in ("righted", "wronged"))
-    click.echo(f"{righted} answers became right, {wronged} wrong. Report: {out}")
+    click.echo(f"{righted} predictions became right, {wronged} wrong. Report: {out}")

@@ -1,4 +1,4 @@
-"""`attnguide demo`: a shortcut, learned and unlearned."""
+"""`attnguide demo`: a classifier that learns a shortcut, and unlearns it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _ROWS = {
     default=0,
     show_default=True,
     metavar="N",
-    help="Of the data and the weights.",
+    help="Seed of the data and the weights.",
 )
 def demo(out: Path, seed: int) -> None:
     """Train a classifier twice, misled by a shortcut and guided to look at the mouth, and write a report.
