@@ -326,7 +326,8 @@ def _enlarged(picture: Tensor) -> Image.Image:
 def _figure(face: _Comparison) -> str:
     pictures = "".join(f'<img alt="" src="{visual.data_uri(picture)}">' for picture in face.pictures)
     shown = " → ".join(_verdict(probability, face.lipstick) for probability in face.probabilities)
-    return f"<figure><div>{pictures}</div><figcaption>{face.truth}. Predicted lipstick: {shown}</figcaption></figure>"
+    caption = f"{face.truth}. Predicted lipstick: {shown}"
+    return f"<figure><div>{pictures}</div><figcaption>{caption}</figcaption></figure>"
 
 
 def _sheet(compared: list[_Comparison]) -> Image.Image:

@@ -79,7 +79,7 @@ def skin_color(d: Draws, pale: bool) -> Color:
 
 
 def hair_color(d: Draws, has: Mapping[str, bool]) -> Color:
-    """Return the colour that the attributes name, else red or grey."""
+    """Return the hair colour among the attributes, else red or grey."""
     for name, (dark, light) in _HAIRS.items():
         if has[name]:
             return mix(dark, light, d.hair_tone)

@@ -1,4 +1,4 @@
-"""Drawing a face: flat shapes with clean edges, then soft light and make-up.
+"""Draws a face: flat shapes with clean edges, then soft light and make-up.
 
 Shapes are filled on a canvas three times as fine as the picture, whose fourth channel holds the label,
 so colours and segmentation come from the same strokes. Averaging the canvas gives smooth edges; its
@@ -28,12 +28,12 @@ Plane = NDArray[np.float32]
 
 
 class Scene(NamedTuple):
-    """How faces are shown."""
+    """Settings of how faces are shown."""
 
     size: int
     """Side of the picture in pixels."""
     pose: float
-    """Factor on how far faces depart from the canonical frame."""
+    """Factor on the deviation of faces from the canonical frame."""
     clutter: float
     """Share in [0, 1] of the background's shapes that are drawn."""
     noise: float
@@ -57,11 +57,11 @@ def draw_face(
     """Render one face.
 
     Args:
-        d: What varies from face to face.
-        has: Which attributes are present.
-        expression: Its name.
-        scene: How it is shown.
-        rng: Source of the background's shapes and the noise, drawn from in a fixed order.
+        d: Random numbers of the face.
+        has: Whether each attribute is present, by name.
+        expression: Name of the expression.
+        scene: Settings of how it is shown.
+        rng: Generator of the background's shapes and the noise, used in a fixed order.
     """
     size = scene.size
     points = geo.landmarks(d, expression, has["mouth_open"], scene.pose)
@@ -73,7 +73,7 @@ def draw_face(
     _fill(canvas, face_shapes(d, has, teeth, points, skin), turn, shift)
     labels = np.asarray(canvas.getchannel(3))
     segmentation = TO_HELEN[labels[_FINE // 2 :: _FINE, _FINE // 2 :: _FINE]]
-    if has["eyeglasses"]:  # one looks through them, so the segmentation does not show them
+    if has["eyeglasses"]:  # glasses are transparent, so the segmentation does not show them
         _fill(canvas, glasses_shapes(d, points), turn, shift)
         labels = np.asarray(canvas.getchannel(3))
     picture = _planes(canvas.reduce(_FINE))
@@ -105,7 +105,7 @@ def draw_face(
 def _fill(canvas: Image.Image, shapes: list[Shape], turn: Points, shift: Points) -> None:
     """Fill shapes given in the canonical frame, in order."""
     scale = canvas.width
-    # A canvas pixel is named by its centre, hence the half.
+    # The coordinates of a canvas pixel are those of its centre, hence the half.
     placed = np.concatenate([outline for outline, _, _ in shapes]) @ (turn.T * scale) + (shift * scale - 0.5)
     flat = placed.ravel().tolist()
     pen = ImageDraw.Draw(canvas)

@@ -28,8 +28,8 @@ Shape = tuple[Points, Color, int]
 SKIN, _LEFT_BROW, _RIGHT_BROW, _LEFT_EYE, _RIGHT_EYE, _NOSE, _UPPER_LIP, _INNER_MOUTH, _LOWER_LIP, _HAIR = (
     range(1, 11)
 )
-# Two labels that a segmentation does not have: what Helen counts as background, such as ears and hats,
-# and what lies on the skin, such as a beard.
+# Two labels that a segmentation does not have: parts that Helen counts as background, such as ears and hats,
+# and parts on the skin, such as a beard.
 _BODY, _ON_SKIN = 11, 12
 #: Turns labels of shapes into labels of the segmentation.
 TO_HELEN = np.array([*range(11), 0, SKIN], dtype=np.uint8)
@@ -52,11 +52,11 @@ _SQUARE = np.sign(_ROUND) * np.abs(_ROUND) ** 0.55
 
 
 def face_shapes(d: Draws, has: Mapping[str, bool], teeth: float, points: Points, skin: Color) -> list[Shape]:
-    """List everything with an edge, from back to front; only glasses come on top.
+    """List everything with an edge, from back to front, except glasses, which lie on top.
 
     Args:
-        d: What varies from face to face.
-        has: Which attributes are present.
+        d: Random numbers of the face.
+        has: Whether each attribute is present, by name.
         teeth: Fraction of the open mouth that the upper teeth fill.
         points: The landmarks (68, 2) in the canonical frame.
         skin: Colour of the skin.
@@ -159,7 +159,7 @@ def _nose(d: Draws, points: Points, skin: Color) -> list[Shape]:
 
 
 def _mouth(d: Draws, lipstick: bool, teeth: float, points: Points, skin: Color) -> list[Shape]:
-    """Lips through landmarks 48 to 67, and what an open mouth shows."""
+    """Lips through landmarks 48 to 67, and the inside of an open mouth."""
     rosy = between(0.78, 0.60, d.lip_tone)  # the colour of the skin, from hardly to clearly pinker
     lower: Color = (skin[0] * 0.89, skin[1] * rosy, skin[2] * (rosy + 0.02))
     shine = 0.10
@@ -172,7 +172,7 @@ def _mouth(d: Draws, lipstick: bool, teeth: float, points: Points, skin: Color) 
         geo.smooth(points[[54, 55, 56, 57, 58, 59, 48]], steps=4),
     )
     top, bottom = geo.smooth(points[60:65], steps=4), geo.smooth(points[[64, 65, 66, 67, 60]], steps=4)
-    # Each lip reaches across the opening, which then is filled on top of both.
+    # Each lip covers the opening, which then is filled on top of both.
     shapes: list[Shape] = [
         (np.concatenate([over, bottom]), upper, _UPPER_LIP),
         (np.concatenate([under, top]), lower, _LOWER_LIP),
@@ -236,7 +236,7 @@ def _brows(d: Draws, bushy: bool, points: Points) -> list[Shape]:
 
 
 def _front_hair(d: Draws, bangs: bool, outer: Points, crown: Points, half: float, hair: Color) -> list[Shape]:
-    """Hair in front of the face: all between its outer edge and the hairline, which runs from tip to tip."""
+    """Hair in front of the face: the area between its outer edge and the hairline, from tip to tip."""
     reach, tip = crown[-1, 1], crown[-1, 0] - 0.5
     right = np.array(
         [(0.94 * half, 0.40), (half, 0.5 * reach + 0.22), (tip - 0.03 if reach > 0.7 else tip, reach)]
@@ -298,7 +298,7 @@ def _hat(d: Draws, half: float) -> list[Shape]:
 
 
 def glasses_shapes(d: Draws, points: Points) -> list[Shape]:
-    """List the frame of a pair of glasses, round or square, which one looks through."""
+    """List the shapes of the frame of a pair of glasses, round or square."""
     color, thin = pick(FRAMES, d.glasses_tone), 0.0075
     eyes = points[_EYES].mean(axis=1)
     center, apart = eyes.mean(axis=0), (eyes[1, 0] - eyes[0, 0]) / 2
