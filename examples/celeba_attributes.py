@@ -3,7 +3,7 @@
 With `--data ROOT`, the folder that holds CelebA's folder `celeba` (with `--lfwa`, the folder of LFWA), it
 follows the publication: its own network from random weights, AdaGrad, batches of 32, a learning rate of 1e-3,
 weight decay of 5e-4, flips, 40,000 iterations; the parser has to be trained on photographs first
-(`--parser`). Without, the same code runs on drawn faces that are hard to tell: few, in clutter and noise,
+(`--parser`). Without, the same code runs on drawn faces that are hard to classify: few, in clutter and noise,
 partly covered, and with attributes that are rare. For each method it prints the classification error, the
 average precision, and, fine-tuned with balanced weights, the balanced accuracy; and it writes `result.json`
 and pictures.
@@ -66,7 +66,7 @@ class Faces:
     Attributes:
         images: `(N, 3, H, W)`, 0 to 255.
         labels: `(N, K)`, 0 or 1.
-        masks: Of the seven regions, `(N, 7, h, w)`, 0 to 255.
+        masks: Masks of the seven regions, `(N, 7, h, w)`, 0 to 255.
         points: Landmarks `(N, 5 or 68, 2)` in pixels, for the boxes; NaN where there are none.
         classes: Names of the attributes.
     """
@@ -107,7 +107,7 @@ def covered(images: Tensor, seed: int) -> Tensor:
 
 
 def drawn(count: int, size: int, seed: int, parser: Parser) -> Faces:
-    """Draw faces that are hard to tell."""
+    """Draw faces that are hard to classify."""
     data = ProceduralFaces(count, size, seed=seed, prevalence=PREVALENCE, pose=2.0, clutter=1.0, noise=0.12)
     faces = data.stack()
     images = covered((faces.image.as_subclass(Tensor) * 255).round().byte(), seed)
@@ -159,7 +159,7 @@ class Classifier:
     Args:
         options: Settings.
         faces: Some faces.
-        method: What is put on the network, as `attach` names it; None for nothing.
+        method: Name of the method that `attach` adds to the network; None for none.
     """
 
     def __init__(self, options: argparse.Namespace, faces: Faces, method: str | None) -> None:
@@ -224,13 +224,13 @@ Found = dict[str, dict[str, list[float]]]
 
 @dataclass(frozen=True)
 class Run:
-    """What one seed gave.
+    """Results of one seed.
 
     Attributes:
         found: For each method and measure, a value for each attribute.
-        weights: How much SSP lets each region count for each attribute, `(7, K)`; None without SSP.
+        weights: Weight of each region for each attribute in SSP, `(7, K)`; None without SSP.
         classifiers: The networks, as they were before the balanced weights.
-        faces: What they were tested on.
+        faces: Faces of the test.
     """
 
     found: Found
@@ -332,7 +332,7 @@ def main() -> None:
         default="img_align_celeba",
         help="CelebA's folder of images; img_celeba for the original ones",
     )
-    add("--limit", type=int, help="read so many images of each split")
+    add("--limit", type=int, help="number of images to read of each split")
     add("--parser", type=Path, help="weights of a parser; by default those for drawn faces")
     add("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     add("--faces", type=int, default=600, help="number of drawn faces to train with")

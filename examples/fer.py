@@ -182,7 +182,7 @@ def augmented(faces: Faces) -> Faces:
     turn, shift = turn * scale[:, None, None], 0.12 * (torch.rand(count, 2) - 0.5)
     grid = F.affine_grid(torch.cat([turn, shift[..., None]], dim=2), list(images.shape), align_corners=False)
     images = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
-    # The grid tells where each pixel comes from; landmarks go the other way.
+    # The grid maps output to input pixels; landmarks go the other way.
     places = (points + 0.5) * 2 / side - 1 - shift[:, None]
     places = torch.linalg.solve(turn[:, None], places[..., None])[..., 0]
     return replace(faces, images=images, landmarks=(places + 1) * side / 2 - 0.5)
@@ -277,7 +277,7 @@ def measured(options: argparse.Namespace, model: nn.Module, faces: Faces) -> dic
 
     right = correct(faces.images)
     by_class = [float(right[faces.labels == c].mean()) for c in faces.labels.unique()]
-    # Photographs are cropped so closely that there is no place beside the action units.
+    # Photographs are cropped so closely that there is no place outside the action units.
     elsewhere = covered(faces) if options.data is None else {}
     return {
         "accuracy": report.accuracy,
@@ -338,7 +338,7 @@ def main() -> None:
     add("--out", type=Path, default=Path("attnguide-expressions"), help="folder for results")
     options = parser.parse_args()
     if options.data is not None and not options.data.is_dir():
-        parser.error(f"--data {options.data} is no folder")
+        parser.error(f"--data {options.data} is not a folder")
     try:
         options.out.mkdir(parents=True, exist_ok=True)
         run(options)
@@ -348,7 +348,7 @@ def main() -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Train and test each way in each fold, and write what was found."""
-    # The layer and λ of each way to train; a λ of 0 is no guidance.
+    # The layer and λ of each way to train; a λ of 0 means no guidance.
     ways = {"unguided": (options.layers[-1], 0.0)} | {
         f"{layer}, λ = {weight:g}": (layer, weight) for layer in options.layers for weight in options.weights
     }

@@ -7,7 +7,7 @@ Commands of plugins use these functions too, and library functions that show a b
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -174,7 +174,7 @@ def track(
     Yields:
         The items, one after the other.
     """
-    if total is None and hasattr(items, "__len__"):
+    if total is None and isinstance(items, Sized):
         total = len(items)
     with progress(description, total, unit=unit, show=show, keep=keep) as advance:
         for item in items:
