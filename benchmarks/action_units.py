@@ -22,13 +22,13 @@ from torch import Tensor
 import attnguide as ag
 from attnguide.data.procedural.faces import ProceduralFaces
 from attnguide_action_units.prior import ActionUnitPrior
-from measuring import Call, alternate, compared, machine, told
+from measuring import Call, alternate, compared, describe, machine
 
 RESULTS = Path(__file__).parent / "results" / "action_units.json"
 
 
 def steps(name: str, faces: Any, device: torch.device) -> dict[str, Call]:
-    """A plain step, another one to see the noise, and a guided one, each with a model of its own."""
+    """A plain step, another one to see the noise, and a guided one, each with a separate model."""
 
     def make(guided: bool) -> Call:
         torch.manual_seed(0)
@@ -104,7 +104,7 @@ def table(record: dict[str, Any]) -> str:
         f"| plain step again | {ratios['plain again']} |",
         f"| guided step | {ratios['guided']} |",
     ]
-    return "\n".join(lines) + f"\n\n{told(record)}."
+    return "\n".join(lines) + f"\n\n{describe(record)}."
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""SSP and SSG beside what they are compared with, and parsing with and without attributes, on drawn faces.
+"""SSP and SSG compared with other methods, and parsing with and without attributes, on drawn faces.
 
     python benchmarks/attributes.py                        # everything: two hours on a small machine
     python benchmarks/attributes.py --parts parsing
@@ -73,7 +73,7 @@ def average(values: list[float]) -> float:
 
 
 def attributes() -> str:
-    """Table 2: ours beside theirs."""
+    """Return table 2: our results and the published ones."""
     runs = read("attributes")["runs"]
     measures = list(runs[0]["SSP"])
     heads = [f"{what}, %" for what in measures] + ["gain in average precision"]
@@ -122,7 +122,7 @@ def right(weights: torch.Tensor, table: torch.Tensor) -> str:
 
 
 def parsing() -> str:
-    """Table 4: ours beside theirs."""
+    """Return table 4: our results and the published ones."""
     runs = read("parsing")["runs"]
     lines = [
         f"| IoU, % | {' | '.join(runs)} | published: {' | published: '.join(runs)} |",

@@ -77,7 +77,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """A model: its name, where it comes from, and what builds it and tells the size of its images."""
+    """A model: its name, its origin, and a function that builds it and returns the size of its images."""
 
     name: str
     group: str
@@ -238,7 +238,7 @@ def size_of(images: Tensor) -> Size:
 
 # ------------------------------------------------------------- is the map right?
 
-#: The image is divided into so many rows and columns of places.
+#: Number of rows and columns of places that the image is divided into.
 PLACES = 3
 #: A place is changed by so much of other noise. Very little, because untrained networks amplify a change from
 #: layer to layer; where that saturates, the place where it began no longer stands out.
@@ -258,13 +258,13 @@ MOST_IMAGES = 256
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a map.
+    """Judgement of a map.
 
     Attributes:
-        verdict: `"right"`, `"wrong"`, or `"unclear"` where the map hardly tells one place from another.
+        verdict: `"right"`, `"wrong"`, or `"unclear"` where the map hardly distinguishes places.
         score: Agreement of what moves each position with the place where it lies; 1 is perfect.
         clarity: Agreement of two halves of the images with each other; how well the model keeps places apart.
-        reading: What explains the map best: `"right"`, a misreading, `"scrambled"` or `"undecided"`.
+        reading: Reading that explains the map best: `"right"`, a misreading, `"scrambled"`, `"undecided"`.
         images: Number of images that were changed.
         grid: Rows and columns of the map.
     """
@@ -290,12 +290,12 @@ def changed(size: Size, generator: torch.Generator) -> Tensor:
 
 
 def movements(maps: Tensor) -> Tensor:
-    """Tell by how much each place moves each position: `(places, h·w)`, of maps of `changed` images.
+    """Return how much each place moves each position: `(places, h·w)`, of maps of `changed` images.
 
     Every place counts the same, however far its change moves the map, and so does every class.
     """
     moved = (maps[1:] - maps[:1]).double().flatten(2)
-    # What moves the whole map alike tells nothing about places. The median is zero where Grad-CAM is.
+    # A change of the whole map carries no information about places. The median is zero where Grad-CAM is.
     moved = (moved - moved.median(dim=2, keepdim=True).values).abs()
     mean = moved.mean(dim=2, keepdim=True)
     return torch.where(mean > 0, moved / mean, 0).sum(dim=1)
@@ -440,7 +440,7 @@ def logits_of(output: Any) -> Tensor:
 
 
 def settle(model: nn.Module) -> None:
-    """Let a model in training mode answer alike each time: nothing is dropped, statistics are kept.
+    """Make a model in training mode deterministic: nothing is dropped, statistics are kept.
 
     Evaluation mode would do it too, but some models cache parts of their graph there.
     """
@@ -506,8 +506,8 @@ def examine(case: Case, seed: int, patience: float) -> Record:
         model, images = prepare(case, seed)
         record["parameters"] = sum(weight.numel() for weight in model.parameters())
         record["size"] = size_of(images)
-        logits, record["inference_s"] = timed(partial(answer, model, images))
-    except Exception as error:  # noqa: BLE001  (a model that does not run is no matter of the library)
+        logits, record["inference_s"] = timed(partial(predict, model, images))
+    except Exception as error:  # noqa: BLE001  (a model that does not run is not an error of the library)
         return record | {"verdict": "skipped", "error": first_line(error)}
     if logits.ndim != 2 or logits.shape[1] < 2:
         return record | {"verdict": "skipped", "error": f"no classifier, answers {tuple(logits.shape)}"}
@@ -549,7 +549,7 @@ def explained(model: nn.Module, images: Tensor, classes: int, seed: int, patienc
     }
 
 
-def answer(model: nn.Module, images: Tensor) -> Tensor:
+def predict(model: nn.Module, images: Tensor) -> Tensor:
     with torch.no_grad():
         return logits_of(model(images))
 
@@ -609,13 +609,13 @@ def summary(records: Iterable[Record]) -> str:
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     everything = [record for members in groups.values() for record in members]
     for verdict in ("wrong", "unclear", "failed", "skipped"):
-        lines += named(verdict.capitalize(), [r for r in everything if r["verdict"] == verdict], told)
+        lines += named(verdict.capitalize(), [r for r in everything if r["verdict"] == verdict], describe)
     unguided = [r for r in everything if r["verdict"] != "skipped" and r.get("guided") != "yes"]
-    return "\n".join(lines + named("Not guided", unguided, told_of_guiding))
+    return "\n".join(lines + named("Not guided", unguided, describe_guiding))
 
 
 def listing(records: Iterable[Record]) -> str:
-    """Tell as Markdown what was found for each model."""
+    """Return the records of all models as a Markdown table."""
     lines = ["| model | size | layer | grid | map | guided |", "|---|--:|---|--:|---|---|"]
     for record in sorted(records, key=lambda record: (record["group"], record["name"])):
         if record["verdict"] != "skipped":
@@ -627,11 +627,11 @@ def listing(records: Iterable[Record]) -> str:
     return "\n".join(lines)
 
 
-def named(title: str, records: list[Record], tell: Callable[[Record], str]) -> list[str]:
-    return ["", f"{title}:", "", *(f"- `{r['name']}`: {tell(r)}" for r in records)] if records else []
+def named(title: str, records: list[Record], describe: Callable[[Record], str]) -> list[str]:
+    return ["", f"{title}:", "", *(f"- `{r['name']}`: {describe(r)}" for r in records)] if records else []
 
 
-def told(record: Record) -> str:
+def describe(record: Record) -> str:
     if "error" in record:
         return record["error"]
     clarity = max(source["clarity"] for source in record["sources"].values())
@@ -639,7 +639,7 @@ def told(record: Record) -> str:
     return f"{where}, {record['reading']}, score {record['score']:.2f}, clarity {clarity:.2f}"
 
 
-def told_of_guiding(record: Record) -> str:
+def describe_guiding(record: Record) -> str:
     if "guide_error" in record:
         return record["guide_error"]
     return f"the term falls to {record['ratio']:.0%}, {record['reached']:.0%} of the weights reached"
@@ -691,7 +691,7 @@ def shuffled(order: Tensor) -> Tensor:
     return order.flatten()[torch.randperm(order.numel(), generator=torch.Generator().manual_seed(0))]
 
 
-#: Small models whose maps tell places well, in three grids; the last also tells them less well.
+#: Small models whose maps distinguish places well, in three grids; the last does so less well.
 EASY = ("test_resnet", "test_vit", "test_convnext", "mobilevit_xxs")
 ERRORS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": reordered(lambda order: order),
@@ -714,7 +714,7 @@ def self_test(seed: int, patience: float) -> bool:
     passed = True
     for name in EASY:
         model, images = prepare(case_of(name, None), seed)
-        size, classes = size_of(images), answer(model, images).shape[1]
+        size, classes = size_of(images), predict(model, images).shape[1]
         for error, plant in ERRORS.items():
             sources = (Misread(plant, gradient=True), Misread(plant, gradient=False))
             verdicts = [judge(mapper(model, source, classes), size, seed, patience) for source in sources]
@@ -746,7 +746,7 @@ def measure(cases: list[Case], results: Results, options: argparse.Namespace) ->
             record = examine(case, options.seed, options.patience)
             results.add(record)
             gc.collect()  # models are full of cycles
-            outcome = f"{record['verdict']}, {told(record)}, guided: {record.get('guided', 'no')}"
+            outcome = f"{record['verdict']}, {describe(record)}, guided: {record.get('guided', 'no')}"
             progress.console.print(f"{case.name}: {outcome}", markup=False, highlight=False, soft_wrap=True)
             progress.advance(task)
 

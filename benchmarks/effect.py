@@ -38,7 +38,7 @@ from attnguide.guiding.recipe import load_recipe
 from attnguide.losses.pointwise import MSE, Outside
 from attnguide.sources.grad_cam import HiResCAM
 from attnguide.sources.gradient import Gradient
-from measuring import alternate, compared, machine, told
+from measuring import alternate, compared, describe, machine
 from tasks import TASKS, VARIANTS, Part, Task
 
 RESULTS = Path(__file__).parent / "results" / "effect"
@@ -54,10 +54,10 @@ class Method:
     """A way to guide.
 
     Attributes:
-        title: For the tables.
+        title: Title in the tables.
         guide: Arguments of a guide, without λ; None for no guidance.
         weights: λ to choose from.
-        every: Guide in one of so many steps, with so many times λ.
+        every: Guide in every n-th step, with n times λ.
         like: The method whose λ is taken; None to choose it.
     """
 
@@ -161,7 +161,7 @@ class Run:
 
     @property
     def key(self) -> dict[str, Any]:
-        """What tells it from other runs of its task, as it is written."""
+        """The settings that identify the run among those of its task, as they are saved."""
         return {
             "method": self.method,
             "weight": self.weight,
@@ -175,8 +175,8 @@ class Trainer:
     """Trains a network, guided or not.
 
     Args:
-        method: How it is guided.
-        task: What it is trained for.
+        method: Method of guidance.
+        task: Task to train for.
         weight: λ.
     """
 
@@ -199,7 +199,7 @@ class Trainer:
 
 
 @torch.no_grad()
-def answered(model: nn.Module, part: Part) -> Tensor:
+def predicted(model: nn.Module, part: Part) -> Tensor:
     model.eval()
     return torch.cat([model(images).argmax(dim=1) for images in part.images.split(1000)])
 
@@ -232,12 +232,12 @@ def run(what: Run) -> dict[str, Any]:
             trainer.step(train.select(index))
         schedule.step()
         for name, some in (("valid", valid), ("exchanged", exchanged(valid))):
-            curve[name].append(float((answered(model, some) == some.labels).float().mean()))
+            curve[name].append(float((predicted(model, some) == some.labels).float().mean()))
         if not what.choosing:
-            answers = answered(model, test)
-            curve["test"].append(float((answers == test.labels).float().mean()))
+            predictions = predicted(model, test)
+            curve["test"].append(float((predictions == test.labels).float().mean()))
             if test.groups is not None:
-                by_group = ag.metrics.group_accuracy(answers, test.labels, test.groups)
+                by_group = ag.metrics.group_accuracy(predictions, test.labels, test.groups)
                 curve["worst"].append(float(by_group.amin()))
     seconds = time.perf_counter() - begun
     if trainer.guide is not None:
@@ -448,7 +448,7 @@ def cost_table() -> str:
             if first
             else f"| {title} | {found['ratio']:.2f} ({low:.2f}–{high:.2f}) |"
         )
-    return "\n".join(lines) + f"\n\n{told(record)}."
+    return "\n".join(lines) + f"\n\n{describe(record)}."
 
 
 def main() -> None:

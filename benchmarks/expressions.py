@@ -1,4 +1,4 @@
-"""Does guidance towards action units help to tell expressions? Runs `examples/fer.py`, or shows its findings.
+"""Does guidance towards action units help with expressions? Runs `examples/fer.py`, or shows its results.
 
     python benchmarks/expressions.py                    # the drawn faces: hours on a small machine
     python benchmarks/expressions.py --data ROOT        # photographs, with a table and identities

@@ -1,4 +1,4 @@
-"""Measures calls beside each other: their time as ratios to the first, and their peak memory."""
+"""Measures calls alternately: their time as ratios to the first, and their peak memory."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler tells of its comings and goings
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler logs its start and end
 
 Call = Callable[[], object]
 
-#: Calls are repeated until a block lasts so many seconds: below that, a clock tells of the scheduler.
+#: Seconds that a block of repeated calls must last: in less, a clock measures the scheduler.
 BLOCK = 0.1
 #: Fewer rounds have no quartiles worth the name, whatever the budget says.
 LEAST = 5
@@ -73,13 +73,13 @@ def compared(found: dict[str, list[float]], base: str) -> dict[str, dict[str, An
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What was measured on, to be kept beside the numbers."""
+    """Return the device and the number of threads, to be saved with the numbers."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
     return {"device": name, "threads": torch.get_num_threads()}
 
 
-def told(record: dict[str, Any]) -> str:
-    """What `machine` found, in words."""
+def describe(record: dict[str, Any]) -> str:
+    """Describe the result of `machine` in words."""
     return f"{record['device']}, {record['threads']} thread{'s' if record['threads'] > 1 else ''}"
 
 
@@ -104,9 +104,9 @@ def peak_bytes(make: Callable[[], tuple[Call, int]], device: torch.device) -> di
     but neither NumPy's arrays nor the scratch space of libraries, nor memory that a cache keeps.
 
     Args:
-        make: Makes the model, its inputs and the call, and tells the bytes of the former two. Called here,
+        make: Makes the model, its inputs and the call, and returns the bytes of the former two. Called here,
             because what it leaves on the device counts.
-        device: Where it runs.
+        device: Device of the call.
 
     Returns:
         `total`, and `own`: the total less model and inputs.
@@ -146,7 +146,7 @@ def _peak_on_cpu(make: Callable[[], tuple[Call, int]], device: torch.device) -> 
 
 
 def check_peak(device: torch.device) -> None:
-    """See that a known peak is found; what the CPU's is read from is no public interface.
+    """Check that a known peak is found; on the CPU it is read from an interface that is not public.
 
     Raises:
         RuntimeError: If it is not.

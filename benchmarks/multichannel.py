@@ -25,7 +25,7 @@ from torch import nn
 
 from attnguide.data.procedural.faces import ATTRIBUTES
 from attnguide_multichannel.adapted import attach
-from measuring import Call, alternate, compared, machine, peak_bytes, told
+from measuring import Call, alternate, compared, describe, machine, peak_bytes
 from running import run_example
 
 HERE = Path(__file__).parent
@@ -85,7 +85,7 @@ def cost_table() -> str:
             ratio = f"{1000 * time['seconds']:.0f} ms" if way == "plain" else f"{time['ratio']:.2f}"
             spread = "" if way == "plain" else f" ({low:.2f}–{high:.2f})"
             lines.append(f"| {grid}×{grid} | {way} | {ratio}{spread} | {found['memory'][way]:.2f} |")
-    return "\n".join(lines) + f"\n\n{told(record)}."
+    return "\n".join(lines) + f"\n\n{describe(record)}."
 
 
 # --------------------------------------------------------------------------- summaries

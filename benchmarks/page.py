@@ -1,9 +1,9 @@
-"""How soon the page of `attnguide annotate` is there, and how long a mask takes to be kept.
+"""Measures how soon the page of `attnguide annotate` loads, and how long it takes to save a mask.
 
     python benchmarks/page.py
 
-In a process of its own, over HTTP, as a browser would. The time for a mask of 1024×1024 pixels, half of them
-painted at random, which PNG cannot shorten, goes from the first byte that is sent to the answer.
+In a separate process, over HTTP, as a browser would. The time for a mask of 1024×1024 pixels, half of them
+painted at random, which PNG cannot shorten, runs from the first byte that is sent to the response.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PROGRAM = Path(sys.executable).parent / "attnguide"
 
 
 def measure(folder: Path, side: int, images: int, times: int) -> dict[str, float]:
-    """Seconds until the page answers, and milliseconds of a saving, medians."""
+    """Return the seconds until the page responds, and the milliseconds to save a mask, as medians."""
     generator = np.random.default_rng(0)
     pixels = generator.integers(0, 255, (side, side, 3), dtype=np.uint8)
     (folder / "images").mkdir()

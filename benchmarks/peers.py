@@ -125,16 +125,16 @@ def twice_differentiable(model: nn.Module, images: Tensor) -> Tensor:
 def second_forward(
     model: nn.Module, images: Tensor, labels: Tensor, masks: Tensor, layer: str, view: View
 ) -> Tensor:
-    """Grad-CAM with −ln IoU as research code adds it: a forward of its own, differentiated twice.
+    """Grad-CAM with −ln IoU as research code adds it: a second forward pass, differentiated twice.
 
     One forward serves all classes, although much published code runs one for each.
 
     Args:
-        model: In training mode.
+        model: Classifier in training mode.
         images: `(B, C, H, W)`.
         labels: Class indices `(B,)`: one map for each image; or multi-hot `(B, K)`: a map for each class.
         masks: `(B, H, W)` or `(B, K, H, W)`.
-        layer: Where to look.
+        layer: Name of the layer.
         view: The layer's output as `(B, C, h, w)`.
 
     Returns:
@@ -162,9 +162,9 @@ def input_gradient(logits: Tensor, images: Tensor, labels: Tensor, masks: Tensor
     """The penalty of Ross et al. (IJCAI 2017): squared gradient at the input, outside the mask.
 
     Args:
-        logits: Of a forward under `twice_differentiable`.
-        images: What it was given, requiring a gradient.
-        labels: Tells whether the classes exclude each other, `(B,)`, or not, `(B, K)`.
+        logits: Logits of a forward pass under `twice_differentiable`.
+        images: Images of that pass, which require a gradient.
+        labels: Labels `(B,)` of classes that exclude each other, or `(B, K)` of classes that do not.
         masks: `(B, H, W)`, or `(B, K, H, W)`: then what no class may use counts.
 
     Returns:

@@ -20,14 +20,14 @@ import torchvision
 
 from attnguide_segmentation.adapted import attach
 from attnguide_segmentation.regions import as_masks
-from measuring import Call, alternate, compared, machine, told
+from measuring import Call, alternate, compared, describe, machine
 
 RESULTS = Path(__file__).parent / "results" / "regions.json"
 WAYS: dict[str, tuple[str, ...]] = {"plain": (), "plain again": (), "SSP": ("ssp",), "SSG": ("ssg",)}
 
 
 def steps(name: str, batch: int, device: torch.device) -> dict[str, Call]:
-    """A step for each way, each with a model of its own."""
+    """A step for each way, each with a separate model."""
     images = torch.rand(batch, 3, 96, 96, device=device)
     labels = (torch.rand(batch, 16, device=device) < 0.5).float()
     masks = as_masks((torch.arange(96, device=device) * 7 // 96).expand(batch, 96, 96))
@@ -91,7 +91,7 @@ def table(record: dict[str, Any]) -> str:
         if way != "plain":
             low, high = found["quartiles"]
             lines.append(f"| {way} | {found['ratio']:.2f} ({low:.2f}–{high:.2f}) |")
-    return "\n".join(lines) + f"\n\n{told(record)}."
+    return "\n".join(lines) + f"\n\n{describe(record)}."
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@
 
 Weights are random, images 224 pixels wide. The ways of doing the same thing are alternated in one run, so
 that a ratio compares calls of the same minute. It is given as the median over the rounds, with the quartiles.
-Plain is run twice in each round: what its second run differs by is noise. Peak memory is measured in runs of
-its own; `measuring.peak_bytes` tells what counts. A finished case is not run again, unless `--again`.
+Plain is run twice in each round: what its second run differs by is noise. Peak memory is measured in
+separate runs; see `measuring.peak_bytes`. A finished case is not run again, unless `--again`.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def finished(result: dict[str, Any] | None, case: Case, settings: Settings) -> b
 
 
 def record(case: Case, settings: Settings) -> dict[str, Any]:
-    """Measure a case, and tell where and with what."""
+    """Measure a case, and record the device and the versions."""
     by_section = {"first call": measure_first_call}
     measure = measure_memory if case.memory else by_section.get(case.section, measure_time)
     return {

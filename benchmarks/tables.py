@@ -1,4 +1,4 @@
-"""Puts what was measured into the documentation, and tells whether it is there.
+"""Writes the tables of results into the documentation, or checks them.
 
 python benchmarks/tables.py            # write the tables of the pages that have some
 python benchmarks/tables.py --check    # only compare; exit status 1 if one is out of date

@@ -25,7 +25,7 @@ class Part:
     Attributes:
         images: `(N, C, H, W)`, as the network takes them.
         labels: `(N,)`.
-        masks: Where to look, `(N, H, W)`.
+        masks: Masks of where to look, `(N, H, W)`.
         groups: `(N,)`, from 0.
         annotated: 1 for images that have a mask, `(N,)`; None if all have.
     """
@@ -49,7 +49,7 @@ class Task:
     """A data set with a shortcut, and how a network is trained on it.
 
     Attributes:
-        about: What it is, for the tables.
+        about: Description for the tables.
         parts: Gives training, validation (of the training's distribution) and test data for a seed, and
             whether little will do.
         network: Makes the network.
@@ -121,7 +121,7 @@ def _annotated(share: float, part: Part, generator: torch.Generator) -> Part:
 
 
 def _shifted(part: Part, generator: torch.Generator) -> Part:
-    """Masks that are beside by a quarter of the image, to another side each."""
+    """Shift the masks by a quarter of the image, in four directions."""
     side = part.masks.shape[-1] // 4
     masks = part.masks.clone()
     for shift, some in zip(((side, 0), (-side, 0), (0, side), (0, -side)), masks.chunk(4), strict=True):

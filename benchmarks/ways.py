@@ -1,8 +1,7 @@
-"""The ways of explaining and guiding that are measured beside each other, attnguide's and others'."""
+"""The ways of explaining and guiding that are measured together, those of attnguide and of others."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -203,15 +202,13 @@ def guide_by_input_gradient(case: Case, settings: Settings, model: nn.Module, ba
 
 
 def ways(case: Case, settings: Settings) -> dict[str, Maker]:
-    """The ways of doing what the case asks for; the first is the one that the others are compared with."""
+    """Return the ways to be measured for a case; the others are compared with the first."""
     plain = train if case.guided else infer
     found: dict[str, Maker] = {"plain": plain}
     if not case.memory:
         found["plain again"] = plain
     if case.guided:
         found["attnguide"] = guide
-        if "second_order" in inspect.signature(ag.Guide).parameters:
-            found["attnguide, first order"] = partial(guide, second_order=False)
         if settings.compile:
             found["plain, compiled"] = train_compiled
             if hasattr(ag.Guide, "compile"):
@@ -228,7 +225,7 @@ def ways(case: Case, settings: Settings) -> dict[str, Maker]:
 
 
 def make_way(maker: Maker, case: Case, settings: Settings) -> tuple[Call, int]:
-    """Make a call, with a model of its own so that no hook is in another's way, and tell the bytes held."""
+    """Make a call with a separate model, so that hooks do not interfere, and return the bytes it holds."""
     torch.manual_seed(0)
     model, batch = build(case, settings.device), Batch.of(case, settings.device)
     held = [*model.parameters(), *model.buffers(), *vars(batch).values()]

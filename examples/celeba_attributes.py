@@ -3,7 +3,7 @@
 With `--data ROOT`, the folder that holds CelebA's folder `celeba` (with `--lfwa`, the folder of LFWA), it
 follows the publication: its own network from random weights, AdaGrad, batches of 32, a learning rate of 1e-3,
 weight decay of 5e-4, flips, 40,000 iterations; the parser has to be trained on photographs first
-(`--parser`). Without, the same code runs on drawn faces that are hard to tell: few, in clutter and noise,
+(`--parser`). Without, the same code runs on drawn faces that are hard to classify: few, in clutter and noise,
 partly covered, and with attributes that are rare. For each method it prints the classification error, the
 average precision, and, fine-tuned with balanced weights, the balanced accuracy; and it writes `result.json`
 and pictures.
@@ -66,7 +66,7 @@ class Faces:
     Attributes:
         images: `(N, 3, H, W)`, 0 to 255.
         labels: `(N, K)`, 0 or 1.
-        masks: Of the seven regions, `(N, 7, h, w)`, 0 to 255.
+        masks: Masks of the seven regions, `(N, 7, h, w)`, 0 to 255.
         points: Landmarks `(N, 5 or 68, 2)` in pixels, for the boxes; NaN where there are none.
         classes: Names of the attributes.
     """
@@ -101,13 +101,13 @@ def covered(images: Tensor, seed: int) -> Tensor:
         )
         top = int(torch.randint(height - tall, (), generator=generator))
         left = int(torch.randint(width - wide, (), generator=generator))
-        colour = torch.randint(256, (3, 1, 1), generator=generator).byte()
-        image[:, top : top + tall, left : left + wide] = colour
+        color = torch.randint(256, (3, 1, 1), generator=generator).byte()
+        image[:, top : top + tall, left : left + wide] = color
     return images
 
 
 def drawn(count: int, size: int, seed: int, parser: Parser) -> Faces:
-    """Draw faces that are hard to tell."""
+    """Draw faces that are hard to classify."""
     data = ProceduralFaces(count, size, seed=seed, prevalence=PREVALENCE, pose=2.0, clutter=1.0, noise=0.12)
     faces = data.stack()
     images = covered((faces.image.as_subclass(Tensor) * 255).round().byte(), seed)
@@ -148,7 +148,7 @@ def load(options: argparse.Namespace, seed: int) -> tuple[Faces, Faces]:
 # -------------------------------------------------------------------------- training
 
 
-def standardised(images: Tensor) -> Tensor:
+def standardized(images: Tensor) -> Tensor:
     """Bytes to numbers around 0."""
     return (images.float() / 255 - 0.5) / 0.25
 
@@ -159,7 +159,7 @@ class Classifier:
     Args:
         options: Settings.
         faces: Some faces.
-        method: What is put on the network, as `attach` names it; None for nothing.
+        method: Name of the method that `attach` adds to the network; None for none.
     """
 
     def __init__(self, options: argparse.Namespace, faces: Faces, method: str | None) -> None:
@@ -169,7 +169,7 @@ class Classifier:
         if method is not None:
             # SSG is in place of the third pooling, as in the publication.
             settings: dict[str, Any] = {"gate": "block3", "start": "paper"} if method == "ssg" else {}
-            self.adapted = attach(self.model, standardised(faces.images[:2]), method, **settings)
+            self.adapted = attach(self.model, standardized(faces.images[:2]), method, **settings)
 
     def parameters(self) -> list[nn.Parameter]:
         """Return what is trained."""
@@ -178,7 +178,7 @@ class Classifier:
 
     def __call__(self, faces: Faces, index: Tensor, mirror: Tensor | None = None) -> Tensor:
         """Compute logits of some of the faces, some of them mirrored."""
-        images = standardised(faces.images[index])
+        images = standardized(faces.images[index])
         masks = faces.masks[index].float() / 255
         if self.method == "boxes":
             masks = landmark_boxes(faces.points[index], (images.shape[-2], images.shape[-1]))
@@ -224,13 +224,13 @@ Found = dict[str, dict[str, list[float]]]
 
 @dataclass(frozen=True)
 class Run:
-    """What one seed gave.
+    """Results of one seed.
 
     Attributes:
         found: For each method and measure, a value for each attribute.
-        weights: How much SSP lets each region count for each attribute, `(7, K)`; None without SSP.
+        weights: Weight of each region for each attribute in SSP, `(7, K)`; None without SSP.
         classifiers: The networks, as they were before the balanced weights.
-        faces: What they were tested on.
+        faces: Faces of the test.
     """
 
     found: Found
@@ -280,7 +280,7 @@ def believed(classifier: Classifier, faces: Faces) -> Tensor:
     weights = []
     for index in torch.arange(len(faces.images)).split(64):
         classifier.adapted.finder.give(faces.masks[index].float() / 255)
-        weights.append(region_weights(classifier.adapted, standardised(faces.images[index])))
+        weights.append(region_weights(classifier.adapted, standardized(faces.images[index])))
     have = faces.labels[:, None] / faces.labels.sum(dim=0).clamp(min=1)
     return (torch.cat(weights) * have).sum(dim=0)
 
@@ -307,7 +307,7 @@ def pictures(options: argparse.Namespace, first: Run) -> None:
             model = first.classifiers[name].model.eval()
             with torch.no_grad():
                 features = model[: list(dict(model.named_children())).index("pool")](
-                    standardised(faces.images[:1])
+                    standardized(faces.images[:1])
                 )
             rows.append(
                 sheet(F.interpolate(top_channels(features[0])[None], scale_factor=6.0)[0], columns=25)
@@ -332,7 +332,7 @@ def main() -> None:
         default="img_align_celeba",
         help="CelebA's folder of images; img_celeba for the original ones",
     )
-    add("--limit", type=int, help="read so many images of each split")
+    add("--limit", type=int, help="number of images to read of each split")
     add("--parser", type=Path, help="weights of a parser; by default those for drawn faces")
     add("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     add("--faces", type=int, default=600, help="number of drawn faces to train with")

@@ -80,11 +80,11 @@ def main() -> None:
     parser.add_argument("--arch", default="torchvision/alexnet", help="model for CelebA")
     parser.add_argument("--random", action="store_true", help="do not download pretrained weights")
     parser.add_argument("--template", type=Path, help="folder of masks, or image with a legend")
-    parser.add_argument("--epochs", type=int, default=5, help="of each of the two trainings")
+    parser.add_argument("--epochs", type=int, default=5, help="epochs of each of the two trainings")
     parser.add_argument("--learning-rate", type=float, default=None)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--weight", type=float, default=0.3, help="w_g, where w_a is 1")
-    parser.add_argument("--limit", type=int, default=0, help="use so many images at most")
+    parser.add_argument("--limit", type=int, default=0, help="largest number of images")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
 

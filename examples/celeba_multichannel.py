@@ -50,7 +50,7 @@ WAYS: dict[str, dict[str, float] | None] = {
     "without multi-label classifier": {"multi_label": 0.0},
     "without reconstructor": {"reconstruction": 0.0},
 }
-#: What the poster tells of CelebA's forty attributes, in the order of its files: accuracy in per cent.
+#: Accuracy in per cent on the poster for CelebA's forty attributes, in the order of its files.
 POSTER = (
     92.85, 81.37, 80.71, 83.79, 98.30, 94.10, 70.14, 83.67, 88.39, 95.10, 95.33, 86.55, 91.87, 96.02, 96.68,
     98.67, 96.72, 97.89, 89.49, 86.77, 97.38, 93.67, 96.60, 86.38, 94.87, 73.33, 97.67, 75.62, 93.44, 94.67,
@@ -184,7 +184,7 @@ def train(
 def accuracy(
     model: Callable[[Tensor], Tensor], faces: Faces, corrupt: Callable[[Tensor], Tensor] | None = None
 ) -> Tensor:
-    """Share of right answers for each attribute, `(K,)`."""
+    """Return the share of correct predictions for each attribute, `(K,)`."""
     right = []
     for index in torch.arange(len(faces.images)).split(64):
         images = faces.batch(index)
@@ -299,7 +299,7 @@ def noisy(images: Tensor, seed: int) -> Tensor:
 
 
 def against_noise(adapted: Adapted, analysis: Analysis, valid: Faces, test: Faces) -> dict[str, Any]:
-    """Accuracy on noisy images with emphasised channels; how many, and how much, validation faces tell."""
+    """Measure accuracy on noisy images with channels emphasised as validation faces determine."""
     adapter = multichannel_of(adapted)
 
     def score(faces: Faces, seed: int, setting: tuple[float, float]) -> float:
@@ -351,11 +351,11 @@ def run(options: argparse.Namespace, seed: int) -> dict[str, Any]:
             kept = adapted
     assert kept is not None
 
-    def analysed(guide: Adapted, some: Faces) -> Analysis:
+    def analyzed(guide: Adapted, some: Faces) -> Analysis:
         batches = (some.batch(index) for index in torch.arange(len(some.images)).split(64))
         return analyze(guide, batches, classes)
 
-    analysis = analysed(kept, valid)
+    analysis = analyzed(kept, valid)
     found["pruning"] = pruned(options, kept, analysis, faces, test, seed)
     write_report(kept, analysis, test.first(6), options.out / "report.html")
     found["transformed"] = against_noise(kept, analysis, valid, test)
@@ -367,7 +367,7 @@ def run(options: argparse.Namespace, seed: int) -> dict[str, Any]:
         together = drawn(options, options.faces, 10 * seed + 3, together=True)
         _, guide = built(options, together, seed, {}, classes)
         assert guide is not None
-        known = analysed(guide, drawn(options, 300, 10 * seed + 4, together=True))
+        known = analyzed(guide, drawn(options, 300, 10 * seed + 4, together=True))
         found["transformed"] |= apart(guide, known, test)
         found["structure"] = {
             kind: {by: found_again(one, by, together=kind == "together") for by in get_args(Likeness)}
@@ -415,8 +415,8 @@ def main() -> None:
     add = parser.add_argument
     add("--data", type=Path, help="folder that holds CelebA's folder celeba; drawn faces without")
     add("--model", default="resnet18", help="timm's name of the network for photographs")
-    add("--limit", type=int, help="read so many photographs of each split")
-    add("--size", type=int, help="of the images, in pixels; 64 for drawn faces, 128 for photographs")
+    add("--limit", type=int, help="number of photographs to read of each split")
+    add("--size", type=int, help="size of the images, in pixels; 64 for drawn faces, 128 for photographs")
     add("--faces", type=int, default=2500, help="number of drawn faces to learn from")
     add("--epochs", type=int, default=12)
     add("--rate", type=float, default=5e-3, help="highest learning rate")

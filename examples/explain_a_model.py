@@ -15,7 +15,7 @@ from PIL import Image
 
 import attnguide as ag
 from attnguide.data.procedural.faces import ProceduralFaces
-from attnguide.models.loading import load
+from attnguide.models import load
 from attnguide.visual import to_pil
 
 

@@ -1,7 +1,7 @@
 """Do attributes help to find the regions of a face (CVPR 2017, Table 4)? A network trained with and without.
 
-The parsing network shares its encoder with a network for attributes. Both are trained together, each on data
-of its own: few faces with label maps, and more with attributes alone. With `--helen` and `--celeba`, the
+The parsing network shares its encoder with a network for attributes. Both are trained together, on separate
+data: few faces with label maps, and more with attributes alone. With `--helen` and `--celeba`, the
 folders of these data sets, it reads photographs; without, it draws faces. It prints the intersection over
 union of each region on unseen faces, without and with attributes.
 

@@ -64,13 +64,13 @@ class Faces:
 # ------------------------------------------------------------------------------ data
 
 
-def standardised(images: Tensor) -> Tensor:
+def standardized(images: Tensor) -> Tensor:
     """Grey images of one channel, each of mean 0 and deviation 1: colour and exposure say nothing here."""
-    grey = transforms.rgb_to_grayscale(images)
-    return (grey - grey.mean(dim=(2, 3), keepdim=True)) / grey.std(dim=(2, 3), keepdim=True).clamp(min=1e-3)
+    gray = transforms.rgb_to_grayscale(images)
+    return (gray - gray.mean(dim=(2, 3), keepdim=True)) / gray.std(dim=(2, 3), keepdim=True).clamp(min=1e-3)
 
 
-def coloured(images: Tensor) -> Tensor:
+def colored(images: Tensor) -> Tensor:
     """Three channels, as the models want them."""
     return images.expand(-1, 3, -1, -1)
 
@@ -89,7 +89,7 @@ def from_table(data: FaceTable, size: int, people: Sequence[int] | None = None) 
         images.append(transforms.resize(sample.image, [size, size], antialias=True).as_subclass(Tensor))
     numbers = torch.arange(len(data)) if people is None else torch.as_tensor(people)
     return Faces(
-        standardised(torch.stack(images)), data.labels, torch.stack(landmarks), numbers, data.classes
+        standardized(torch.stack(images)), data.labels, torch.stack(landmarks), numbers, data.classes
     )
 
 
@@ -132,7 +132,7 @@ def drawn(count: int, size: int, seed: int) -> Faces:
     """Draw faces, as often happy as anything else: by default half of them smile."""
     faces = ProceduralFaces(count, size, seed=seed, prevalence={"smiling": 1 / 7}).stack()
     return Faces(
-        standardised(faces.image.as_subclass(Tensor)),
+        standardized(faces.image.as_subclass(Tensor)),
         faces.expression,
         faces.landmarks.as_subclass(Tensor),
         torch.arange(count),
@@ -182,7 +182,7 @@ def augmented(faces: Faces) -> Faces:
     turn, shift = turn * scale[:, None, None], 0.12 * (torch.rand(count, 2) - 0.5)
     grid = F.affine_grid(torch.cat([turn, shift[..., None]], dim=2), list(images.shape), align_corners=False)
     images = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
-    # The grid tells where each pixel comes from; landmarks go the other way.
+    # The grid maps output to input pixels; landmarks go the other way.
     places = (points + 0.5) * 2 / side - 1 - shift[:, None]
     places = torch.linalg.solve(turn[:, None], places[..., None])[..., 0]
     return replace(faces, images=images, landmarks=(places + 1) * side / 2 - 0.5)
@@ -249,7 +249,7 @@ def train(options: argparse.Namespace, faces: Faces, layer: str, weight: float, 
             for index in torch.randperm(len(faces.labels))[: batches * options.batch].split(options.batch):
                 part = augmented(faces.at(index))
                 labels = part.labels.to(options.device)
-                logits = model(coloured(part.images).to(options.device))
+                logits = model(colored(part.images).to(options.device))
                 loss = F.cross_entropy(logits, labels, label_smoothing=0.1)
                 if weight:
                     loss = loss + guide.loss(labels, landmarks=part.landmarks)
@@ -265,19 +265,19 @@ def measured(options: argparse.Namespace, model: nn.Module, faces: Faces) -> dic
     parts = torch.arange(len(faces.labels)).split(64)
     place = options.device
     batches = (
-        (coloured(faces.images[i]).to(place), faces.labels[i].to(place), faces.landmarks[i]) for i in parts
+        (colored(faces.images[i]).to(place), faces.labels[i].to(place), faces.landmarks[i]) for i in parts
     )
     prior = ActionUnitPrior(classes=faces.classes)
     report: Report = evaluate(model, batches, prior, layers=options.layers, cams=CAMS)
 
     def correct(images: Tensor) -> Tensor:
         with torch.no_grad():
-            logits = torch.cat([model(coloured(images[i]).to(options.device)).cpu() for i in parts])
+            logits = torch.cat([model(colored(images[i]).to(options.device)).cpu() for i in parts])
         return (logits.argmax(dim=1) == faces.labels).float()
 
     right = correct(faces.images)
     by_class = [float(right[faces.labels == c].mean()) for c in faces.labels.unique()]
-    # Photographs are cropped so closely that there is no place beside the action units.
+    # Photographs are cropped so closely that there is no place outside the action units.
     elsewhere = covered(faces) if options.data is None else {}
     return {
         "accuracy": report.accuracy,
@@ -295,12 +295,12 @@ def pictures(options: argparse.Namespace, models: Sequence[nn.Module], faces: Fa
     """Write a row for each of some faces: action units, then attention and Grad-CAM of each model."""
     shown = [int((faces.labels == c).nonzero()[0]) for c in faces.labels.unique()]
     some = faces.at(torch.tensor(shown))
-    plain = coloured((some.images - some.images.amin()) / (some.images.amax() - some.images.amin()))
+    plain = colored((some.images - some.images.amin()) / (some.images.amax() - some.images.amin()))
     size = (options.size, options.size)
     maps = [ActionUnitPrior(classes=faces.classes).draw(some.landmarks, some.labels, size, size).maps]
     for model in models:
         for source in ("layer_attention", "grad_cam"):
-            images, labels = coloured(some.images).to(options.device), some.labels.to(options.device)
+            images, labels = colored(some.images).to(options.device), some.labels.to(options.device)
             seen = ag.explain(model, images, source, "labels", options.layers[-1], labels=labels)
             maps.append(seen.scaled()[:, 0].cpu())
     # Large enough to be looked at.
@@ -338,7 +338,7 @@ def main() -> None:
     add("--out", type=Path, default=Path("attnguide-expressions"), help="folder for results")
     options = parser.parse_args()
     if options.data is not None and not options.data.is_dir():
-        parser.error(f"--data {options.data} is no folder")
+        parser.error(f"--data {options.data} is not a folder")
     try:
         options.out.mkdir(parents=True, exist_ok=True)
         run(options)
@@ -348,7 +348,7 @@ def main() -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Train and test each way in each fold, and write what was found."""
-    # The layer and λ of each way to train; a λ of 0 is no guidance.
+    # The layer and λ of each way to train; a λ of 0 means no guidance.
     ways = {"unguided": (options.layers[-1], 0.0)} | {
         f"{layer}, λ = {weight:g}": (layer, weight) for layer in options.layers for weight in options.weights
     }

@@ -1,7 +1,7 @@
-"""A prior of one's own, in a few lines, guides like any that comes with the library.
+"""A custom prior, in a few lines, guides like any prior of the library.
 
-The prior below says: look near these points. Where the points are is an annotation of its own, which
-`guide.loss(labels, points=…)` hands to it, because it names `points` as a keyword.
+The prior below says: look near these points. The points are an annotation, which
+`guide.loss(labels, points=…)` passes to the prior, because it takes `points` as a keyword.
 """
 
 from __future__ import annotations

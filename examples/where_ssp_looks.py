@@ -1,8 +1,8 @@
 """Which region of the face shows an attribute? SSP finds out, from nothing but the attributes.
 
-SSP answers from each region by itself, and learns which answer to believe (see the recipe of segmentation).
-For that to tell a place, two things matter: a position of the layer must not see the whole face, and regions
-must start on equal terms. So it reads a layer here whose positions see 24 of the 96 pixels, with
+SSP predicts from each region separately, and learns how to weight the predictions (see the recipe of
+segmentation). The weights show a place on two conditions: a position of the layer must not see the whole
+face, and regions must start on equal terms. So a layer is used here whose positions see 24 of the 96 pixels, with
 `normalize=True`. It learns from drawn faces with attributes that are rare, and prints how much each region
 counts for each attribute, on average over other faces that have it; and it writes `result.json` and
 `weights.png`.

@@ -1,7 +1,7 @@
-"""Trains the classifier that comes with the library: `python tools/train_faces.py`.
+"""Trains the embedded classifier of the library: `python tools/train_faces.py`.
 
-It knows the attributes of the procedural faces, and looks for each of them where it is: the recipe
-`gradcam-iou` guides it by one region for each attribute. Takes some minutes on two cores.
+It learns the attributes of the procedural faces, and the recipe `gradcam-iou` guides it by one region for
+each attribute. Training takes some minutes on two cores.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from attnguide.data.procedural.faces import ATTRIBUTES, ProceduralFaces, template
 from attnguide.guiding.guide import Guide
-from attnguide.models.loading import EMBEDDED, write_embedded
+from attnguide.models import EMBEDDED, write_embedded
 from attnguide.models.networks import small_cnn
 from attnguide.priors.mask import MaskPrior
 
@@ -30,7 +30,7 @@ MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
     "--out", type=click.Path(path_type=Path), default=EMBEDDED, show_default=True, help="The file to write."
 )
 @click.option("--faces", default=8000, show_default=True, help="Number of faces to train on.")
-@click.option("--epochs", default=10, show_default=True)
+@click.option("--epochs", default=10, show_default=True, help="Passes over the faces.")
 @click.option("--weight", default=0.1, show_default=True, help="λ of the guidance.")
 def main(out: Path, faces: int, epochs: int, weight: float) -> None:
     """Train, print the accuracy on unseen faces, and save."""

@@ -1,12 +1,12 @@
-r"""Trains the parser that comes along, in two and a half hours on one core.
+r"""Trains the embedded parser of attnguide_segmentation, in two and a half hours on one core.
 
     python tools/train_parser.py
     python tools/train_parser.py --start PARSER --seed 1 \
         --faces 8000 --epochs 4 --rate 1.5e-3 --balance 0.1
 
-It learns from drawn faces, in light of any colour, shifted, turned and scaled. PARSER is what the first
-command wrote: small regions count more there, so that they are learned soon, and are found too large. The
-second one was repeated with other seeds, from what it wrote, until little changed: four times.
+It learns from drawn faces, in light of any colour, shifted, turned and scaled. PARSER is the file that the
+first command wrote; there small regions count more, so they are learned soon, and are found too large. The
+second command was repeated four times with other seeds, each time from its last file, until little changed.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ SIZE = 96
     "--out", type=click.Path(path_type=Path), default=EMBEDDED, show_default=True, help="The file to write."
 )
 @click.option("--faces", default=5000, show_default=True, help="Number of faces to train on.")
-@click.option("--epochs", default=16, show_default=True)
+@click.option("--epochs", default=16, show_default=True, help="Passes over the faces.")
 @click.option(
     "--width", default=16, show_default=True, help="Channels of the first block; 64 in the publication."
 )
 @click.option(
-    "--start", type=click.Path(path_type=Path, exists=True), help="Go on with these weights, of any width."
+    "--start", type=click.Path(path_type=Path, exists=True), help="Continue with these weights, of any width."
 )
 @click.option("--rate", default=4e-3, show_default=True, help="Highest learning rate.")
 @click.option(
     "--balance", default=0.3, show_default=True, help="0: each pixel counts the same; 1: each region does."
 )
-@click.option("--seed", default=0, show_default=True, help="Other faces, in another order.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the faces and their order.")
 def main(
     out: Path, faces: int, epochs: int, width: int, start: Path | None, rate: float, balance: float, seed: int
 ) -> None:

@@ -33,6 +33,7 @@ from attnguide.guiding.guide import Guide
 from attnguide.guiding.recipe import Recipe, load_recipe
 from attnguide.masks.class_names import Size, as_size
 from attnguide.masks.folders import MaskFolder, Template, load_template
+from attnguide.models.heads import with_head
 from attnguide.pairs import IGNORE_INDEX
 from attnguide.priors.mask import MaskPrior
 
@@ -101,7 +102,7 @@ def finetune(
 
     Args:
         model: A classifier with one logit for each attribute; [`with_head`]
-            [attnguide_gradcam_iou.finetune.with_head] makes one.
+            [attnguide.models.with_head] makes one.
         train: Data set or loader. A data set is shuffled; give a loader for worker processes.
         template: Regions that hold for every image: `(K, H, W)` or `(H, W)` in [0, 1], NaN for a class that
             has none, or a path for [`load_template`][attnguide.masks.folders.load_template]. If None, the
@@ -208,49 +209,6 @@ def prepare(
         with _seeded(0, torch.device("cpu")):  # as what `load` makes: the same each time
             with_head(loaded.model, len(classes))
     return replace(loaded, classes=tuple(classes), multi_label=True)
-
-
-def with_head(model: nn.Module, classes: int) -> nn.Module:
-    """Replace a classifier's head by a fresh one.
-
-    A model of timm knows its head. Of any other model it is the last linear layer or convolution among its
-    modules.
-
-    Args:
-        model: Any classifier; it is changed in place.
-        classes: Number of outputs.
-
-    Returns:
-        The same model.
-
-    Raises:
-        InputError: If the number is not positive, or no head is found.
-    """
-    if classes < 1:
-        raise InputError(f"classes={classes} must be at least 1.")
-    reset = getattr(model, "reset_classifier", None)
-    if callable(reset):
-        reset(classes)
-        return model
-    layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, _Heads)]
-    if not layers or not layers[-1][0]:
-        raise InputError(
-            f"{type(model).__name__} contains no linear layer or convolution that could be its head. Replace "
-            "the head yourself."
-        )
-    name, old = layers[-1]
-    new: nn.Module
-    bias = old.bias is not None
-    if isinstance(old, nn.Linear):
-        new = nn.Linear(old.in_features, classes, bias)
-    else:
-        new = nn.Conv2d(old.in_channels, classes, 1, bias=bias)
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, new.to(old.weight).train(old.training))
-    return model
-
-
-_Heads = (nn.Linear, nn.Conv2d)
 
 
 # ------------------------------------------------------------------- the data

@@ -1,4 +1,4 @@
-"""The group: help without torch, errors as one line, plugins that join or break."""
+"""The group: help without torch, errors as one line, commands of plugins, broken plugins."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import time
 
 import click
 import pytest
+from tests.helpers.command_line import declare
 
-from attnguide.cli import main
+from attnguide.cli.main import BUILT_IN
 from attnguide.errors import DataError
-from attnguide.parts.hookspecs import Part
-from attnguide.parts.registry import Broken, Owned, Registry, registry
+from attnguide.parts.registry import Broken, registry
 
 
 @click.command()
@@ -21,20 +21,6 @@ def hello():
 
 
 not_a_command = 3
-
-
-@pytest.fixture
-def plugins(monkeypatch):
-    found = Registry()
-    found.load()
-    for module in ("cli.main", "commands.plugins"):
-        monkeypatch.setattr(f"attnguide.{module}.registry", lambda: found)
-    found.broken.clear()
-    return found
-
-
-def declare(found, name, path, owner="extra (extra 1.0)"):
-    found.parts["command", name].append(Owned(Part("command", name, path, "says hello"), owner))
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["explain", "--help"], ["plugins"]])
@@ -103,7 +89,7 @@ def test_help_does_not_import_the_command_of_a_plugin(call, plugins):
 
 
 @pytest.mark.parametrize("path", [f"{__name__}:not_a_command", f"{__name__}:missing"])
-def test_what_is_no_command_is_an_error_that_names_the_plugin(call, plugins, path):
+def test_what_is_not_a_command_is_an_error_that_names_the_plugin(call, plugins, path):
     declare(plugins, "hello", path)
     assert "extra (extra 1.0)" in call("hello", status=2).stderr
 
@@ -112,31 +98,10 @@ def test_a_broken_plugin_is_one_warning(call, plugins):
     plugins.broken.append(Broken("bad (bad 0.1)", "ImportError: no luck"))
     result = call("--help")
     assert result.stderr.splitlines() == [
-        "Warning: Could not load bad (bad 0.1); `attnguide plugins` tells why."
+        "Warning: Could not load bad (bad 0.1); `attnguide plugins` shows why."
     ]
     assert "explain" in result.stdout
 
 
-def test_plugins_lists_parts_and_problems(call, plugins):
-    assert "grad_cam" in call("plugins").stdout
-    plugins.broken.append(Broken("bad (bad 0.1)", "ImportError: no luck"))
-    declare(plugins, "twice", "a:b", "one")
-    declare(plugins, "twice", "c:d", "two")
-    declare(plugins, "explain", "a:b", "three")
-    text = call("plugins", status=1).stdout
-    assert "bad (bad 0.1) could not be loaded: ImportError: no luck" in text
-    assert "command 'twice' is claimed by one and two" in text
-    assert "command 'explain' of three never runs" in text
-
-
-def test_plugins_as_json(call, plugins):
-    import json
-
-    found = json.loads(call("plugins", "--json").stdout)
-    assert found["problems"] == []
-    part = next(part for part in found["parts"] if (part["kind"], part["name"]) == ("loss", "iou"))
-    assert part["path"] == "attnguide.losses.overlap:IoU"
-
-
 def test_the_real_registry_has_no_command_that_shadows_a_built_in():
-    assert not set(registry().names("command")) & set(main.BUILT_IN)
+    assert not set(registry().names("command")) & set(BUILT_IN)

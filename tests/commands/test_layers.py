@@ -1,10 +1,8 @@
-"""`attnguide layers` and the wrapper of `attnguide demo`."""
+"""`attnguide layers`: the rows it shows, and sizes that it refuses."""
 
 from __future__ import annotations
 
 import json
-import sys
-from types import ModuleType
 
 import pytest
 
@@ -37,8 +35,11 @@ def test_layers_of_another_size(call, faces):
 
 
 @pytest.mark.parametrize("size", ["0", "a", "1x2x3", "-5", "²", "99999"])
-def test_sizes_that_are_none(call, faces, size):
-    assert "is no size" in call("layers", "--checkpoint", faces, "--size", size, status=2).stderr
+def test_what_is_not_a_size(call, faces, size):
+    assert (
+        f"--size {size} is not a size"
+        in call("layers", "--checkpoint", faces, "--size", size, status=2).stderr
+    )
 
 
 def test_a_size_that_the_model_refuses(call):
@@ -46,30 +47,3 @@ def test_a_size_that_the_model_refuses(call):
         "does not take images of --size 96"
         in call("layers", "test_vit_relpos", "--size", "96", status=2).stderr
     )
-
-
-def test_demo(call, tmp_path, monkeypatch):
-    figures = {
-        "biased_accuracy": 0.9,
-        "unbiased_accuracy": 0.525,
-        "cam_energy_in_mouth": 0.1,
-        "occlusion_energy_in_mouth": 0.2,
-    }
-    seen = {}
-
-    def run_demo(out, seed, report):
-        seen.update(out=out, seed=seed)
-        report("Training", 0.5)
-        report("Writing", 1.0)
-        return {"before": figures, "after": {**figures, "unbiased_accuracy": 0.875}, "seconds": 41.7}
-
-    module = ModuleType("attnguide.commands.demo.story")
-    module.run_demo = run_demo
-    monkeypatch.setitem(sys.modules, "attnguide.commands.demo.story", module)
-    result = call("demo", "--out", tmp_path / "demo", "--seed", 5)
-    assert seen == {"out": tmp_path / "demo", "seed": 5}
-    assert "52.5%" in result.stdout
-    assert "87.5%" in result.stdout
-    assert result.stdout.rstrip().endswith(str(tmp_path / "demo" / "report.html"))
-    (tmp_path / "file").touch()
-    assert "cannot write" in call("demo", "--out", tmp_path / "file", status=2).stderr

@@ -31,18 +31,18 @@ def test_the_patch_tells_the_digit_in_training(digits: Path, protocol: str, side
     assert len(data) == 200
     assert data.images.shape == (200, 1, 28, 28)
     assert float(data.images.min()) == low
-    grey = (data.images[:, 0] - low) / (1 - low) * 255
+    gray = (data.images[:, 0] - low) / (1 - low) * 255
     corners = torch.zeros(4, 28, 28, dtype=torch.bool)
     for index, (row, column) in enumerate(((0, 0), (0, 28 - side), (28 - side, 0), (28 - side, 28 - side))):
         corners[index, row : row + side, column : column + side] = True
     # One corner of each image holds the grey of its digit; the rest is as it was.
     expected = 255.0 - 25 * data.labels
-    held = torch.stack([grey[:, corner] for corner in corners], dim=1)
+    held = torch.stack([gray[:, corner] for corner in corners], dim=1)
     hits = (held - expected[:, None, None]).abs().amax(dim=2) < 0.01
     assert bool((hits.sum(dim=1) == 1).all())
     assert set(hits.int().argmax(dim=1).tolist()) == {0, 1, 2, 3}
     own = corners[hits.int().argmax(dim=1)]
-    assert int((grey[~own] > 0.01).sum()) == 200 * 144
+    assert int((gray[~own] > 0.01).sum()) == 200 * 144
     forbidden = own if protocol == "xil" else corners.any(dim=0).expand(200, -1, -1)
     assert torch.equal(data.masks == 0, forbidden)
     image, label, mask = data[3]

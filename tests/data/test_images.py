@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from attnguide.data.files import atomic_write, natural_key, read_json, read_text
-from attnguide.data.images import find_images, grey_levels, load_image, read_image
+from attnguide.data.images import find_images, gray_levels, load_image, read_image
 from attnguide.errors import DataError, InputError
 
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
@@ -49,8 +49,8 @@ def test_rgb_is_read_as_it_is(tmp_path, suffix):
 
 @pytest.mark.parametrize("suffix", [".jpg", ".webp", ".gif"])
 def test_other_formats(tmp_path, suffix):
-    colour = np.full((16, 16, 3), (200, 100, 50), dtype=np.uint8)
-    assert np.abs(pixels(save(tmp_path / f"a{suffix}", colour)).astype(int) - colour).max() <= 3
+    color = np.full((16, 16, 3), (200, 100, 50), dtype=np.uint8)
+    assert np.abs(pixels(save(tmp_path / f"a{suffix}", color)).astype(int) - color).max() <= 3
 
 
 def test_the_content_decides_not_the_suffix(tmp_path):
@@ -82,7 +82,7 @@ def test_transparency_is_laid_on_white(tmp_path):
     assert pixels(save(tmp_path / "a.png", rgba)).tolist() == expected
 
 
-def test_grey_with_alpha(tmp_path):
+def test_gray_with_alpha(tmp_path):
     la = Image.merge("LA", [Image.new("L", (2, 2), 0), Image.new("L", (2, 2), 51)])
     assert (pixels(save(tmp_path / "a.png", la)) == 204).all()
 
@@ -95,7 +95,7 @@ def test_palette_with_transparent_entries(tmp_path):
     assert pixels(path).tolist() == [[[10, 20, 30], [255, 255, 255]]]
 
 
-def test_one_transparent_colour(tmp_path):
+def test_one_transparent_color(tmp_path):
     path = save(tmp_path / "a.png", RGB, transparency=tuple(map(int, RGB[2, 3])))
     expected = RGB.copy()
     expected[2, 3] = 255
@@ -115,10 +115,10 @@ def test_cmyk(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 def test_sixteen_bits_are_scaled(tmp_path, suffix):
-    grey = np.array([[0, 257, 65535, 32896, 128]], dtype=np.uint16)
-    path = save(tmp_path / f"a{suffix}", grey)
+    gray = np.array([[0, 257, 65535, 32896, 128]], dtype=np.uint16)
+    path = save(tmp_path / f"a{suffix}", gray)
     assert pixels(path)[0, :, 0].tolist() == [0, 1, 255, 128, 0]
-    assert np.array_equal(grey_levels(load_image(path), path), grey / 65535)
+    assert np.array_equal(gray_levels(load_image(path), path), gray / 65535)
 
 
 def test_floats_lie_in_0_to_1(tmp_path):

@@ -414,7 +414,7 @@ def test_a_multi_label_model(data: Path, mask: Path, tmp_path: Path) -> None:
 
 def test_help_is_light() -> None:
     code = (
-        "import sys\nfrom attnguide.cli import main\nmain(['report', '--help'], standalone_mode=False)\n"
+        "import sys\nfrom attnguide.cli.main import main\nmain(['report', '--help'], standalone_mode=False)\n"
         "assert 'torch' not in sys.modules"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

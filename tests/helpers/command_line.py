@@ -1,4 +1,4 @@
-"""Pictures, models and a way to call the command line."""
+"""Fixtures of pictures, models and plugins, and a way to call the command line."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from tests.helpers.pictures import CLASSES, picture
 from attnguide import models
 from attnguide.cli.main import main
 from attnguide.models.networks import small_cnn
+from attnguide.parts.hookspecs import Part
+from attnguide.parts.registry import Owned, Registry
 
 
 @pytest.fixture
@@ -54,6 +56,22 @@ def call() -> Callable[..., Result]:
         return result
 
     return run
+
+
+@pytest.fixture
+def plugins(monkeypatch: pytest.MonkeyPatch) -> Registry:
+    """A registry that the command line uses, and to which a test may add parts."""
+    parts = Registry()
+    parts.load()
+    for module in ("cli.main", "commands.plugins"):
+        monkeypatch.setattr(f"attnguide.{module}.registry", lambda: parts)
+    parts.broken.clear()
+    return parts
+
+
+def declare(plugins: Registry, name: str, path: str, owner: str = "extra (extra 1.0)") -> None:
+    """Register a command as a plugin would."""
+    plugins.parts["command", name].append(Owned(Part("command", name, path, "says hello"), owner))
 
 
 @pytest.fixture(autouse=True)

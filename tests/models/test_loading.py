@@ -42,7 +42,7 @@ def test_a_timm_model_comes_with_its_own_preprocessing(tmp_path):
     assert expected.shape[-2:] == loaded.size
 
 
-def test_displayed_undoes_the_normalisation(tmp_path):
+def test_displayed_undoes_the_normalization(tmp_path):
     loaded = models.load(TINY)
     path = tmp_path / "grey.png"
     Image.new("RGB", (200, 200), (200, 100, 50)).save(path)
@@ -195,7 +195,7 @@ def test_the_embedded_classifier(faces, tmp_path):
 
 
 def test_the_embedded_classifier_is_missing_or_something_else(tmp_path, weights, monkeypatch):
-    monkeypatch.setattr("attnguide.models.loading.EMBEDDED", tmp_path / "faces.safetensors")
+    monkeypatch.setattr("attnguide.models.embedded_model.EMBEDDED", tmp_path / "faces.safetensors")
     with pytest.raises(DataError, match="lacks the embedded classifier"):
         models.embedded()
     save_file(weights, tmp_path / "w.safetensors")

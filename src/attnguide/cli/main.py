@@ -1,6 +1,6 @@
 """The command line, `attnguide`.
 
-Its own commands and those of plugins are imported when they are called. `attnguide --help` imports no torch.
+Commands are imported when they are called, so `attnguide --help` does not import torch.
 """
 
 from __future__ import annotations
@@ -11,34 +11,34 @@ from typing import Any
 import click
 
 from attnguide import __version__
-from attnguide.cli.console import Failure, note
+from attnguide.cli.console import Failure, note, warn
 from attnguide.errors import AttnGuideError, PluginError, nearest
 from attnguide.parts.registry import registry
 
 __all__ = ["BUILT_IN", "main"]
 
-#: Commands that come with the library: name and module, where a command of the same name is.
+#: Commands of the library, in the order of the help: name, and the module that defines the command.
 BUILT_IN = {
+    "demo": "attnguide.commands.demo.command",
     "explain": "attnguide.commands.explain.command",
     "layers": "attnguide.commands.layers",
-    "demo": "attnguide.commands.demo.command",
-    "plugins": "attnguide.commands.plugins",
     "evaluate": "attnguide.commands.evaluate",
     "report": "attnguide.commands.report",
+    "plugins": "attnguide.commands.plugins",
 }
 
 _HELP = """Make image classifiers look where they should.
 
 attnguide shows where a classifier looks, and trains it to look elsewhere: attributions such as Grad-CAM
-become part of the training loss. This is the command line; training is done in Python (`import attnguide as
-ag`).
+become part of the training loss. The commands explain, measure and compare classifiers; training is done in
+Python (`import attnguide as ag`).
 
 \b
 First steps:
   attnguide demo                            A shortcut learned and unlearned, with a report
   attnguide explain photos/                 Where the small embedded classifier looks
   attnguide explain photos/ --model resnet50.a1_in1k --pretrained
-  attnguide layers resnet50                 Which layers can be looked at
+  attnguide layers resnet50                 Which layers an explanation can use
 """
 
 
@@ -59,7 +59,7 @@ class _Commands(click.Group):
             owner = registry().find("command", cmd_name).owner
             raise PluginError(
                 f"command {cmd_name!r} of plugin {owner} is a {type(command).__name__}, not a click command. "
-                "Tell its author."
+                "Report it to its author."
             )
         return command
 
@@ -71,19 +71,19 @@ class _Commands(click.Group):
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        own, others = [], []
+        built_in, of_plugins = [], []
         for name in self.list_commands(ctx):
-            if name in BUILT_IN:  # light to import; what a plugin's command imports is not known
+            if name in BUILT_IN:  # light to import; a plugin's command may import anything
                 command = self.get_command(ctx, name)
-                own.append((name, command.get_short_help_str(limit=80) if command else ""))
+                built_in.append((name, command.get_short_help_str(limit=80) if command else ""))
             else:
-                others.append((name, registry().parts["command", name][0].part.summary))
-        for title, rows in (("Commands", own), ("Commands of plugins", others)):
+                of_plugins.append((name, registry().parts["command", name][0].part.summary))
+        for title, rows in (("Commands", built_in), ("Commands of plugins", of_plugins)):
             if rows:
                 with formatter.section(title):
                     formatter.write_dl(rows)
         if broken := _broken():
-            note(f"Warning:{broken}")
+            warn(broken.strip())
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -91,14 +91,14 @@ class _Commands(click.Group):
         except AttnGuideError as error:
             raise Failure(str(error)) from error
         except KeyboardInterrupt:
-            # Begins a line of its own: the terminal has echoed ^C.
+            # On a new line: the terminal has echoed ^C.
             note("\nInterrupted.")
             ctx.exit(130)
 
 
 def _broken() -> str:
     owners = [broken.owner for broken in registry().broken]
-    return f" Could not load {', '.join(owners)}; `attnguide plugins` tells why." if owners else ""
+    return f" Could not load {', '.join(owners)}; `attnguide plugins` shows why." if owners else ""
 
 
 main = _Commands(

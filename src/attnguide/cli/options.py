@@ -1,4 +1,4 @@
-"""Options that several commands share, those of plugins too: which model, with which weights, where."""
+"""Options that commands share, commands of plugins too: the model, its weights, and how to measure."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from attnguide.errors import DataError, InputError
 if TYPE_CHECKING:
     import torch
 
-    from attnguide.models.loading import LoadedModel
+    from attnguide.models import LoadedModel
 
 __all__ = [
     "ModelChoice",
     "class_options",
     "device_option",
+    "layers_of",
+    "measuring_options",
     "model_options",
     "pair_of_sizes",
     "pick_device",
@@ -33,7 +35,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """What the options say about the model; see [`models.load`][attnguide.models.loading.load]."""
+    """The options about the model; see [`models.load`][attnguide.models.load]."""
 
     name: str | None
     checkpoint: Path | None
@@ -43,7 +45,7 @@ class ModelChoice:
     multi_label: bool
 
     def check(self) -> None:
-        """Refuse what cannot be, before anything slow begins.
+        """Check the options before anything slow begins.
 
         Raises:
             InputError: If the options contradict each other.
@@ -59,7 +61,7 @@ class ModelChoice:
                 check_file(path)
 
     def load(self) -> LoadedModel:
-        """Load the model that was chosen."""
+        """Load the chosen model."""
         from attnguide import models
 
         names = None if self.class_names is None else read_class_names(self.class_names)
@@ -73,7 +75,7 @@ class ModelChoice:
         )
 
     def settings(self) -> dict[str, Any]:
-        """What identifies the model: equal settings mean equal answers."""
+        """Return what identifies the model: equal settings give equal predictions."""
         from attnguide.models import checkpoints
 
         return {
@@ -90,10 +92,10 @@ _CHECKPOINT = click.option(
     "--checkpoint",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Weights: .safetensors, or a checkpoint of PyTorch that holds tensors only.",
+    help="Weights: .safetensors, or a PyTorch checkpoint that holds tensors only.",
 )
 _PRETRAINED = click.option(
-    "--pretrained", is_flag=True, help="The published weights of the model; downloaded once."
+    "--pretrained", is_flag=True, help="Use the published weights of the model; downloaded once."
 )
 _NUM_CLASSES = click.option(
     "--num-classes",
@@ -105,10 +107,10 @@ _CLASS_NAMES = click.option(
     "--class-names",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Names of the classes, in order: one a line, or a JSON list.",
+    help="Names of the classes, in order: a text file with one name per line, or a JSON list.",
 )
 _MULTI_LABEL = click.option(
-    "--multi-label", is_flag=True, help="Each class is a question of its own: sigmoid, not softmax."
+    "--multi-label", is_flag=True, help="Predict each class independently: sigmoid, not softmax."
 )
 
 
@@ -118,17 +120,17 @@ device_option = click.option(
 
 
 def structure_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that decide a model's structure; see `model_options`."""
+    """Add the options that determine a model's structure; see `model_options`."""
     return _CHECKPOINT(_NUM_CLASSES(_as_choice(function)))
 
 
 def class_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options about a model's classes alone; whose weights, the command says. See `model_options`."""
+    """Add the options about a model's classes, for a command that has other options for weights."""
     return _NUM_CLASSES(_CLASS_NAMES(_as_choice(function)))
 
 
 def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add all options about a model; the command gets them, with its parameter `model`, as one `choice`."""
+    """Add all options about a model; the command receives them, and its argument `model`, as `choice`."""
     return _weights_and_names(_MULTI_LABEL(_as_choice(function)))
 
 
@@ -159,8 +161,45 @@ def _as_choice(function: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+_MEASURING = (
+    click.option(
+        "--source", default="grad_cam", show_default=True, metavar="NAME", help="Attribution source."
+    ),
+    click.option("--layer", default="auto", show_default=True, metavar="NAME", help="Layer to look at."),
+    click.option(
+        "--threshold",
+        type=click.FloatRange(0, 1, max_open=True),
+        default=0.5,
+        show_default=True,
+        metavar="T",
+        help="Threshold of the IoU; choose it on held-out data.",
+    ),
+    click.option(
+        "--batch-size",
+        type=click.IntRange(1),
+        default=32,
+        show_default=True,
+        metavar="N",
+        help="Images per batch.",
+    ),
+    device_option,
+)
+
+
+def measuring_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that determine how to measure where a model looks."""
+    for option in reversed(_MEASURING):
+        function = option(function)
+    return function
+
+
+def layers_of(text: str) -> str | list[str]:
+    """Read `--layer`: one name, or several with commas between them."""
+    return text.split(",") if "," in text else text
+
+
 def read_class_names(path: Path) -> list[str]:
-    """Read names of classes: one a line, or a JSON list of strings.
+    """Read names of classes: a text file with one name per line, or a JSON list of strings.
 
     Raises:
         DataError: If the file is neither.
@@ -186,13 +225,13 @@ def pair_of_sizes(text: str) -> tuple[int, int]:
         part.isascii() and part.isdigit() and 0 < int(part) <= 10_000 for part in parts
     ):
         raise InputError(
-            f"--size {text} is no size. Write a number of pixels such as 224, or rows x columns: 192x256."
+            f"--size {text} is not a size. Write a number of pixels such as 224, or rows x columns: 192x256."
         )
     return int(parts[0]), int(parts[-1])
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device of that name; `"auto"` is the accelerator, if there is one.
+    """Return a device by name; `"auto"` is the accelerator if there is one, else the CPU.
 
     Raises:
         InputError: If there is no such device, or it is not available.

@@ -1,66 +1,42 @@
-"""`attnguide evaluate`: how good a model is, and whether it looks where it should."""
+"""`attnguide evaluate`: measures how good a model is, and whether it looks where it should."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from attnguide.cli.console import warn_of_random_weights
-from attnguide.cli.options import ModelChoice, device_option, pick_device, single_label_options
+from attnguide.cli.console import (
+    exit_if,
+    note,
+    note_skipped,
+    print_json,
+    progress,
+    table_console,
+    warn_of_random_weights,
+)
+from attnguide.cli.options import (
+    ModelChoice,
+    layers_of,
+    measuring_options,
+    pick_device,
+    single_label_options,
+)
 
 if TYPE_CHECKING:
     from attnguide.evaluation.evaluate import Evaluation
 
-__all__ = ["evaluate", "layers_of", "measuring_options"]
-
-_MEASURING = (
-    click.option(
-        "--source", default="grad_cam", show_default=True, metavar="NAME", help="Attribution source."
-    ),
-    click.option("--layer", default="auto", show_default=True, metavar="NAME", help="Where to look."),
-    click.option(
-        "--threshold",
-        type=click.FloatRange(0, 1, max_open=True),
-        default=0.5,
-        show_default=True,
-        metavar="T",
-        help="Of the IoU; choose it on held-out data.",
-    ),
-    click.option(
-        "--batch-size",
-        type=click.IntRange(1),
-        default=32,
-        show_default=True,
-        metavar="N",
-        help="Images at once.",
-    ),
-    device_option,
-)
+__all__ = ["evaluate"]
 
 
-def measuring_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that say how to measure where a model looks."""
-    for option in reversed(_MEASURING):
-        function = option(function)
-    return function
-
-
-def layers_of(text: str) -> str | list[str]:
-    """Read `--layer`: one name, or several with commas between them."""
-    return text.split(",") if "," in text else text
-
-
-@click.command(short_help="Tell how good a model is, and whether it looks where it should.")
+@click.command(short_help="Measure how good a model is, and whether it looks where it should.")
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option(
     "--masks",
     type=click.Path(path_type=Path),
     metavar="PATH",
-    help="Where to look: one image for all, a folder with one for each class, or with one for each image.",
+    help="Masks of where to look: one image for all, or a folder with one per class or per image.",
 )
 @click.option(
     "--model",
@@ -69,7 +45,7 @@ def layers_of(text: str) -> str | list[str]:
 )
 @single_label_options
 @measuring_options
-@click.option("--json", "as_json", is_flag=True, help="Write JSON for other programs.")
+@click.option("--json", "as_json", is_flag=True, help="Write JSON, for other programs.")
 def evaluate(
     choice: ModelChoice,
     data: Path,
@@ -81,34 +57,29 @@ def evaluate(
     device: str,
     as_json: bool,
 ) -> None:
-    """Tell how good a model is, and whether it looks where it should, class by class.
+    """Measure how good a model is, and whether it looks where it should, class by class.
 
     DATA is a folder with a subfolder of images for each class. With --masks, the map of each image's class is
-    held against its mask: energy in the mask (the share of the attribution that lies there), IoU, and
-    pointing game; and the energy of the gradient of the images, which guidance at a layer does not optimise.
-    Masks go through the same cropping and resizing as the images. A map that is the same everywhere has an
-    energy of the mask's area.
+    compared with its mask: energy in the mask (the share of the attribution inside it), IoU, pointing game,
+    and the energy of the gradient of the images, which guidance at a layer does not optimise. Masks are
+    cropped and resized like the images. The energy of a uniform map is the mask's share of the area.
 
-    Images that cannot be read are listed, and the exit status is 1 then, as where no image has a mask.
+    Images that cannot be read are listed. The exit status is then 1, and also if no image has a mask.
 
     \b
     Examples:
       attnguide evaluate photos/ --model resnet18 --checkpoint mine.safetensors --masks masks/
       attnguide evaluate photos/ --model resnet18 --checkpoint mine.safetensors --json
     """  # noqa: D301  (click's mark for "leave these lines as they are")
-    from rich.console import Console
-    from rich.progress import Progress
-
     from attnguide.evaluation.evaluate import evaluate_folder, mask_reader, single_label_images
     from attnguide.parts.registry import registry
 
     registry().find("source", source)
-    place = pick_device(device)
+    used_device = pick_device(device)
     loaded, images = single_label_images(choice.load(), data)
     warn_of_random_weights(loaded)
     reader = mask_reader(masks, loaded.classes)
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("Evaluating", total=len(images))
+    with progress("Evaluating", len(images), unit="images") as advance:
         result = evaluate_folder(
             loaded,
             images,
@@ -117,27 +88,24 @@ def evaluate(
             layer=layers_of(layer),
             threshold=threshold,
             batch_size=batch_size,
-            device=place,
-            advance=lambda count: bar.advance(task, count),
+            device=used_device,
+            advance=advance,
         )
-    for reason in result.failures.values():
-        click.echo(f"Skipped: {reason}", err=True)
+    note_skipped(result.failures.values())
     if not result.whole.images:
         raise click.ClickException("no image could be read.")
     settings = {"source": source, "layer": layer, "threshold": threshold, "model": loaded.name}
     if as_json:
-        click.echo(json.dumps(_as_json(result, settings), indent=2))
+        print_json(_as_json(result, settings))
     else:
         _print(result)
-    without = masks is not None and not result.whole.masked
-    if without:
-        click.echo(
+    no_masks = masks is not None and not result.whole.masked
+    if no_masks:
+        note(
             f"None of the {result.whole.images} images has a mask in {masks}: masks are named like the "
-            "images, or like the classes.",
-            err=True,
+            "images, or like the classes."
         )
-    if result.failures or without:
-        raise click.exceptions.Exit(1)
+    exit_if(result.failures or no_masks)
 
 
 def _as_json(result: Evaluation, settings: dict[str, Any]) -> dict[str, Any]:
@@ -147,13 +115,12 @@ def _as_json(result: Evaluation, settings: dict[str, Any]) -> dict[str, Any]:
         "all": result.whole.summary(),
         "mean of the classes": result.balanced,
         "worst class": {"name": name, "accuracy": accuracy},
-        "classes": {name: one.summary() for name, one in result.classes.items() if one.images},
+        "classes": {name: scores.summary() for name, scores in result.classes.items() if scores.images},
         "skipped": {str(path): reason for path, reason in result.failures.items()},
     }
 
 
 def _print(result: Evaluation) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from attnguide.evaluation.evaluate import COLUMNS
@@ -164,14 +131,13 @@ def _print(result: Evaluation) -> None:
     table.add_column("class")
     for key in measured:
         table.add_column(COLUMNS[key], justify="right")
-    for name, one in result.classes.items():
-        if one.images:
-            table.add_row(name, *(_cell(one.summary().get(key)) for key in measured))
+    for name, scores in result.classes.items():
+        if scores.images:
+            table.add_row(name, *(_cell(scores.summary().get(key)) for key in measured))
     table.add_section()
     table.add_row("mean of the classes", *(_cell(result.balanced.get(key)) for key in measured))
     table.add_row("all images", *(_cell(whole.summary().get(key)) for key in measured))
-    console = Console()
-    (console if console.is_terminal else Console(width=160)).print(table)
+    table_console().print(table)
     name, accuracy = result.worst
     click.echo(f"Worst class: {name}, {accuracy:.1%}.")
     missing = whole.images - whole.masked

@@ -1,4 +1,4 @@
-"""`attnguide layers`: which layers of a model can be looked at."""
+"""`attnguide layers`: shows the layers at which a model can be explained."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["layers"]
 
 _HOW = {
-    "measured": "perturbed images show which row and column each position looks at",
+    "measured": "perturbed images show which part of the image each position depends on",
     "inherited": "measured at another layer of the same shape",
     "assumed": "not measured; its shape and the model's metadata suggest it",
 }
@@ -28,28 +28,28 @@ _HOW = {
 
 @dataclass(frozen=True)
 class _Row:
-    """A layer, or the stage that it stands for."""
+    """A layer, alone or as the representative of its stage."""
 
     candidate: Candidate
     count: int
     chosen: bool
 
 
-@click.command(short_help="Show which layers of a model can be looked at.")
+@click.command(short_help="Show the layers at which a model can be explained.")
 @click.argument("model", required=False)
 @structure_options
 @click.option(
     "--size", metavar="PIXELS", help="Size of the images: 224, or rows x columns.  [default: the model's own]"
 )
 @click.option("--all", "every", is_flag=True, help="List every layer, not one for each stage.")
-@click.option("--no-measure", is_flag=True, help="Do not measure: go by shapes and metadata alone.")
-@click.option("--json", "as_json", is_flag=True, help="Write JSON for other programs.")
+@click.option("--no-measure", is_flag=True, help="Do not measure: use only shapes and metadata.")
+@click.option("--json", "as_json", is_flag=True, help="Write JSON, for other programs.")
 def layers(choice: ModelChoice, size: str | None, every: bool, no_measure: bool, as_json: bool) -> None:
-    """Show which layers of MODEL can be looked at, and which one is chosen.
+    """Show the layers at which MODEL can be explained, and which of them is the default.
 
-    MODEL is a name of timm or torchvision/NAME; without one, the small embedded classifier. Weights are not
-    needed: the model runs on a few perturbed images, which shows where each position looks, and is
-    differentiated once, which shows what its answer depends on.
+    MODEL is a model of timm, or torchvision/NAME; by default the small embedded classifier. Weights are not
+    needed: the model runs on a few perturbed images, which shows the part of the image that each position
+    depends on, and one backward pass shows the positions that the logits depend on.
     """
     shape = None if size is None else pair_of_sizes(size)
     import torch
@@ -77,7 +77,7 @@ def _candidates(model: Any, images: Any, size: str | None, *, measure: bool) -> 
         return core.list_candidates(model, images, measure=measure)
     except AttnGuideError:
         raise
-    # Whatever a model raises for a size that it was not made for: an assertion, a mismatch of shapes …
+    # A model may raise anything for a size that it was not made for: an assertion, a mismatch of shapes …
     except Exception as error:
         if size is None:
             raise
@@ -87,7 +87,7 @@ def _candidates(model: Any, images: Any, size: str | None, *, measure: bool) -> 
 
 
 def _rows(candidates: Sequence[Candidate], chosen: Candidate, every: bool) -> list[_Row]:
-    """Join the layers of a stage into a row that shows the last usable of them, or the chosen one."""
+    """Join the layers of each stage into a row with the chosen layer, or else the last usable one."""
 
     def is_chosen(candidate: Candidate) -> bool:
         return chosen.names == candidate.names
@@ -104,7 +104,7 @@ def _rows(candidates: Sequence[Candidate], chosen: Candidate, every: bool) -> li
 
 
 def _stage(candidate: Candidate) -> tuple[Any, ...]:
-    """What a stage has in common: the grid, and in a transformer, where all have the same, the block."""
+    """Return what the layers of a stage share: the grid, and in a transformer, which has one, the block."""
     block = re.match(r".*?\.\d+", candidate.layer.name) if candidate.layer.layout.kind == "tokens" else None
     return candidate.layer.layout.grid, candidate.layer.layout.kind == "tokens", block and block[0]
 
@@ -132,7 +132,7 @@ def _as_json(row: _Row) -> dict[str, Any]:
 
 
 def _number(value: float) -> float | None:
-    """JSON has no NaN."""
+    """Round a number for JSON, which has no NaN."""
     return None if math.isnan(value) else round(value, 4)
 
 
@@ -153,8 +153,8 @@ def _print(rows: Sequence[_Row], chosen: Candidate, title: str) -> None:
     notes = [
         f"▶ {chosen.layer.name}: the last layer with rows and columns that the logits depend on throughout.",
         f"  {chosen.layer.layout}, {chosen.layer.how}: {_HOW[chosen.layer.how]}.",
-        "gradient: share of the positions that the logits depend on. agreement: correlation of where "
-        "positions look with the layout. Dim layers are not chosen by themselves.",
+        "gradient: share of the positions that the logits depend on. The number after measured: correlation "
+        "of the measured positions with the layout. Dim layers are never the default.",
     ]
     for note, style in zip(notes, ("", "", "dim"), strict=True):
         console.print(Text(note), style=style, soft_wrap=True)
@@ -170,8 +170,7 @@ def _line(row: _Row) -> Any:
         layout.kind
         + (f" + {layout.prefix}" if layout.prefix else "")
         + (", reordered" if layout.order is not None else ""),
-        candidate.layer.how
-        + ("" if math.isnan(candidate.layer.agreement) else f" {candidate.layer.agreement:.2f}"),
+        candidate.layer.how + ("" if math.isnan(candidate.layer.agreement) else f" {candidate.layer.agreement:.2f}"),
         f"gradient {candidate.layer.spread:.0%}",
     ]
     parts += [f"{row.count} alike"] if row.count > 1 else []

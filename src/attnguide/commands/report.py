@@ -1,4 +1,4 @@
-"""`attnguide report`: a page that shows what guidance changed in a model."""
+"""`attnguide report`: writes a page that shows what guidance changed in a model."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from attnguide.cli.options import ModelChoice, class_options, pick_device
-from attnguide.commands.evaluate import layers_of, measuring_options
+from attnguide.cli.console import exit_if, note_skipped, progress, warn
+from attnguide.cli.options import ModelChoice, class_options, layers_of, measuring_options, pick_device
 
 if TYPE_CHECKING:
     import torch
 
     from attnguide.evaluation.compare import Comparison
     from attnguide.evaluation.evaluate import Labelled
-    from attnguide.models.loading import LoadedModel
+    from attnguide.models import LoadedModel
 
 __all__ = ["report"]
 
 _SUFFIXES = (".html", ".htm")
-#: Hexadecimal digits of a checkpoint's SHA-256 that tell it from any other in practice.
+#: Number of hexadecimal digits of the SHA-256 that identify a checkpoint in practice.
 _DIGITS = 12
 
 
@@ -33,7 +33,7 @@ _DIGITS = 12
     required=True,
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Weights before guidance: .safetensors, or a checkpoint of PyTorch that holds tensors only.",
+    help="Weights before guidance: .safetensors, or a PyTorch checkpoint that holds tensors only.",
 )
 @click.option(
     "--after", required=True, type=click.Path(path_type=Path), metavar="FILE", help="Weights after guidance."
@@ -43,7 +43,7 @@ _DIGITS = 12
     required=True,
     type=click.Path(path_type=Path),
     metavar="PATH",
-    help="Where to look: one image for all, a folder with one for each class, or with one for each image.",
+    help="Masks of where to look: one image for all, or a folder with one per class or per image.",
 )
 @click.option(
     "--groups",
@@ -69,7 +69,7 @@ _DIGITS = 12
 @click.option(
     "--model",
     metavar="NAME",
-    help="Model of timm, or torchvision/NAME.  [default: the small one, in the format of the embedded]",
+    help="Model of timm, or torchvision/NAME.  [default: the small network, in the embedded format]",
 )
 @class_options
 @measuring_options
@@ -93,15 +93,15 @@ def report(
     DATA is a folder with a subfolder of images for each class. Both checkpoints are measured on it as by
     attnguide evaluate. The page holds accuracy, energy in the mask, IoU, pointing game, and the gradient of
     the images, which guidance at a layer does not optimise: class by class, and group by group with --groups.
-    Its galleries show the images whose energy in the mask rose and fell most, and the answers that became
+    Its galleries show the images whose energy in the mask rose and fell most, and the predictions that became
     right and wrong; a divider uncovers the map after guidance.
 
-    The page is one file that loads nothing from anywhere. Open it in a browser, send it, or print it.
+    The page is one file that loads nothing from the network. Open it in a browser, send it, or print it.
 
-    Groups are rows of CSV such as 'cat/1.png,indoors', files being relative to DATA, or JSON:
-    {"cat/1.png": "indoors"}.
+    Groups are rows of CSV such as 'cat/1.png,indoors', or JSON: {"cat/1.png": "indoors"}. Files are relative
+    to DATA.
 
-    Images that cannot be read are listed, and the exit status is 1 then.
+    Images that cannot be read are listed, and the exit status is then 1.
 
     \b
     Examples:
@@ -110,9 +110,6 @@ def report(
       attnguide report photos/ --model resnet18 --before plain.safetensors --after guided.safetensors \\
         --masks masks/ --groups groups.csv --examples 12 --out report.html
     """  # noqa: D301  (click's mark for "leave these lines as they are")
-    from rich.console import Console
-    from rich.progress import Progress
-
     from attnguide.data.files import check_target
     from attnguide.errors import InputError
     from attnguide.evaluation.compare import Kind, check_alike, compare_folder, draw
@@ -121,10 +118,10 @@ def report(
     from attnguide.parts.registry import registry
 
     if out.suffix.lower() not in _SUFFIXES:
-        raise InputError(f"--out {out} is no name of a page. Let it end in .html.")
+        raise InputError(f"--out {out} is not the name of a page. Let it end in .html.")
     check_target(out)
     registry().find("source", source)
-    place = pick_device(device)
+    used_device = pick_device(device)
     old, new = (_load(choice, file) for file in (before, after))
     check_alike(old, new, [before, after])
     old, images = single_label_images(old, data)
@@ -132,8 +129,7 @@ def report(
     group_of = _group_of(groups, data, images)
     reader = mask_reader(masks, old.classes)
     how: dict[str, Any] = {"source": source, "layer": layers_of(layer), "batch_size": batch_size}
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("Comparing", total=len(images))
+    with progress("Comparing", len(images), unit="images") as advance:
         comparison = compare_folder(
             old,
             new,
@@ -141,19 +137,18 @@ def report(
             reader,
             group_of=group_of,
             threshold=threshold,
-            device=place,
-            advance=lambda count: bar.advance(task, count),
+            device=used_device,
+            advance=advance,
             **how,
         )
-    for reason in comparison.failures.values():
-        click.echo(f"Skipped: {reason}", err=True)
+    note_skipped(comparison.failures.values())
     if not comparison.changes:
         raise click.ClickException("no image could be read.")
     kinds: tuple[Kind, ...] = ("rose", "fell", "righted", "wronged")
     chosen = {kind: comparison.largest(kind)[:examples] for kind in kinds}
     shown = {change.image.path: change.image for changes in chosen.values() for change in changes}
     drawn = draw(old, new, list(shown.values()), reader, **how)
-    looked_at = next((each.layer for each in drawn.values()), layer)
+    used_layer = next((drawing.layer for drawing in drawn.values()), layer)
     settings = {
         "model": choice.name or "small network",
         "before": _named(before),
@@ -162,18 +157,17 @@ def report(
         "masks": masks,
         **({} if groups is None else {"groups": groups}),
         "source": source,
-        "layer": looked_at if layer == looked_at else f"{looked_at} ({layer})",
+        "layer": used_layer if layer == used_layer else f"{used_layer} ({layer})",
         "threshold of the IoU": threshold,
-        **_versions(place),
+        **_versions(used_device),
     }
     write_report(out, comparison, chosen, drawn, settings, root=data)
     _print(comparison, out)
-    if comparison.failures:
-        raise click.exceptions.Exit(1)
+    exit_if(comparison.failures)
 
 
 def _load(choice: ModelChoice, file: Path) -> LoadedModel:
-    """Load one state of the model, and refuse weights that cannot answer."""
+    """Load one state of the model, and refuse weights that are not finite."""
     from attnguide.errors import DataError
 
     chosen = replace(choice, checkpoint=file)
@@ -182,7 +176,7 @@ def _load(choice: ModelChoice, file: Path) -> LoadedModel:
     for name, values in loaded.model.state_dict().items():
         if not bool(values.isfinite().all()):
             raise DataError(
-                f"{file}: {name} holds values that are not finite. Take a checkpoint from before the "
+                f"{file}: {name} holds values that are not finite. Use a checkpoint from before the "
                 "training diverged."
             )
     return loaded
@@ -196,8 +190,8 @@ def _group_of(groups: Path | None, data: Path, images: list[Labelled]) -> Callab
     from attnguide.evaluation.groups import read_groups
 
     known = read_groups(groups)
-    found = {image.path: known.get(image.path.relative_to(data).as_posix()) for image in images}
-    missing = [path for path, group in found.items() if group is None]
+    group_of = {image.path: known.get(image.path.relative_to(data).as_posix()) for image in images}
+    missing = [path for path, group in group_of.items() if group is None]
     if len(missing) == len(images):
         raise InputError(
             f"{groups} names none of the images in {data}, but {next(iter(known))!r}. Name files relative to "
@@ -205,8 +199,8 @@ def _group_of(groups: Path | None, data: Path, images: list[Labelled]) -> Callab
         )
     if missing:
         where = f"have no group in {groups}, such as {missing[0]}"
-        click.echo(f"Warning: {len(missing)} of {len(images)} images {where}.", err=True)
-    return found.get
+        warn(f"{len(missing)} of {len(images)} images {where}.")
+    return group_of.get
 
 
 def _named(file: Path) -> str:
@@ -239,4 +233,4 @@ def _print(comparison: Comparison, out: Path) -> None:
         if key not in ("images", "masks", "area"):
             click.echo(f"{COLUMNS[key]}: {value:.1%} → {after[key]:.1%}")
     righted, wronged = (len(comparison.largest(kind)) for kind in ("righted", "wronged"))
-    click.echo(f"{righted} answers became right, {wronged} wrong. Report: {out}")
+    click.echo(f"{righted} predictions became right, {wronged} wrong. Report: {out}")

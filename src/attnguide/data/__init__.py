@@ -1,4 +1,4 @@
-"""Data: image files, drawn faces, CelebA and DecoyMNIST."""
+"""Data: files, images, drawn faces, CelebA and DecoyMNIST."""
 
 import lazy_loader
 

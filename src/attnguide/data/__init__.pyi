@@ -1,7 +1,22 @@
 from .celeba import CelebA as CelebA
-from .decoy import DecoyMNIST as DecoyMNIST, read_digits as read_digits
-from .images import find_images as find_images, read_image as read_image
-from .procedural.faces import (
+from .decoy import DecoyMNIST as DecoyMNIST, Protocol as Protocol, read_digits as read_digits
+from .files import (
+    atomic_write as atomic_write,
+    check_file as check_file,
+    check_target as check_target,
+    natural_key as natural_key,
+    read_json as read_json,
+    read_text as read_text,
+)
+from .images import (
+    IMAGE_SUFFIXES as IMAGE_SUFFIXES,
+    MAX_PIXELS as MAX_PIXELS,
+    find_images as find_images,
+    gray_levels as gray_levels,
+    load_image as load_image,
+    read_image as read_image,
+)
+from .procedural import (
     FaceSample as FaceSample,
     ProceduralFaces as ProceduralFaces,
     template as template,

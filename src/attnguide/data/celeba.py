@@ -1,4 +1,4 @@
-"""CelebA, read from its own files."""
+"""Reads CelebA from the files of its release."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class CelebA(torchvision.datasets.CelebA):  # type: ignore[misc]
     Unlike torchvision's class it reads any folder in the format of the release, for example a part of it:
     torchvision compares checksums, which only the full release has. The five lists in `root/celeba` must name
     the same images in the same order, and every image of the split must be in the folder
-    `root/celeba/img_align_celeba`, or in the one that `images` names.
+    `root/celeba/img_align_celeba`, or in the folder `images`.
 
     Args:
-        root: The folder that holds the folder `celeba`.
+        root: Folder that contains the folder `celeba`.
         split: `"train"`, `"valid"`, `"test"` or `"all"`.
         attributes: Names of the attributes to return, in that order; all 40 if None.
         transform: Applied to the image, a PIL image of mode RGB.
@@ -108,14 +108,14 @@ class CelebA(torchvision.datasets.CelebA):  # type: ignore[misc]
             )
 
     def _check_integrity(self) -> bool:
-        """Let torchvision go on: `_check_files` has looked already."""
+        """Skip the check of torchvision, which `_check_files` replaces."""
         return True
 
     def _load_csv(self, filename: str, header: int | None = None) -> CSV:
-        """Read one annotation file as torchvision does, but tell where it is wrong.
+        """Read an annotation file as torchvision does, but report the line of an error.
 
         Args:
-            filename: Its name in the folder.
+            filename: Name of the file in the folder.
             header: Number of the line that names the columns, counted from 0.
 
         Returns:
@@ -125,7 +125,7 @@ class CelebA(torchvision.datasets.CelebA):  # type: ignore[misc]
             DataError: The file is malformed, or lists other images than the partition file.
         """
         path = self._folder / filename
-        # The lines end in a space in some releases, which would make one more, empty field.
+        # In some releases the lines end in a space, which would add an empty field.
         reader = csv.reader(read_text(path).splitlines(), delimiter=" ", skipinitialspace=True)
         rows = [[field for field in row if field] for row in reader]
         start = 0 if header is None else header + 1
@@ -155,7 +155,7 @@ class CelebA(torchvision.datasets.CelebA):  # type: ignore[misc]
     def _check_table(self, path: Path, table: CSV) -> None:
         if path.name == "list_eval_partition.txt":
             self._partition = table
-        # Rows are matched by their number, so other images would silently get wrong labels.
+        # Rows are matched by number, so images in another order would silently get wrong labels.
         elif table.index != self._partition.index:
             pairs = zip([*table.index, "nothing"], [*self._partition.index, "nothing"], strict=False)
             here, there = next(pair for pair in pairs if pair[0] != pair[1])

@@ -1,12 +1,12 @@
-"""DecoyMNIST: digits with a grey patch that tells the answer in training, and lies in the test.
+"""DecoyMNIST: digits with a grey patch that gives the label away in training and misleads in the test.
 
 Two protocols share the name. Their figures must not be compared with each other:
 
 - `"xil"`: 4×4 pixels in a random corner; the patch of a test image belongs to a random digit (Ross et al.,
   IJCAI 2017; settings and figures of Friedrich et al., "A typology for exploring the mitigation of shortcut
   behavior", 2022). Values in [0, 1].
-- `"cdep"`: 5×5 pixels in a random corner; the patch of a test image is that of the digit on the other end of
-  the scale (Rieger et al., ICML 2020). Values in [−1, 1], and all four corners are forbidden.
+- `"cdep"`: 5×5 pixels in a random corner; the grey on a test image is 25·y, that of about the opposite digit
+  (Rieger et al., ICML 2020). Values in [−1, 1], and all four corners are forbidden.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _SIDE = 28
 
 @dataclass(frozen=True)
 class _Patch:
-    """Where patches are, and what test images get.
+    """Size of the patches, and their grey on test images.
 
     Attributes:
         side: Side of the patch, in pixels.
-        adversarial: The patch of a test image is 25·y, not that of a random digit.
+        adversarial: Whether the grey on a test image is 25·y, not that of a random digit.
         low: Smallest value of the images; the largest is 1.
     """
 
@@ -56,10 +56,10 @@ class DecoyMNIST(Dataset[tuple[Tensor, Tensor, Tensor]]):
             `torchvision.datasets.MNIST(root, download=True)` fills.
         split: `"train"` or `"test"`.
         protocol: `"xil"` or `"cdep"`.
-        seed: Of the corners, and of the digits whose patch test images get.
-        honest: Test images get the patch of their own digit, as training images do: for validation in the
-            distribution of the training.
-        decoy: Without it images are left as they are.
+        seed: Seed of the corners, and of the digits whose patch test images get.
+        honest: Give test images the patch of their own digit, as training images, for validation in the
+            distribution of the training data.
+        decoy: Add patches; without, the images are those of MNIST.
 
     Attributes:
         images: `(N, 1, 28, 28)`, float32 in the protocol's range.
@@ -92,10 +92,10 @@ class DecoyMNIST(Dataset[tuple[Tensor, Tensor, Tensor]]):
         random = torch.randint(10, (len(pixels),), generator=generator)
         places = _corners(patch.side)
         if decoy:
-            grey = 255 - 25 * self.labels
+            gray = 255 - 25 * self.labels
             if split == "test" and not honest:
-                grey = 25 * self.labels if patch.adversarial else 255 - 25 * random
-            pixels = torch.where(places[corner], grey.byte()[:, None, None], pixels)
+                gray = 25 * self.labels if patch.adversarial else 255 - 25 * random
+            pixels = torch.where(places[corner], gray.byte()[:, None, None], pixels)
         self.images = (pixels.float()[:, None] / 255) * (1 - patch.low) + patch.low
         forbidden = places.any(dim=0).expand(len(pixels), -1, -1) if protocol == "cdep" else places[corner]
         self.masks = (~forbidden).float()
@@ -119,7 +119,7 @@ def read_digits(root: str | Path, split: Literal["train", "test"]) -> tuple[Tens
         Pixels `(N, 28, 28)`, uint8, and labels `(N,)`, int64.
 
     Raises:
-        DataError: If there are no digits, or others than these.
+        DataError: If there are no digits, or they have another format.
         UnknownNameError: If there is no such split.
     """
     if split not in ("train", "test"):
@@ -152,7 +152,7 @@ def read_digits(root: str | Path, split: Literal["train", "test"]) -> tuple[Tens
 
 
 def _corners(side: int) -> Tensor:
-    """The four places of a patch, bools `(4, 28, 28)`."""
+    """Return the four possible places of a patch, bools `(4, 28, 28)`."""
     places = torch.zeros(4, _SIDE, _SIDE, dtype=torch.bool)
     for index, (row, column) in enumerate((r, c) for r in (0, _SIDE - side) for c in (0, _SIDE - side)):
         places[index, row : row + side, column : column + side] = True

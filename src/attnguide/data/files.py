@@ -1,4 +1,4 @@
-"""Reading and writing files so that a failure leaves nothing broken behind."""
+"""Reads and writes files so that a failure leaves no broken file."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ __all__ = ["atomic_write", "check_file", "check_target", "natural_key", "read_js
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """Write a file completely or not at all.
 
-    The block writes to the path that it is given: an empty file in the folder of `path`, with the same
-    suffix. When the block ends, that file takes the place of `path` in one step; when it raises, whatever
-    it raises, the file is removed and `path` stays as it was.
+    The block writes to a temporary file in the folder of `path`, with the same suffix. When the block ends,
+    that file replaces `path` in one step; when the block raises anything, the temporary file is removed and
+    `path` stays as it was.
 
     Args:
         path: The file to write. It may exist; its folder must.
@@ -33,7 +33,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         InputError: The folder is missing or cannot be written to, or `path` is not a regular file.
     """
     path = check_target(path)
-    # Opened by name, not by `tempfile`, whose files nobody but their owner may read.
+    # Not by `tempfile`, whose files only their owner may read.
     temporary = path.parent / f".attnguide-{secrets.token_hex(8)}{path.suffix}"
     try:
         temporary.open("xb").close()
@@ -51,13 +51,13 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
 
 def _flush_to_disk(path: Path) -> None:
-    """Make sure that the content outlives a power failure that the new name outlives."""
+    """Write the content to the disk, so that no power failure leaves the new name without it."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 
 
 def check_target(path: str | Path) -> Path:
-    """Return `path` if a file can take its place; long work asks before it begins.
+    """Return `path` if a file can be written there; for a check before long work begins.
 
     Raises:
         InputError: The folder is missing, or `path` is not a regular file.
@@ -72,9 +72,9 @@ def check_target(path: str | Path) -> Path:
 
 
 def check_file(path: str | Path) -> Path:
-    """Return `path` if it is a regular file with something in it.
+    """Return `path` if it is a regular file that is not empty.
 
-    Pipes and devices are refused, since reading them may never end.
+    Pipes and devices are refused, since reading them might never end.
 
     Raises:
         DataError: It is missing, a folder, empty, or not a regular file.
@@ -135,6 +135,6 @@ def read_json(path: str | Path) -> object:
 def natural_key(text: str | Path) -> tuple[object, ...]:
     """Return a sorting key by which `2.png` comes before `10.png`, and a folder's files stay together."""
     parts = Path(text).parts
-    # Splitting by digits puts text at even places and numbers at odd ones, so that like meets like.
+    # Splitting by digits puts text at even places and numbers at odd ones, so both can be compared.
     chunks = [re.split(r"(\d+)", part.casefold()) for part in parts]
     return [[int(c) if i % 2 else c for i, c in enumerate(part)] for part in chunks], parts

@@ -1,4 +1,4 @@
-"""Reading image files that anybody may have made."""
+"""Reads image files, which may come from anywhere."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from attnguide.data.files import check_file, natural_key
 from attnguide.errors import AttnGuideError, DataError, InputError
 
-__all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "find_images", "grey_levels", "load_image", "read_image"]
+__all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "find_images", "gray_levels", "load_image", "read_image"]
 
-# The formats that are opened, whatever a file's suffix says. Named one by one because Pillow also knows
-# formats that are programs: it hands an EPS file to Ghostscript.
+# The formats that are opened, whatever the suffix of a file. A list, because Pillow also opens formats that
+# are programs: it passes an EPS file to Ghostscript.
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
 
 IMAGE_SUFFIXES = frozenset(
@@ -28,15 +28,15 @@ IMAGE_SUFFIXES = frozenset(
 """Suffixes, in lower case, of the files that `find_images` takes from a folder."""
 
 MAX_PIXELS = 178_956_970
-"""Pixels that an image may have by default: where Pillow itself refuses to go on."""
+"""Largest number of pixels of an image by default, which is the limit of Pillow."""
 
 
 def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Read an image file as upright RGB with 8 bits per channel.
 
     The EXIF orientation is applied. Grey, palette and CMYK images become RGB; transparent parts are laid on
-    white; 16-bit grey is scaled to 8 bits, and grey floats are taken to lie in [0, 1]. Of an animation,
-    the first frame is read.
+    white; 16-bit grey is scaled to 8 bits, and grey floats must lie in [0, 1]. Of an animation the first
+    frame is read.
 
     Args:
         path: A JPEG, PNG, WebP, TIFF, BMP, GIF or PPM file.
@@ -52,7 +52,7 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image
     image = load_image(path, max_pixels=max_pixels)
     with _decoding(path):
         if _is_deep(image):
-            levels = grey_levels(image, path)
+            levels = gray_levels(image, path)
             image = Image.fromarray(np.rint(levels * 255).astype(np.uint8))
         elif image.has_transparency_data:
             white = Image.new("RGBA", image.size, "white")
@@ -61,7 +61,7 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image
 
 
 def load_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Read an image file upright, in the mode that it has: palette indices stay indices.
+    """Read an image file upright, in its own mode: palette indices stay indices.
 
     Args:
         path: A JPEG, PNG, WebP, TIFF, BMP, GIF or PPM file.
@@ -71,7 +71,7 @@ def load_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image
         A decoded image that holds no open file.
 
     Raises:
-        DataError: As for [`read_image`][attnguide.data.images.read_image].
+        DataError: As for [`read_image`][attnguide.data.read_image].
     """
     path = check_file(path)
     with _decoding(path), Image.open(path, formats=_FORMATS) as image:
@@ -84,14 +84,14 @@ def load_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image
         return ImageOps.exif_transpose(image)
 
 
-def grey_levels(image: Image.Image, path: str | Path) -> npt.NDArray[np.float64]:
+def gray_levels(image: Image.Image, path: str | Path) -> npt.NDArray[np.float64]:
     """Return an image's luminance in [0, 1], keeping the precision of 16-bit and float greys.
 
-    Colours are weighed by ITU-R 601; transparency is disregarded.
+    Colours are weighted by ITU-R 601; transparency is ignored.
 
     Args:
         image: An image of any mode.
-        path: The file that it came from, for the error.
+        path: File of the image, for the error.
 
     Returns:
         Array `(H, W)` of values in [0, 1].
@@ -100,7 +100,7 @@ def grey_levels(image: Image.Image, path: str | Path) -> npt.NDArray[np.float64]
         DataError: The values are outside their range: 0 … 65535 for integers, 0 … 1 for floats.
     """
     if not _is_deep(image):
-        return np.asarray(_grey(image), dtype=np.float64) / 255
+        return np.asarray(_gray(image), dtype=np.float64) / 255
     top = 1 if image.mode == "F" else 65535
     values = np.asarray(image, dtype=np.float64)
     low, high = values.min(), values.max()
@@ -112,35 +112,35 @@ def grey_levels(image: Image.Image, path: str | Path) -> npt.NDArray[np.float64]
 
 
 def find_images(paths: Iterable[str | Path]) -> list[Path]:
-    """Find the image files that files, folders and patterns stand for.
+    """Find the image files that files, folders and patterns name.
 
-    A file is taken whatever its suffix. A folder is searched with its subfolders for the suffixes of
+    A file is accepted with any suffix. A folder is searched, with its subfolders, for the suffixes of
     `IMAGE_SUFFIXES`; hidden entries are left out, and links to other folders are not followed. Any other
     argument is a pattern with `*`, `?`, `[…]` and `**`, whose matches are treated like a folder's content.
-    A file that exists is never a pattern, so `scan[1].png` means itself.
+    A file that exists is never a pattern: `scan[1].png` is that file.
 
     Args:
-        paths: Files, folders and patterns; a single one may stand alone.
+        paths: Files, folders and patterns, or one of them.
 
     Returns:
         The files in natural order (`2.png` before `10.png`), each once.
 
     Raises:
-        InputError: An argument stands for no image, or there are no arguments.
+        InputError: An argument names no image, or there are no arguments.
     """
     arguments = [paths] if isinstance(paths, str | Path) else list(paths)
     if not arguments:
-        raise InputError("no images were asked for: paths is empty. Give files, folders or patterns.")
-    found: dict[Path, Path] = {}
+        raise InputError("paths is empty: there are no images. Give files, folders or patterns.")
+    files: dict[Path, Path] = {}
     for file in (file for argument in arguments for file in _expand(argument)):
-        # The way to a file does not make it another one; a link with a name of its own does.
-        found.setdefault(file.parent.resolve() / file.name, file)
-    return sorted(found.values(), key=natural_key)
+        # The same file by another path is one file; a link with another name is not.
+        files.setdefault(file.parent.resolve() / file.name, file)
+    return sorted(files.values(), key=natural_key)
 
 
 def _expand(argument: str | Path) -> Sequence[Path]:
     path = Path(argument)
-    # Unlike those of Path, these say no to a pattern that is too long for the name of a file.
+    # Unlike those of Path, these return False for a pattern that is too long for the name of a file.
     if os.path.isfile(path):  # noqa: PTH113
         return [path]
     if os.path.isdir(path):  # noqa: PTH112
@@ -172,16 +172,16 @@ def _is_deep(image: Image.Image) -> bool:
     return image.mode == "F" or image.mode.startswith("I")
 
 
-def _grey(image: Image.Image) -> Image.Image:
-    # By way of RGBA, since Pillow warns of a palette with transparency that it is asked to drop.
+def _gray(image: Image.Image) -> Image.Image:
+    # Through RGBA, since Pillow warns when it drops the transparency of a palette.
     return image.convert("RGBA").convert("L") if image.mode == "P" else image.convert("L")
 
 
 @contextmanager
 def _decoding(path: str | Path) -> Iterator[None]:
-    """Turn whatever Pillow raises into a `DataError`, and keep its warnings from the caller."""
+    """Turn any error of Pillow into a `DataError`, and suppress its warnings."""
     with warnings.catch_warnings():
-        # What Pillow warns of (many pixels, odd metadata) is either refused here or harmless.
+        # Pillow warns of many pixels, which are refused here, and of odd metadata, which is harmless.
         warnings.simplefilter("ignore")
         try:
             yield

@@ -23,7 +23,7 @@ from attnguide.evaluation.evaluate import (
     read_batches,
 )
 from attnguide.explanation import explain
-from attnguide.models.loading import LoadedModel
+from attnguide.models import LoadedModel
 
 __all__ = ["Change", "Comparison", "Drawn", "Kind", "check_alike", "compare_folder", "draw"]
 

@@ -19,7 +19,7 @@ from attnguide.errors import DataError, InputError
 from attnguide.explanation import explain
 from attnguide.masks.class_names import ClassNames
 from attnguide.masks.folders import MaskFolder, images_in, load_template, read_mask
-from attnguide.models.loading import LoadedModel
+from attnguide.models import LoadedModel
 
 __all__ = [
     "COLUMNS",

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from attnguide.data.images import grey_levels, load_image
+from attnguide.data.images import gray_levels, load_image
 
 __all__ = ["is_grey", "read_levels"]
 
@@ -29,7 +29,7 @@ def read_levels(path: str | Path) -> npt.NDArray[np.float64]:
             return opacity / 255
     if is_grey(image) and np.asarray(image).max() == 1:
         return np.asarray(image, dtype=np.float64)
-    return grey_levels(image, path)
+    return gray_levels(image, path)
 
 
 def is_grey(image: Image.Image) -> bool:

@@ -1,4 +1,4 @@
-"""Reads weights from files without running what a file brings along."""
+"""Reads weights from files without running code from a file."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from attnguide.errors import DataError, InputError
 
 __all__ = ["digest", "load_into", "read_weights"]
 
-#: Where training scripts put the weights among other things.
+#: Keys under which training scripts save the weights.
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
-#: What parallel training, `torch.compile` and Lightning put before every name.
+#: Prefixes that parallel training, `torch.compile` and Lightning add to every name.
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 _LISTED = 5
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Read the weights in a `.safetensors` file, or in a checkpoint of PyTorch without other objects.
+    """Read the weights in a `.safetensors` file, or in a PyTorch checkpoint of tensors and plain values.
 
     Dictionaries around the weights (`state_dict`, `model`, `model_state_dict`) and prefixes that all names
-    share (`module.`) are taken off.
+    share (`module.`) are removed.
 
     Args:
         path: The file.
@@ -41,8 +41,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         Tensors by name, on the CPU.
 
     Raises:
-        DataError: If the file cannot be read, holds no weights, or holds objects that only running its code
-            could restore.
+        DataError: If the file cannot be read, holds no weights, or holds objects that could only be restored
+            by running code from it.
     """
     path = check_file(path)
     if path.suffix == ".safetensors":
@@ -53,13 +53,13 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
                 f"{path} is not a safetensors file: {error}. Download or export it again."
             ) from error
     try:
-        # Command-line options, which timm's training script saves along; they restore as plain values.
+        # timm's training script also saves its command-line options, which are plain values.
         with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
-            warnings.simplefilter("ignore")  # of odd pickles, which are refused all the same
+            warnings.simplefilter("ignore")  # about odd pickles, which are refused anyway
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise DataError(_refusal(path, str(error))) from error
-    # A file that is cut off or something else altogether fails in the reader's own ways.
+    # A truncated file, or one of another kind, fails with various errors of the reader.
     except Exception as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise DataError(
@@ -70,11 +70,10 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def _refusal(path: Path, reason: str) -> str:
-    found = re.search(r"GLOBAL (\S+)", reason)
-    what = f"a Python object ({found[1]})" if found else "more than tensors and plain values"
+    match = re.search(r"GLOBAL (\S+)", reason)
+    what = f"a Python object ({match[1]})" if match else "more than tensors and plain values"
     return (
-        f"{path} holds {what}. Such a pickle runs whatever code its author put there, so attnguide never "
-        "unpickles one. "
+        f"{path} holds {what}. Such a pickle can run any code, so attnguide never unpickles one. "
         "If you trust the file, load it yourself, save the weights with "
         "safetensors.torch.save_file(model.state_dict(), 'weights.safetensors') and give that."
     )
@@ -86,12 +85,12 @@ def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
         if inner is None:
             break
         content = inner
-    found = dict(content) if isinstance(content, Mapping) else {}
+    entries = dict(content) if isinstance(content, Mapping) else {}
     weights = {
-        name: value for name, value in found.items() if isinstance(name, str) and isinstance(value, Tensor)
+        name: value for name, value in entries.items() if isinstance(name, str) and isinstance(value, Tensor)
     }
     if not weights:
-        keys = f" with {', '.join(map(repr, list(found)[:_LISTED]))}" if found else ""
+        keys = f" with {', '.join(map(repr, list(entries)[:_LISTED]))}" if entries else ""
         raise DataError(
             f"{path} holds no weights but a {type(content).__name__}{keys}. Save model.state_dict(), alone "
             "or as 'state_dict'."
@@ -100,37 +99,37 @@ def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
 
 
 def _without_prefix(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    for prefix in (*_PREFIXES, *_PREFIXES):  # twice, because they nest in any order
+    for prefix in (*_PREFIXES, *_PREFIXES):  # two rounds, because they nest in any order
         if all(name.startswith(prefix) for name in weights):
             weights = {name.removeprefix(prefix): value for name, value in weights.items()}
     return weights
 
 
 def load_into(model: nn.Module, weights: Mapping[str, Tensor], path: str | Path) -> None:
-    """Load weights into a model that has exactly these.
+    """Load weights into a model with exactly these names and shapes.
 
     Args:
         model: The model.
         weights: Tensors by name.
-        path: Where they come from, for the error.
+        path: File of the weights, for the error.
 
     Raises:
         InputError: If names or shapes differ; some of them are listed.
     """
-    own = model.state_dict()
-    # Checkpoints from before PyTorch 0.4.1 lack this counter, which evaluation does not read.
-    missing = [name for name in own if name not in weights and not name.endswith("num_batches_tracked")]
-    unexpected = [name for name in weights if name not in own]
+    expected = model.state_dict()
+    # Checkpoints from before PyTorch 0.4.1 lack this counter, which evaluation does not use.
+    missing = [name for name in expected if name not in weights and not name.endswith("num_batches_tracked")]
+    unexpected = [name for name in weights if name not in expected]
     shapes = [
         f"{name} is {tuple(weights[name].shape)}, not {tuple(value.shape)}"
-        for name, value in own.items()
+        for name, value in expected.items()
         if name in weights and weights[name].shape != value.shape
     ]
     if missing or unexpected or shapes:
         problems = (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
         listed = "; ".join(f"{_some(names)} {what}" for what, names in problems if names)
         raise InputError(
-            f"{path} does not fit {type(model).__name__}: {listed}. Name the model that it was made with "
+            f"{path} does not fit {type(model).__name__}: {listed}. Name the model that it belongs to "
             "(and its number of classes)."
         )
     model.load_state_dict(dict(weights), strict=False)

@@ -1,4 +1,4 @@
-"""A small convolutional classifier, for the demo, the tests, and the one that comes with the library."""
+"""A small convolutional classifier: that of the demo, the tests, and the embedded weights."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def small_cnn(classes: int, *, width: int = 16, channels: int = 3, reduction: in
         classes: Number of outputs.
         width: Channels of the first block; the last has four times as many.
         channels: Channels of the image.
-        reduction: Pixels to a cell of the last block, 4 or 8. With 4 a cell sees 25 pixels of the image, few
-            enough for "where" to mean something; with 8 it sees 37, and the network knows larger shapes.
+        reduction: Stride of the last block, 4 or 8. With 4 the receptive field of a position is 25 pixels
+            wide, which localises well; with 8 it is 37 pixels, and the network recognises larger shapes.
 
     Returns:
         A module with children `block1` to `block4`, `pool`, `flatten` and `head`. It takes

@@ -87,7 +87,7 @@ def test_predicted_of_a_multi_label_model_are_all_positives():
         ("5", InputError, "classes 0 to 4"),
         ("-1", UnknownNameError, "unknown class '-1'"),
         (" , ", InputError, "empty"),
-        ("top:0", InputError, "asks for no class"),
+        ("top:0", InputError, "--target top:0 selects no class"),
         ("²", UnknownNameError, "unknown class"),
     ],
 )

@@ -19,7 +19,7 @@ from tests.helpers.browser import annotating, browser, needs_browser
 from torchvision.transforms.functional import to_pil_image
 
 from attnguide.data.procedural.faces import ATTRIBUTES, ProceduralFaces
-from attnguide.models.loading import write_embedded
+from attnguide.models import write_embedded
 from attnguide.models.networks import small_cnn
 
 pytestmark = [needs_browser, pytest.mark.slow]

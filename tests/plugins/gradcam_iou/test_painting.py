@@ -28,7 +28,7 @@ from attnguide.data.procedural.faces import ATTRIBUTES, ProceduralFaces, templat
 from attnguide.errors import DataError, InputError, UnknownNameError
 from attnguide.masks.folders import MaskFolder, load_template, read_coco, read_labelme
 from attnguide.masks.shapes import Polygon
-from attnguide.models.loading import write_embedded
+from attnguide.models import write_embedded
 from attnguide.models.networks import small_cnn
 from attnguide.priors.mask import MaskPrior
 from attnguide.visual import to_pil

@@ -1,4 +1,4 @@
-"""`attnguide demo`: a shortcut, learned and unlearned."""
+"""`attnguide demo`: a classifier that learns a shortcut, and unlearns it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from attnguide.cli.console import progress_bar, table_console
+from attnguide.cli.console import progress, table_console
 
 __all__ = ["demo"]
 
@@ -35,7 +35,7 @@ _ROWS = {
     default=0,
     show_default=True,
     metavar="N",
-    help="Of the data and the weights.",
+    help="Seed of the data and the weights.",
 )
 def demo(out: Path, seed: int) -> None:
     """Train a classifier twice, misled by a shortcut and guided to look at the mouth, and write a report.
@@ -45,15 +45,17 @@ def demo(out: Path, seed: int) -> None:
     from attnguide.commands.explain.index import check_writable
 
     check_writable(out)
-    with progress_bar() as bar:
-        task = bar.add_task("Starting", total=1.0)
+    with progress("Starting", 1.0, keep=True) as advance:
         from attnguide.commands.demo.story import run_demo
 
+        shown = 0.0
+
         def report(stage: str, done: float) -> None:
-            bar.update(task, description=stage, completed=done)
+            nonlocal shown
+            advance(done - shown, description=stage)
+            shown = done
 
         result = run_demo(out, seed=seed, report=report)
-        bar.update(task, completed=1.0)
     _print(result, out)
 
 

@@ -1,9 +1,9 @@
-"""The whole story in about a minute, offline: a biased classifier, where it looks, and what guidance changes.
+"""Runs the demo, offline and in about a minute: a biased classifier, and what guidance changes in it.
 
 A small network learns four attributes from drawn faces on which lipstick and heavy make-up nearly always
-come together. It then tells lipstick by the eyes. Two regions painted once on a template, and the recipe
-`gradcam-iou`, teach it otherwise, on the same biased faces. As a control the same fine-tuning runs without
-guidance. The numbers are those of the run.
+occur together, and recognises lipstick by the eyes. Two regions painted once on a template, and the recipe
+`gradcam-iou`, correct that on the same biased faces. As a control the same fine-tuning runs without guidance.
+All numbers are measured in the run.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ Report = Callable[[str, float], None]
 
 @dataclass(frozen=True)
 class Measures:
-    """What is measured of a network; all fractions.
+    """Measures of a network, all of them fractions.
 
     Attributes:
-        biased_accuracy: Lipstick, on unseen faces with the bias of the training data.
-        unbiased_accuracy: Lipstick, on unseen faces on which lipstick and make-up are independent.
+        biased_accuracy: Accuracy for lipstick on unseen faces with the bias of the training data.
+        unbiased_accuracy: Accuracy for lipstick on unseen faces whose lipstick and make-up are independent.
         cam_energy_in_mouth: Share of the Grad-CAM energy for the decision on lipstick that lies in the mouth,
             on unbiased faces.
         occlusion_energy_in_mouth: The same share of an occlusion map, which no training optimised.
@@ -79,11 +79,11 @@ def run_demo(out: str | Path, *, seed: int = 0, report: Report | None = None) ->
     Args:
         out: Folder for the files; made if missing.
         seed: Seed of the faces, the network and the training.
-        report: Called with what is going on and the share that is done, in [0, 1].
+        report: Called with the name of the stage and the share that is done, in [0, 1].
 
     Returns:
-        What `result.json` holds: `before`, `after` and `control` (the same fine-tuning without guidance),
-        each with the fields of [`Measures`][attnguide.commands.demo.story.Measures], `seconds`, and the settings.
+        The content of `result.json`: `before`, `after` and `control` (the same fine-tuning without guidance),
+        each with the fields of `Measures`, `seconds`, and the settings.
 
     Raises:
         InputError: If the folder cannot be made or written to.
@@ -96,11 +96,11 @@ def run_demo(out: str | Path, *, seed: int = 0, report: Report | None = None) ->
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise InputError(f"cannot write to the folder {folder}: {error.strerror}. Choose another.") from error
-    told = report or (lambda _stage, _done: None)
+    notify = report or (lambda _stage, _done: None)
 
-    told("drawing faces", 0.0)
+    notify("drawing faces", 0.0)
     train = _draw(TRAIN, 3 * seed, COOCCURRENCE)
-    told("drawing faces", 0.08)
+    notify("drawing faces", 0.08)
     biased = _draw(TEST, 3 * seed + 1, COOCCURRENCE)
     unbiased = _draw(TEST, 3 * seed + 2, None)
 
@@ -113,18 +113,18 @@ def run_demo(out: str | Path, *, seed: int = 0, report: Report | None = None) ->
         EPOCHS,
         LEARNING_RATE,
         seed,
-        progress=_Share(told, "training on biased faces", 0.12, 0.35),
+        progress=_Share(notify, "training on biased faces", 0.12, 0.35),
     )
 
     control, after = deepcopy(before), deepcopy(before)
     tuning = (train, TUNING_EPOCHS, LEARNING_RATE, seed + 1)
-    _train(control, *tuning, progress=_Share(told, "fine-tuning without guidance", 0.35, 0.6))
+    _train(control, *tuning, progress=_Share(notify, "fine-tuning without guidance", 0.35, 0.6))
     with Guide.from_recipe(after, "gradcam-iou", prior=MaskPrior(_template()), weight=WEIGHT) as guide:
-        _train(after, *tuning, guide=guide, progress=_Share(told, "fine-tuning with guidance", 0.6, 0.9))
+        _train(after, *tuning, guide=guide, progress=_Share(notify, "fine-tuning with guidance", 0.6, 0.9))
 
     measured = {}
     for step, (name, model) in enumerate({"before": before, "after": after, "control": control}.items()):
-        told("measuring", 0.9 + 0.03 * step)
+        notify("measuring", 0.9 + 0.03 * step)
         measured[name] = asdict(_measure(model, biased, unbiased))
     result: dict[str, Any] = {
         **measured,
@@ -140,7 +140,7 @@ def run_demo(out: str | Path, *, seed: int = 0, report: Report | None = None) ->
             "classes": list(CLASSES),
         },
     }
-    told("writing the report", 0.99)
+    notify("writing the report", 0.99)
     compared = _compare(before, after, unbiased)
     with atomic_write(folder / "before_after.png") as path:
         _sheet(compared).save(path)
@@ -148,7 +148,7 @@ def run_demo(out: str | Path, *, seed: int = 0, report: Report | None = None) ->
         path.write_text(_html(result, compared), encoding="utf-8")
     with atomic_write(folder / "result.json") as path:
         path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    told("done", 1.0)
+    notify("done", 1.0)
     return result
 
 
@@ -178,7 +178,7 @@ def _draw(count: int, seed: int, cooccurrence: dict[tuple[str, str], float] | No
 
 
 def _template() -> Tensor:
-    """What a user would paint: a region for lipstick, one for make-up, nothing for the rest."""
+    """Make the masks that a user would paint: regions for lipstick and make-up, none for the others."""
     regions = torch.full((len(CLASSES), SIZE, SIZE), torch.nan)
     regions[LIPSTICK] = template("mouth", SIZE)
     regions[CLASSES.index("heavy_makeup")] = template("heavy_makeup", SIZE)
@@ -195,7 +195,7 @@ def _train(
     guide: Guide | None = None,
     progress: _Share,
 ) -> None:
-    """Train with binary cross-entropy, and with one added term where there is a guide."""
+    """Train with binary cross-entropy, plus the loss of the guide if there is one."""
     batches = list(_batches(len(faces.images), epochs, seed))
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=len(batches))
@@ -225,11 +225,11 @@ def _batches(count: int, epochs: int, seed: int, size: int = 64) -> Iterator[Ten
 def _measure(model: nn.Module, biased: _Faces, unbiased: _Faces) -> Measures:
     mouth = template("mouth", SIZE)
     cams = _cams(model, unbiased.images)
-    some = unbiased.images[:100]
-    lipstick = torch.full((len(some),), LIPSTICK)
-    # As for the CAM: where the network says "no lipstick", evidence is what lowers the logit.
-    sign = torch.where(_logits(model, some) < 0, -1, 1)[:, None, None]
-    falls = sign * metrics.occlusion(model, some, lipstick)
+    images = unbiased.images[:100]
+    lipstick = torch.full((len(images),), LIPSTICK)
+    # As for the CAM: where "no lipstick" is predicted, evidence is what lowers the logit.
+    sign = torch.where(_logits(model, images) < 0, -1, 1)[:, None, None]
+    falls = sign * metrics.occlusion(model, images, lipstick)
     return Measures(
         biased_accuracy=_accuracy(model, biased),
         unbiased_accuracy=_accuracy(model, unbiased),
@@ -287,32 +287,32 @@ class _Comparison:
 
     Attributes:
         pictures: The face, and the two overlays.
-        truth: What it wears.
-        lipstick: Whether it wears lipstick.
-        answers: Probability of lipstick, before and after.
+        truth: Label of the face in words.
+        lipstick: Whether the face wears lipstick.
+        probabilities: Predicted probability of lipstick, before and after.
     """
 
     pictures: tuple[Image.Image, ...]
     truth: str
     lipstick: bool
-    answers: tuple[float, float]
+    probabilities: tuple[float, float]
 
 
 def _compare(before: nn.Module, after: nn.Module, faces: _Faces, count: int = 18) -> list[_Comparison]:
-    """Explain the first faces on which lipstick and make-up disagree; not a choice of good ones."""
+    """Explain the first faces on which lipstick and make-up disagree, without selecting any."""
     makeup = CLASSES.index("heavy_makeup")
     chosen = (faces.labels[:, LIPSTICK] != faces.labels[:, makeup]).nonzero()[:count, 0]
     images, labels = faces.images[chosen], faces.labels[chosen] > 0.5
     columns = [(images * 255).round().byte()]
     for model in (before, after):
         columns.append(visual.overlay(images, unit(_cams(model, images))[:, None], alpha=0.6)[:, 0])
-    answers = [_logits(model, images).sigmoid().tolist() for model in (before, after)]
+    probabilities = [_logits(model, images).sigmoid().tolist() for model in (before, after)]
     return [
         _Comparison(
             tuple(_enlarged(column[row]) for column in columns),
             f"{'' if label[LIPSTICK] else 'no '}lipstick, {'' if label[makeup] else 'no '}make-up",
             bool(label[LIPSTICK]),
-            (answers[0][row], answers[1][row]),
+            (probabilities[0][row], probabilities[1][row]),
         )
         for row, label in enumerate(labels)
     ]
@@ -325,19 +325,18 @@ def _enlarged(picture: Tensor) -> Image.Image:
 
 def _figure(face: _Comparison) -> str:
     pictures = "".join(f'<img alt="" src="{visual.data_uri(picture)}">' for picture in face.pictures)
-    said = " → ".join(_verdict(answer, face.lipstick) for answer in face.answers)
-    return (
-        f"<figure><div>{pictures}</div><figcaption>{face.truth}. Says lipstick: {said}</figcaption></figure>"
-    )
+    shown = " → ".join(_verdict(probability, face.lipstick) for probability in face.probabilities)
+    caption = f"{face.truth}. Predicted lipstick: {shown}"
+    return f"<figure><div>{pictures}</div><figcaption>{caption}</figcaption></figure>"
 
 
 def _sheet(compared: list[_Comparison]) -> Image.Image:
-    """The first eight faces as one picture."""
+    """Draw the first eight faces as one picture."""
     pictures: list[Image.Image] = []
     captions: list[str] = []
     for face in compared[:8]:
         pictures += face.pictures
-        captions += [face.truth, *(f"lipstick? {answer:.0%}" for answer in face.answers)]
+        captions += [face.truth, *(f"lipstick? {value:.0%}" for value in face.probabilities)]
     return visual.contact_sheet(pictures, captions, columns=2, cell=128, group=3)
 
 

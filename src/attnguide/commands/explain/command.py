@@ -1,4 +1,4 @@
-"""`attnguide explain`: where does a model look, for many images."""
+"""`attnguide explain`: shows where a model looks, for many images."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from attnguide import __version__
-from attnguide.cli.console import note, progress_bar, warn_of_random_weights
-from attnguide.cli.options import ModelChoice, device_option, model_options
+from attnguide.cli.console import exit_if, note_skipped, progress, warn_of_random_weights
+from attnguide.cli.options import ModelChoice, device_option, layers_of, model_options, pick_device
 
 __all__ = ["explain"]
 
@@ -38,22 +38,22 @@ _FORMATS = ("png", "npz", "npy")
     default="predicted",
     show_default=True,
     metavar="TEXT",
-    help="Which classes: predicted, all, top:3, or indices and names with commas between them.",
+    help="Classes to explain: predicted, all, top:3, or indices and names separated by commas.",
 )
 @click.option(
     "--layer",
     default="auto",
     show_default=True,
     metavar="NAME",
-    help="Where to look: auto, stage:-2, a name, a pattern such as 'layer*', or several with commas; "
-    "see `attnguide layers`.",
+    help="Layer to look at: auto, stage:-2, a name, a pattern such as 'layer*', or several separated by "
+    "commas; see `attnguide layers`.",
 )
 @click.option(
     "--evidence",
     type=click.Choice(["logit", "decision"]),
     default="logit",
     show_default=True,
-    help="decision: for a class with a negative logit, what speaks against it.",
+    help="decision: for a class with a negative logit, the evidence against it.",
 )
 @click.option(
     "--out",
@@ -61,7 +61,7 @@ _FORMATS = ("png", "npz", "npy")
     default=Path("attnguide-maps"),
     show_default=True,
     metavar="DIR",
-    help="Where to write.",
+    help="Folder for the results.",
 )
 @click.option(
     "--format",
@@ -84,9 +84,14 @@ _FORMATS = ("png", "npz", "npy")
 )
 @device_option
 @click.option(
-    "--batch-size", type=click.IntRange(1), default=16, show_default=True, metavar="N", help="Images at once."
+    "--batch-size",
+    type=click.IntRange(1),
+    default=16,
+    show_default=True,
+    metavar="N",
+    help="Images per batch.",
 )
-@click.option("--resume", is_flag=True, help="Go on where a run with the same settings stopped.")
+@click.option("--resume", is_flag=True, help="Continue a run with the same settings.")
 def explain(
     choice: ModelChoice,
     images: Sequence[str],
@@ -105,13 +110,13 @@ def explain(
     """Show where a model looks, for many images.
 
     IMAGES are files, folders (with their subfolders) and patterns such as 'photos/*.jpg'. For each image and
-    class there is an overlay, NAME_CLASS.png, drawn on the image as the model saw it. The folder also gets
-    index.jsonl, a line for each map, and contact_sheet.png.
+    class there is an overlay, NAME_CLASS.png, drawn on the image as the model saw it. The folder also holds
+    index.jsonl, with a line for each map, and contact_sheet.png.
 
-    Without --resume, index.jsonl is begun anew; files of an earlier run stay until they are written again.
-    With it, images that are done are skipped, if the settings are the same.
+    Without --resume, index.jsonl starts empty; files of an earlier run stay until they are overwritten.
+    With --resume, images that are done are skipped; the settings must be the same.
 
-    The exit status is 1 if an image could not be explained, and 2 if the run as a whole could not go on.
+    The exit status is 1 if an image could not be explained, and 2 if the whole run failed.
 
     \b
     Examples:
@@ -119,7 +124,7 @@ def explain(
       attnguide explain photos/ --model resnet50.a1_in1k --pretrained --target top:3
       attnguide explain cat.jpg --model resnet18 --checkpoint mine.safetensors --class-names names.txt
     """  # noqa: D301  (click's mark for "leave these lines as they are")
-    # What can fail at once comes first; torch and the model take seconds.
+    # Checks that fail at once come first; loading torch and the model takes seconds.
     from attnguide.commands.explain.index import Index, check_writable
     from attnguide.commands.explain.names import image_names
     from attnguide.data.images import find_images
@@ -146,8 +151,7 @@ def explain(
     left = [(path, name) for path, name in names.items() if name not in done]
     skipped = _run(choice, left, index, target, device, settings, batch_size)
     _report(index, len(paths) - len(left), skipped)
-    if skipped:
-        click.get_current_context().exit(1)
+    exit_if(skipped)
 
 
 def _run(
@@ -159,33 +163,31 @@ def _run(
     settings: dict[str, Any],
     batch_size: int,
 ) -> list[tuple[Path, str]]:
-    from attnguide.cli.options import pick_device
     from attnguide.commands.explain.run import Request, explain_files
     from attnguide.commands.explain.sheet import NAME, write_sheet
     from attnguide.commands.explain.targets import parse_target
 
     if not left and (index.folder / NAME).exists():
         return []
-    where = pick_device(device)
+    used_device = pick_device(device)
     loaded = choice.load()
     warn_of_random_weights(loaded)
     request = Request(
         source=settings["source"],
         target=parse_target(target, loaded.classes, loaded.multi_label),
-        layer=settings["layer"].split(",") if "," in settings["layer"] else settings["layer"],
+        layer=layers_of(settings["layer"]),
         evidence=settings["evidence"],
         formats=settings["formats"],
         full_size=settings["size"] == "input",
         alpha=settings["alpha"],
         batch_size=batch_size,
-        device=where,
+        device=used_device,
     )
     index.begin()
     skipped = []
     if left:
-        with progress_bar("images") as bar:
-            task = bar.add_task("Explaining", total=len(left))
-            skipped = explain_files(loaded, left, request, index, lambda count: bar.advance(task, count))
+        with progress("Explaining", len(left), unit="images", keep=True) as advance:
+            skipped = explain_files(loaded, left, request, index, advance)
     if index.lines:
         loaded.model.cpu()
         write_sheet(index.folder, index.lines, loaded, request.alpha)
@@ -193,7 +195,6 @@ def _run(
 
 
 def _report(index: Any, done: int, skipped: Sequence[tuple[Path, str]]) -> None:
-    for _, reason in skipped:
-        note(f"Skipped: {reason}")
+    note_skipped(reason for _, reason in skipped)
     already = f" ({done} images were done before)" if done else ""
     click.echo(f"{len(index.lines)} maps{already}, {len(skipped)} images skipped, in {index.folder}")

@@ -1,4 +1,4 @@
-"""The list of what a run has written, which also tells a later run what is left to do."""
+"""The list of the files that a run has written, from which a later run continues."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from attnguide.errors import DataError, InputError
 
 __all__ = ["Index", "check_writable", "writing"]
 
-#: The index is written anew each time; at most this share of a run may go into that.
+#: Largest share of a run's time that goes into writing the index, which is written as a whole each time.
 _SHARE = 0.05
 
 
@@ -38,7 +38,7 @@ def check_writable(folder: Path) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
-    """Write a file completely or not at all, in a folder that is made if missing; yields where to write.
+    """Write a file completely or not at all, and create its folder if it is missing; yields a temporary path.
 
     Raises:
         InputError: If that fails, for example because the disk is full.
@@ -54,22 +54,21 @@ def writing(path: Path) -> Iterator[Path]:
 
 
 class Index:
-    """`index.jsonl`, a line for each map, and `settings.json`, what they were made with.
+    """`index.jsonl`, with a line for each map, and `settings.json`, the settings of the run.
 
-    At any moment the file on disk is complete: it is replaced as a whole, and lists only files that are
-    there.
+    The file on disk is always complete: it is replaced as a whole, and lists only files that exist.
 
     Args:
         folder: The output folder.
-        settings: What decides the results; JSON values.
-        resume: Go on with what the folder holds. Otherwise it is replaced at `begin`.
+        settings: Settings that determine the results; JSON values.
+        resume: Continue the run that the folder holds. Otherwise its index is replaced at `begin`.
 
     Raises:
         InputError: If a run with other settings is to be resumed.
-        DataError: If the files of a former run cannot be read.
+        DataError: If the files of an earlier run cannot be read.
 
     Attributes:
-        lines: What has been written, in order.
+        lines: A line for each map that has been written, in order.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], *, resume: bool) -> None:
@@ -93,7 +92,7 @@ class Index:
             except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise DataError(
                     f"{self.path}, line {number}, was not written by attnguide: {error!r}. Leave out "
-                    "--resume to begin anew."
+                    "--resume to start again."
                 ) from error
             self.lines.append({**line, "image": image, "name": name, "files": files})
         if not self.lines:
@@ -109,8 +108,7 @@ class Index:
             )
             raise InputError(
                 f"{self.folder} holds a run with other settings: {listed}. Give the same, or another folder, "
-                "or leave out --resume "
-                "to begin anew."
+                "or leave out --resume to start again."
             )
         gone = {
             line["image"]
@@ -125,14 +123,14 @@ class Index:
         return {os.path.abspath(line["image"]): line["name"] for line in self.lines}  # noqa: PTH100
 
     def begin(self) -> None:
-        """Write what there is; from here on the folder is this run's."""
+        """Write the index and the settings; from here on the folder belongs to this run."""
         # In this order: an interruption must never leave old lines with new settings.
         self.write()
         with writing(self._settings_path) as temporary:
             temporary.write_text(json.dumps(self._settings, indent=2) + "\n")
 
     def add(self, lines: Iterable[dict[str, Any]]) -> None:
-        """Add lines for files that are complete, and write the index if the last time was long enough ago."""
+        """Add lines for complete files, and write the index if it was last written long enough ago."""
         self.lines.extend(lines)
         if time.monotonic() - self._written > self._cost / _SHARE:
             self.write()

@@ -1,4 +1,4 @@
-"""Names of output files: readable, safe on any file system, and never the same twice."""
+"""Names of output files: readable, safe on any file system, and unique."""
 
 from __future__ import annotations
 
@@ -15,16 +15,15 @@ _BYTES = 150
 
 
 def class_slugs(classes: Sequence[str]) -> list[str]:
-    """Turn class names into parts of file names, all different.
+    """Turn class names into unique parts of file names.
 
-    They have no underscore, so that `NAME_CLASS` can be taken apart again.
+    They have no underscore, so that `NAME_CLASS` can be split again.
 
     Args:
         classes: Name of each class.
 
     Returns:
-        A slug for each, of letters, digits, points and hyphens; where two are the same, the class index
-        follows.
+        A slug for each, of letters, digits, points and hyphens; duplicates end in the class index.
     """
     used: set[str] = set()
     slugs = []
@@ -41,12 +40,12 @@ def class_slugs(classes: Sequence[str]) -> list[str]:
 def image_names(images: Iterable[Path], known: dict[str, str]) -> dict[Path, str]:
     """Give each image a name for its output files.
 
-    The folders below what all images have in common are kept. Where names meet (`1.jpg` and `1.png`), the
-    later one gets its suffix, and if need be a number.
+    Folders below the common parent folder are kept. Of equal names (`1.jpg` and `1.png`), the later one gets
+    its suffix, and a number if that is not enough.
 
     Args:
         images: The image files.
-        known: Names that were given before, by absolute path of the image; these stay.
+        known: Names of earlier runs, by absolute path of the image; these stay.
 
     Returns:
         A name for each image, with `/` between folders.

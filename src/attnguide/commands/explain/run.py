@@ -1,4 +1,4 @@
-"""Explains many images: read ahead, one pass of the model for each batch, maps written side by side."""
+"""Explains many images: files are read ahead, batches explained, and maps written in parallel."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from attnguide.commands.explain.names import class_slugs
 from attnguide.commands.explain.targets import Target
 from attnguide.errors import AttnGuideError, DataError, InputError
 from attnguide.explanation import Explanation, explain
-from attnguide.models.loading import LoadedModel
+from attnguide.models import LoadedModel
 from attnguide.pairs import Evidence
 
 __all__ = ["Request", "explain_files"]
@@ -34,18 +34,18 @@ _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 @dataclass(frozen=True)
 class Request:
-    """How to explain, and what to write.
+    """Settings of a run.
 
     Attributes:
         source: Name of the attribution source.
-        target: Which classes.
+        target: Classes to explain.
         layer: Names of layers, or `"auto"`.
         evidence: `"logit"` or `"decision"`.
-        formats: Of `"png"`, `"npz"` and `"npy"`, those to write.
+        formats: Formats to write, of `"png"`, `"npz"` and `"npy"`.
         full_size: Whether raw maps are as large as the model's input, not as the layer.
         alpha: Opacity of overlays.
-        batch_size: Images that go through the model at once.
-        device: Where the model runs.
+        batch_size: Number of images in a batch.
+        device: Device of the model.
     """
 
     source: str
@@ -71,8 +71,8 @@ def explain_files(
     Args:
         loaded: The model.
         images: Files, each with the name of its output files.
-        request: How to explain.
-        index: Gets a line for each map.
+        request: Settings of the run.
+        index: Receives a line for each map.
         advance: Called with the number of images that are done.
 
     Returns:
@@ -125,7 +125,7 @@ _Read = list[tuple[tuple[Path, str], "Future[Tensor]"]]
 def _read_ahead(
     pool: ThreadPoolExecutor, read: Callable[[Path], Tensor], images: Sequence[tuple[Path, str]], size: int
 ) -> Iterator[_Read]:
-    """Give batches of images that are being read, while the next one is read already."""
+    """Yield batches of images, and start to read the next batch before it is needed."""
     ahead: deque[_Read] = deque()
     for start in range(0, len(images), size):
         ahead.append([(image, pool.submit(read, image[0])) for image in images[start : start + size]])
@@ -155,7 +155,7 @@ def _explained(loaded: LoadedModel, images: Tensor, request: Request) -> Explana
         if isinstance(error, MemoryError) or any(text in str(error).lower() for text in _NO_MEMORY):
             lower = max(1, request.batch_size // 2)
             raise AttnGuideError(
-                f"no memory left on {request.device} for {len(images)} images at once. Try --batch-size "
+                f"no memory left on {request.device} for a batch of {len(images)} images. Try --batch-size "
                 f"{lower}"
                 + (" --resume." if request.batch_size > 1 else ", a smaller model, or --device cpu.")
             ) from error
@@ -164,7 +164,7 @@ def _explained(loaded: LoadedModel, images: Tensor, request: Request) -> Explana
 
 @dataclass(frozen=True)
 class _Job:
-    """One map to be written."""
+    """A map to be written."""
 
     image: Path
     name: str
@@ -193,7 +193,12 @@ def _jobs(
     jobs, bad = [], []
     for row, (path, name) in enumerate(images):
         if not bool(torch.isfinite(logits[row]).all() and torch.isfinite(maps[row]).all()):
-            bad.append((path, f"{path}: the model's answer has NaN or infinite values. Check its weights."))
+            bad.append(
+                (
+                    path,
+                    f"{path}: the logits or the map have NaN or infinite values. Check the model's weights.",
+                )
+            )
             continue
         for column, cls in enumerate(explanation.classes[row].tolist()):
             if cls >= 0:
@@ -224,7 +229,7 @@ def _save(job: _Job, folder: Path, request: Request) -> dict[str, Any]:
         with writing(folder / file) as temporary:
             if suffix == "png":
                 overlay = visual.overlay(job.picture[None], functional.min_max(sized)[None], request.alpha)
-                # Three times as fast as Pillow's choice, for files hardly larger.
+                # Three times as fast as Pillow's default, and the files are hardly larger.
                 visual.to_pil(overlay[0, 0]).save(temporary, compress_level=3)
             elif suffix == "npy":
                 np.save(temporary, raw)

@@ -15,24 +15,24 @@ from attnguide import functional, visual
 from attnguide.commands.explain.index import writing
 from attnguide.data.images import read_image
 from attnguide.errors import DataError
-from attnguide.models.loading import LoadedModel
+from attnguide.models import LoadedModel
 
 __all__ = ["NAME", "write_sheet"]
 
 NAME = "contact_sheet.png"
-#: So many images are shown, with so many maps each.
+#: Largest number of images, largest number of maps of each, and side of a picture in pixels.
 _IMAGES, _MAPS, _CELL = 100, 4, 192
 
 
 def write_sheet(folder: Path, lines: Sequence[dict[str, Any]], loaded: LoadedModel, alpha: float) -> Path:
-    """Show each image beside its maps on one page.
+    """Show each image and its maps on one page.
 
     Of many images, a hundred spread evenly over the run are shown; of many maps, those of the highest scores.
 
     Args:
         folder: The output folder.
         lines: The index, not empty.
-        loaded: The model, which knows how it saw the images.
+        loaded: The model, which prepares the images.
         alpha: Opacity of overlays.
 
     Returns:
@@ -41,9 +41,11 @@ def write_sheet(folder: Path, lines: Sequence[dict[str, Any]], loaded: LoadedMod
     by_image: dict[str, list[dict[str, Any]]] = {}
     for line in lines:
         by_image.setdefault(line["image"], []).append(line)
-    every = list(by_image.values())
+    groups = list(by_image.values())
     shown = (
-        [every[index * len(every) // _IMAGES] for index in range(_IMAGES)] if len(every) > _IMAGES else every
+        [groups[index * len(groups) // _IMAGES] for index in range(_IMAGES)]
+        if len(groups) > _IMAGES
+        else groups
     )
     shown = [sorted(maps, key=lambda line: -line["score"])[:_MAPS] for maps in shown]
     width = 1 + max(map(len, shown))

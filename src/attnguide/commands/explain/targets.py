@@ -1,4 +1,4 @@
-"""Which classes of an image are explained, as `--target` writes it."""
+"""Reads `--target`: the classes of an image to explain."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Target:
     """A choice of classes.
 
     Attributes:
-        named: What [`explain`][attnguide.explanation.explain] takes as it is: `"predicted"`, `"all"` or class
-            indices; None if the answer of the model decides.
-        top: So many classes of the highest logits; 0 for those that the model says yes to, and the likeliest
-            if it says yes to none.
+        named: Argument of [`explain`][attnguide.explain]: `"predicted"`, `"all"` or class indices; None if
+            the logits determine the classes.
+        top: Number of classes with the highest logits; 0 for all predicted classes of a multi-label model, or
+            the most likely class if none is predicted.
     """
 
     named: str | tuple[int, ...] | None
@@ -33,11 +33,11 @@ class Target:
 
     @property
     def needs_logits(self) -> bool:
-        """Whether the model must have answered before the classes are known."""
+        """Whether the classes depend on the logits."""
         return self.named is None
 
     def of(self, logits: Tensor | None) -> Targets:
-        """Choose the classes for the answers of the model, logits `(B, K)`."""
+        """Choose the classes by the logits `(B, K)`."""
         if self.named is not None or logits is None:
             return self.named or "predicted"
         order = logits.argsort(dim=1, descending=True)
@@ -49,10 +49,10 @@ class Target:
 
 
 def parse_target(text: str, classes: Sequence[str], multi_label: bool) -> Target:
-    """Read `predicted`, `all`, `top:3`, or class indices and names with commas between them.
+    """Read `predicted`, `all`, `top:3`, or class indices and names separated by commas.
 
     Args:
-        text: What the user wrote.
+        text: Value of the option.
         classes: Name of each class of the model.
         multi_label: Whether several classes can be predicted at once.
 
@@ -60,24 +60,22 @@ def parse_target(text: str, classes: Sequence[str], multi_label: bool) -> Target
         The choice.
 
     Raises:
-        UnknownNameError: If there is no such class; the nearest is offered.
+        UnknownNameError: If there is no such class; the most similar name is suggested.
         InputError: If an index is out of range, or several classes have the name.
     """
     if text == "all":
         return Target("all")
     if text == "predicted":
         return Target(None) if multi_label and len(classes) > 1 else Target("predicted")
-    if found := re.fullmatch(r"top:?(\d+)", text):
-        if not int(found[1]):
-            raise InputError(f"--target {text} asks for no class. Write top:1 or more.")
-        return Target(None, top=min(int(found[1]), len(classes)))
-    # A name may have a comma in it.
+    if match := re.fullmatch(r"top:?(\d+)", text):
+        if not int(match[1]):
+            raise InputError(f"--target {text} selects no class. Write top:1 or more.")
+        return Target(None, top=min(int(match[1]), len(classes)))
+    # A name may contain a comma.
     parts = [text] if _matches(text, classes) else [part.strip() for part in text.split(",") if part.strip()]
     if not parts:
-        raise InputError(
-            "--target is empty. Write predicted, all, top:3, or classes with commas between them."
-        )
-    # Twice the same class would be twice the same file.
+        raise InputError("--target is empty. Write predicted, all, top:3, or classes separated by commas.")
+    # A repeated class would give the same file again.
     return Target(tuple(dict.fromkeys(_class(part, classes) for part in parts)))
 
 
@@ -88,14 +86,14 @@ def _class(text: str, classes: Sequence[str]) -> int:
                 f"--target {text} is out of range: the model has classes 0 to {len(classes) - 1}."
             )
         return int(text)
-    found = _matches(text, classes)
-    if not found:
+    indices = _matches(text, classes)
+    if not indices:
         raise UnknownNameError("class", text, classes)
-    if len(found) > 1:
+    if len(indices) > 1:
         raise InputError(
-            f"--target {text} is the name of classes {', '.join(map(str, found))}. Give the index instead."
+            f"--target {text} is the name of classes {', '.join(map(str, indices))}. Give the index instead."
         )
-    return found[0]
+    return indices[0]
 
 
 def _matches(text: str, classes: Sequence[str]) -> list[int]:

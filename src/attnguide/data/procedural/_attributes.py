@@ -1,7 +1,7 @@
-"""What a drawn face shows: names, how often, and how often together.
+"""The attributes of drawn faces: names, prevalences and co-occurrence.
 
-Attributes are drawn from a forest. Each pair that is asked for is an edge, the child is drawn given
-its parent, and so both marginals and every asked-for agreement are exact, not fitted. Hair is one
+Attributes are drawn from a forest. Each requested pair is an edge, and the child is drawn given its parent,
+so the marginals and every requested agreement are exact, not fitted. Hair is one
 variable with five states, because two hair colours, or a hair colour and a bald head, exclude each
 other; it is always the root of its tree.
 """
@@ -20,7 +20,7 @@ __all__ = ["ATTRIBUTES", "EXPRESSIONS", "PREVALENCE", "AttributeModel", "Pair"]
 
 Pair = tuple[str, str]
 
-#: How often each attribute is present unless told otherwise, in the order of the attribute vector.
+#: Default prevalence of each attribute, in the order of the attribute vector.
 PREVALENCE: dict[str, float] = {
     "lipstick": 0.5,
     "heavy_makeup": 0.5,
@@ -46,11 +46,11 @@ ATTRIBUTES: tuple[str, ...] = tuple(PREVALENCE)
 #: The names of the expressions; a sample's `expression` is an index into this tuple.
 EXPRESSIONS: tuple[str, ...] = ("neutral", "happiness", "sadness", "surprise", "fear", "disgust", "anger")
 
-_HAIR = ("black_hair", "blond_hair", "brown_hair", "bald")  # the fifth state is none of them: red or grey
+_HAIR = ("black_hair", "blond_hair", "brown_hair", "bald")  # the fifth state is none of these: red or grey
 _BALD = _HAIR.index("bald")
 
-# Which expressions a face that does not smile may have, and how likely; happiness is what smiling is.
-# With an evenly open and closed mouth, each of the six is equally likely.
+# Probabilities of the expressions of a face that does not smile; a face that smiles is happy. If half of the
+# mouths are open, each of the six is equally likely.
 _SOBER_OPEN = {"surprise": 1 / 3, "fear": 1 / 3, "anger": 1 / 6, "neutral": 1 / 6}
 _SOBER_CLOSED = {"sadness": 1 / 3, "disgust": 1 / 3, "anger": 1 / 6, "neutral": 1 / 6}
 
@@ -70,7 +70,7 @@ class AttributeModel:
 
     Args:
         cooccurrence: Probability, for a pair of attributes, that both are present or both absent.
-        prevalence: Probability, for an attribute, that it is present; the rest keep their default.
+        prevalence: Probability, for an attribute, that it is present; others keep their default.
         force: Attributes that are set to a value after everything was drawn.
 
     Raises:
@@ -104,7 +104,7 @@ class AttributeModel:
     def sample(self, n: int, seed: int) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
         """Draw the attributes and expressions of faces 0 to n-1.
 
-        Row i consumes its own stretch of one random stream, so it does not depend on `n`.
+        Row i uses its own part of one random stream, so it does not depend on `n`.
 
         Returns:
             Attributes (n, K) and expressions (n,), indices into `EXPRESSIONS`.
@@ -128,7 +128,7 @@ class AttributeModel:
     def _apply_force(
         self, value: dict[str, NDArray[np.bool_]], hair: NDArray[np.int64], u: NDArray[np.float64]
     ) -> None:
-        """Set the forced attributes; hair that may not stay is drawn again among what may."""
+        """Set the forced attributes; hair that is not allowed is drawn again among the allowed states."""
         weights = np.where(self._hair_allowed, np.maximum(self._hair, 1e-12), 0.0)
         hair = np.where(self._hair_allowed[hair], hair, _choose(u, weights / weights.sum()))
         for state, name in enumerate(_HAIR):
@@ -139,7 +139,7 @@ class AttributeModel:
         value["bangs"] &= ~value["bald"]
 
     def _forced(self, force: Mapping[str, bool]) -> tuple[dict[str, bool], NDArray[np.bool_]]:
-        """Return the forced values and which hair states they leave."""
+        """Return the forced values, and the hair states that they allow."""
         for name in force:
             if name not in PREVALENCE:
                 raise UnknownNameError("attribute in force", name, ATTRIBUTES)
@@ -175,7 +175,7 @@ class AttributeModel:
             tree.update({name: new for name, representative in tree.items() if representative == old})
 
         if not any("bangs" in pair and set(pair) & set(_HAIR) for pair in pairs):
-            link("hair", "bangs", None)  # bangs need hair, whatever was asked for
+            link("hair", "bangs", None)  # bangs need hair, whatever was requested
         for pair, agreement in pairs.items():
             self._check_attainable(pair, agreement)
             link(_node(pair[0]), _node(pair[1]), pair)
@@ -186,9 +186,9 @@ class AttributeModel:
             agenda = [root] if root in links and root not in seen else []
             for parent in agenda:
                 seen.add(parent)
-                for child, asked in links[parent]:
+                for child, linked_by in links[parent]:
                     if child not in seen:
-                        edges.append(self._edge(parent, child, asked, pairs))
+                        edges.append(self._edge(parent, child, linked_by, pairs))
                         agenda.append(child)
         return edges
 
@@ -200,7 +200,7 @@ class AttributeModel:
         if parent != "hair":
             p = self.prevalence[parent]
             return _Edge(child, parent, np.array([_ratio(p_child - both, 1 - p), _ratio(both, p)]))
-        rest = np.ones(5, dtype=bool)  # the states that the pair says nothing about
+        rest = np.ones(5, dtype=bool)  # the states that are not in the pair
         table = np.zeros(5)
         if member:
             state = _HAIR.index(member)
@@ -214,7 +214,7 @@ class AttributeModel:
     def _check_attainable(self, pair: Pair, agreement: float) -> None:
         a, b = pair
         p, q = self.prevalence[a], self.prevalence[b]
-        low, high = max(0.0, p + q - 1), min(p, q)  # what P(both) can be
+        low, high = max(0.0, p + q - 1), min(p, q)  # the range of P(both)
         if {a, b} <= set(_HAIR) or {a, b} == {"bald", "bangs"}:
             raise InputError(
                 f"cooccurrence[{pair!r}] = {agreement:g}: {a} and {b} exclude each other, so at their "
@@ -222,8 +222,8 @@ class AttributeModel:
                 "pair."
             )
         if "bangs" in pair and set(pair) & set(_HAIR):
-            colour = a if b == "bangs" else b
-            low = max(0.0, self.prevalence["bangs"] + self.prevalence["bald"] + self.prevalence[colour] - 1)
+            color = a if b == "bangs" else b
+            low = max(0.0, self.prevalence["bangs"] + self.prevalence["bald"] + self.prevalence[color] - 1)
         least, most = 1 - p - q + 2 * low, 1 - p - q + 2 * high
         if not least - 1e-9 <= agreement <= most + 1e-9:
             raise InputError(
@@ -238,12 +238,12 @@ def _node(name: str) -> str:
 
 
 def _both(p: float, q: float, agreement: float) -> float:
-    """P(both present), from the two marginals and the probability that they agree."""
+    """Return P(both present) from the two marginals and the probability that they agree."""
     return (agreement - 1 + p + q) / 2
 
 
 def _ratio(part: float, whole: float) -> float:
-    """`part / whole` as a probability; a condition that never holds gets any."""
+    """Return `part / whole` as a probability, or 0 for a condition that never holds."""
     return min(1.0, max(0.0, part / whole)) if whole > 1e-12 else 0.0
 
 

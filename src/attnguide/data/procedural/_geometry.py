@@ -1,4 +1,4 @@
-"""Where everything on a drawn face is.
+"""The positions of everything on a drawn face.
 
 All coordinates are in the canonical frame: the image is the unit square, x runs right and y down, and
 an aligned face looks straight out of it. The 68 landmarks are the control points of what is drawn:
@@ -37,7 +37,7 @@ Points = NDArray[np.float64]
 
 
 class ExpressionShape(NamedTuple):
-    """What an expression does to a face, each number in units of the image side unless said otherwise."""
+    """The effect of an expression on a face; lengths are in units of the image side."""
 
     brow_raise: float = 0.0
     """Whole brow upward."""
@@ -61,8 +61,8 @@ class ExpressionShape(NamedTuple):
     """Fraction of the opening that the upper teeth fill."""
 
 
-#: Which action units make an expression, with their numbers in the Facial Action Coding System, as in the
-#: codebook of arXiv 2402.00281. Neutral is none of them.
+#: Action units of each expression, with their numbers in the Facial Action Coding System, as in the codebook
+#: of arXiv 2402.00281. The neutral expression has none.
 EXPRESSION_UNITS: dict[str, tuple[int, ...]] = {
     "neutral": (),
     "happiness": (6, 12, 25),
@@ -73,8 +73,8 @@ EXPRESSION_UNITS: dict[str, tuple[int, ...]] = {
     "anger": (4, 5, 7, 10, 17, 23, 24, 25, 26),
 }
 
-#: What each action unit adds to a face at rest. Units that part the lips (25 to 27) tell how far, not
-#: whether: that is an attribute of its own.
+#: Effect of each action unit on a face at rest. Units that part the lips (25 to 27) determine how far, not
+#: whether: that is a separate attribute.
 UNIT_EFFECTS: dict[int, dict[str, float]] = {
     1: {"brow_inner": 0.060},  # inner brow raiser
     2: {"brow_raise": 0.034, "brow_inner": -0.056},  # outer brow raiser: the inner end hardly moves
@@ -98,7 +98,7 @@ UNIT_EFFECTS: dict[int, dict[str, float]] = {
 
 
 def _shape_of(units: Iterable[int]) -> ExpressionShape:
-    """Add up what action units do to a face at rest."""
+    """Add up the effects of action units on a face at rest."""
     total = ExpressionShape()._asdict()
     for unit in units:
         for part, amount in UNIT_EFFECTS[unit].items():
@@ -106,14 +106,14 @@ def _shape_of(units: Iterable[int]) -> ExpressionShape:
     return ExpressionShape(**total)
 
 
-#: One row per expression, in full strength.
+#: Effect of each expression in full strength.
 EXPRESSION_SHAPES: dict[str, ExpressionShape] = {
     name: _shape_of(units) for name, units in EXPRESSION_UNITS.items()
 }
 
 
 class Draws(NamedTuple):
-    """One independent uniform number in [0, 1) for each thing that varies, whatever the attributes."""
+    """An independent uniform number in [0, 1) for each property that varies, whatever the attributes."""
 
     shift_x: float
     shift_y: float
@@ -224,9 +224,9 @@ def stroke(curve: Points, above: Points | float, below: Points | float) -> Point
     """Return the outlines (..., 2m, 2) of strokes along curves (..., m, 2) that run sideways.
 
     Args:
-        curve: Where the strokes run.
-        above: How far they reach above it, one number or (m,).
-        below: How far they reach below it, one number or (m,).
+        curve: Middle lines of the strokes.
+        above: Width of the stroke above the line, one number or (m,).
+        below: Width of the stroke below the line, one number or (m,).
     """
     up = normals(curve)
     above, below = np.asarray(above)[..., None], np.asarray(below)[..., None]
@@ -235,7 +235,7 @@ def stroke(curve: Points, above: Points | float, below: Points | float) -> Point
 
 @lru_cache(maxsize=64)
 def swell(n: int, ends: float = 0.0) -> Points:
-    """Return widths (n,) that swell from nearly nothing to 1 and back, as a brush stroke's do."""
+    """Return widths (n,) that grow from nearly 0 to 1 and back, as those of a brush stroke."""
     return np.sin(np.linspace(ends, np.pi - ends, n))
 
 
@@ -251,17 +251,17 @@ def _circle(points: int) -> Points:
 
 
 def pose(draws: Draws, amount: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the similarity (2, 2), (2,) that moves the canonical face into the picture."""
+    """Return the similarity (2, 2), (2,) from the canonical frame to the picture."""
     roll = np.deg2rad(between(-6, 6, draws.roll) * amount)
     zoom = 1 + between(-0.09, 0.03, draws.zoom) * amount
     turn = zoom * np.array([[np.cos(roll), -np.sin(roll)], [np.sin(roll), np.cos(roll)]])
-    centre = np.array([0.5, 0.54])
+    center = np.array([0.5, 0.54])
     shift = np.array([between(-0.025, 0.025, draws.shift_x), between(-0.02, 0.02, draws.shift_y)]) * amount
-    return turn, centre + shift - turn @ centre
+    return turn, center + shift - turn @ center
 
 
 _EAR_LEVEL, _CROWN = 0.47, 0.17  # heights of the ears and of the top of the skull
-# Where landmarks lie, in units of the part they belong to. Jaw from ear to ear, over the chin:
+# Positions of landmarks, in units of the part that they belong to. Jaw from ear to ear, over the chin:
 _JAW = np.linspace(-np.pi / 2, np.pi / 2, 17)
 _JAW_X, _JAW_Y = np.sin(_JAW), np.cos(_JAW).clip(0)
 _FOREHEAD = np.stack([np.cos(np.linspace(0, np.pi, 24)), -np.sin(np.linspace(0, np.pi, 24))], axis=1)[1:-1]
@@ -285,13 +285,13 @@ _LIP_APART = np.concatenate(
 
 
 def landmarks(draws: Draws, expression: str, mouth_open: bool, turn: float = 1.0) -> Points:
-    """Return the 68 landmarks (68, 2) in the canonical frame, iBUG order.
+    """Return the 68 landmarks (68, 2) in the canonical frame, in iBUG order.
 
     Args:
-        draws: What varies from face to face.
+        draws: Random numbers of the face.
         expression: A name of `EXPRESSION_SHAPES`.
         mouth_open: Whether the lips part.
-        turn: Factor on how far the features slide sideways, as on a slightly turned head.
+        turn: Factor on the sideways shift of the features, as on a slightly turned head.
     """
     d, full = draws, EXPRESSION_SHAPES[expression]
     shape = ExpressionShape(
@@ -338,7 +338,7 @@ def landmarks(draws: Draws, expression: str, mouth_open: bool, turn: float = 1.0
     out[48:, 0] = between(0.138, 0.164, d.mouth_width) * shape.mouth_width * _LIP_X
     out[48:, 1] = line + gap * _LIP_APART - top * _LIP_UP + bottom * _LIP_DOWN
 
-    # A slightly turned head: what lies further forward slides further.
+    # On a slightly turned head, parts that lie further forward shift further.
     slide = between(-0.016, 0.016, d.yaw) * turn
     out[17:, 0] += slide
     out[29:36, 0] += 0.6 * slide
@@ -357,7 +357,7 @@ def hair_outline(draws: Draws, half: float) -> tuple[Points, Points]:
     """Return the outer edge of the hair (m, 2), from its lower left tip over the crown to the lower right.
 
     Args:
-        draws: What varies from face to face.
+        draws: Random numbers of the face.
         half: Half of the face's width.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Drawing a face: flat shapes with clean edges, then soft light and make-up.
+"""Draws a face: flat shapes with clean edges, then soft light and make-up.
 
 Shapes are filled on a canvas three times as fine as the picture, whose fourth channel holds the label,
 so colours and segmentation come from the same strokes. Averaging the canvas gives smooth edges; its
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from attnguide.data.procedural import _geometry as geo
-from attnguide.data.procedural._colours import EYE_SHADOWS, Colour, hsv, mix, pick, skin_colour
+from attnguide.data.procedural._colors import EYE_SHADOWS, Color, hsv, mix, pick, skin_color
 from attnguide.data.procedural._geometry import Draws, Points, between
 from attnguide.data.procedural._parts import SKIN, TO_HELEN, Shape, face_shapes, glasses_shapes
 
@@ -28,12 +28,12 @@ Plane = NDArray[np.float32]
 
 
 class Scene(NamedTuple):
-    """How faces are shown."""
+    """Settings of how faces are shown."""
 
     size: int
     """Side of the picture in pixels."""
     pose: float
-    """Factor on how far faces depart from the canonical frame."""
+    """Factor on the deviation of faces from the canonical frame."""
     clutter: float
     """Share in [0, 1] of the background's shapes that are drawn."""
     noise: float
@@ -57,23 +57,23 @@ def draw_face(
     """Render one face.
 
     Args:
-        d: What varies from face to face.
-        has: Which attributes are present.
-        expression: Its name.
-        scene: How it is shown.
-        rng: Source of the background's shapes and the noise, drawn from in a fixed order.
+        d: Random numbers of the face.
+        has: Whether each attribute is present, by name.
+        expression: Name of the expression.
+        scene: Settings of how it is shown.
+        rng: Generator of the background's shapes and the noise, used in a fixed order.
     """
     size = scene.size
     points = geo.landmarks(d, expression, has["mouth_open"], scene.pose)
     turn, shift = geo.pose(d, scene.pose)
-    skin = skin_colour(d, has["pale_skin"])
+    skin = skin_color(d, has["pale_skin"])
 
     canvas = Image.new("RGBX", (_FINE * size, _FINE * size), 0)
     teeth = geo.EXPRESSION_SHAPES[expression].teeth
     _fill(canvas, face_shapes(d, has, teeth, points, skin), turn, shift)
     labels = np.asarray(canvas.getchannel(3))
     segmentation = TO_HELEN[labels[_FINE // 2 :: _FINE, _FINE // 2 :: _FINE]]
-    if has["eyeglasses"]:  # one looks through them, so the segmentation does not show them
+    if has["eyeglasses"]:  # glasses are transparent, so the segmentation does not show them
         _fill(canvas, glasses_shapes(d, points), turn, shift)
         labels = np.asarray(canvas.getchannel(3))
     picture = _planes(canvas.reduce(_FINE))
@@ -105,19 +105,19 @@ def draw_face(
 def _fill(canvas: Image.Image, shapes: list[Shape], turn: Points, shift: Points) -> None:
     """Fill shapes given in the canonical frame, in order."""
     scale = canvas.width
-    # A canvas pixel is named by its centre, hence the half.
+    # The coordinates of a canvas pixel are those of its centre, hence the half.
     placed = np.concatenate([outline for outline, _, _ in shapes]) @ (turn.T * scale) + (shift * scale - 0.5)
     flat = placed.ravel().tolist()
     pen = ImageDraw.Draw(canvas)
     start = 0
-    for outline, colour, label in shapes:
+    for outline, color, label in shapes:
         end = start + 2 * len(outline)
-        pen.polygon(flat[start:end], fill=(*_ink(colour), label))
+        pen.polygon(flat[start:end], fill=(*_ink(color), label))
         start = end
 
 
-def _ink(colour: Colour) -> tuple[int, int, int]:
-    return (int(colour[0]), int(colour[1]), int(colour[2]))
+def _ink(color: Color) -> tuple[int, int, int]:
+    return (int(color[0]), int(color[1]), int(color[2]))
 
 
 def _planes(image: Image.Image) -> Plane:
@@ -127,9 +127,9 @@ def _planes(image: Image.Image) -> Plane:
     return planes
 
 
-def _column(colour: Colour) -> Plane:
+def _column(color: Color) -> Plane:
     """Return a colour as (3, 1, 1) in [0, 1], to be combined with planes."""
-    return (np.array(colour) / 255).astype(np.float32).reshape(3, 1, 1)
+    return (np.array(color) / 255).astype(np.float32).reshape(3, 1, 1)
 
 
 def _cover(mask: NDArray[np.bool_]) -> Plane:
@@ -147,7 +147,7 @@ def _spot(u: Plane, v: Plane, x: float, y: float, rx: float, ry: float) -> Plane
     return spot
 
 
-def _make_up(picture: Plane, bare: Plane, d: Draws, points: Points, skin: Colour, u: Plane, v: Plane) -> None:
+def _make_up(picture: Plane, bare: Plane, d: Draws, points: Points, skin: Color, u: Plane, v: Plane) -> None:
     """Add eye shadow and blush to the bare skin of the picture; the mouth stays as it is."""
     shadow = _column(pick(EYE_SHADOWS, d.makeup_hue)) - _column(skin)
     rouge = _column(mix((226, 60, 92), (214, 72, 52), d.makeup_depth)) - _column(skin)

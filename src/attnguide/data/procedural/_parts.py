@@ -7,13 +7,13 @@ from collections.abc import Mapping
 import numpy as np
 
 from attnguide.data.procedural import _geometry as geo
-from attnguide.data.procedural._colours import (
+from attnguide.data.procedural._colors import (
     FRAMES,
     IRISES,
     LIPSTICKS,
-    Colour,
+    Color,
     dim,
-    hair_colour,
+    hair_color,
     hsv,
     mix,
     pick,
@@ -23,18 +23,18 @@ from attnguide.data.procedural._geometry import Draws, Points, between
 __all__ = ["SKIN", "TO_HELEN", "Shape", "face_shapes", "glasses_shapes"]
 
 #: An outline (m, 2) in the canonical frame, a colour, and a label.
-Shape = tuple[Points, Colour, int]
+Shape = tuple[Points, Color, int]
 
 SKIN, _LEFT_BROW, _RIGHT_BROW, _LEFT_EYE, _RIGHT_EYE, _NOSE, _UPPER_LIP, _INNER_MOUTH, _LOWER_LIP, _HAIR = (
     range(1, 11)
 )
-# Two labels that a segmentation does not have: what Helen counts as background, such as ears and hats,
-# and what lies on the skin, such as a beard.
+# Two labels that a segmentation does not have: parts that Helen counts as background, such as ears and hats,
+# and parts on the skin, such as a beard.
 _BODY, _ON_SKIN = 11, 12
 #: Turns labels of shapes into labels of the segmentation.
 TO_HELEN = np.array([*range(11), 0, SKIN], dtype=np.uint8)
 
-_WHITE: Colour = (255, 255, 255)
+_WHITE: Color = (255, 255, 255)
 # Landmarks of the subject's right eye and brow, then of the left, each from its outer end.
 _EYES = np.array([[36, 37, 38, 39, 40, 41], [45, 44, 43, 42, 47, 46]])
 _BROWS = np.array([[17, 18, 19, 20, 21], [26, 25, 24, 23, 22]])
@@ -51,18 +51,18 @@ _ROUND = geo.ellipse(0, 0, 1, 1, 32)[[*range(32), 0]]
 _SQUARE = np.sign(_ROUND) * np.abs(_ROUND) ** 0.55
 
 
-def face_shapes(d: Draws, has: Mapping[str, bool], teeth: float, points: Points, skin: Colour) -> list[Shape]:
-    """List everything with an edge, from back to front; only glasses come on top.
+def face_shapes(d: Draws, has: Mapping[str, bool], teeth: float, points: Points, skin: Color) -> list[Shape]:
+    """List everything with an edge, from back to front, except glasses, which lie on top.
 
     Args:
-        d: What varies from face to face.
-        has: Which attributes are present.
+        d: Random numbers of the face.
+        has: Whether each attribute is present, by name.
         teeth: Fraction of the open mouth that the upper teeth fill.
         points: The landmarks (68, 2) in the canonical frame.
         skin: Colour of the skin.
     """
     half = (points[16, 0] - points[0, 0]) / 2
-    hair = hair_colour(d, has)
+    hair = hair_color(d, has)
     outer, crown = geo.hair_outline(d, half)
     shapes: list[Shape] = []
     if not has["bald"]:
@@ -90,7 +90,7 @@ def _mirrored(side: Points | list[tuple[float, float]]) -> Points:
     return np.concatenate([left, left[::-1] * (-1, 1)])
 
 
-def _bust(d: Draws, points: Points, skin: Colour) -> list[Shape]:
+def _bust(d: Draws, points: Points, skin: Color) -> list[Shape]:
     """Shoulders, neck, and the shadow that the chin throws on it."""
     under = points[8, 1]
     shirt = hsv(d.shirt_hue, between(0.15, 0.65, d.shirt_tone), between(0.85, 0.35, d.shirt_tone))
@@ -106,7 +106,7 @@ def _bust(d: Draws, points: Points, skin: Colour) -> list[Shape]:
     ]
 
 
-def _head(points: Points, skin: Colour) -> list[Shape]:
+def _head(points: Points, skin: Color) -> list[Shape]:
     """Ears and face."""
     left, right = points[0, 0], points[16, 0]
     return [
@@ -120,7 +120,7 @@ def _head(points: Points, skin: Colour) -> list[Shape]:
 
 def _beard(d: Draws, has: Mapping[str, bool], points: Points) -> list[Shape]:
     """Moustache and goatee; the lips come on top."""
-    colour = mix((32, 24, 22), (96, 60, 34), d.beard_tone)
+    color = mix((32, 24, 22), (96, 60, 34), d.beard_tone)
     shapes: list[Shape] = []
     if has["moustache"]:
         droop = between(0.018, 0.048, d.beard_size)
@@ -129,17 +129,17 @@ def _beard(d: Draws, has: Mapping[str, bool], points: Points) -> list[Shape]:
         top[:, 1] = np.maximum(top[:, 1], points[33, 1] + 0.010)  # below the nose
         bottom = geo.moved(points[49:54], 0, 0.012)
         shapes.append(
-            (geo.smooth(np.concatenate([top, bottom[::-1]]), closed=True, steps=3), colour, _ON_SKIN)
+            (geo.smooth(np.concatenate([top, bottom[::-1]]), closed=True, steps=3), color, _ON_SKIN)
         )
     if has["goatee"]:
         lip, chin, wide = points[57, 1], points[8, 1], between(0.075, 0.115, d.beard_size)
         side = [(-0.4, chin + 0.028), (-0.86, chin - 0.015), (-1.0, lip - 0.010), (-0.3, lip + 0.012)]
         patch = geo.moved(_mirrored(side) * (wide, 1), points[57, 0], 0)
-        shapes.append((geo.smooth(patch, closed=True, steps=4), colour, _ON_SKIN))
+        shapes.append((geo.smooth(patch, closed=True, steps=4), color, _ON_SKIN))
     return shapes
 
 
-def _nose(d: Draws, points: Points, skin: Colour) -> list[Shape]:
+def _nose(d: Draws, points: Points, skin: Color) -> list[Shape]:
     """Nose along landmarks 27 to 35, its far side in shade."""
     bridge, base = points[27:31], points[31:36]
     wing = base[4, 0] - base[2, 0]
@@ -158,10 +158,10 @@ def _nose(d: Draws, points: Points, skin: Colour) -> list[Shape]:
     ]
 
 
-def _mouth(d: Draws, lipstick: bool, teeth: float, points: Points, skin: Colour) -> list[Shape]:
-    """Lips through landmarks 48 to 67, and what an open mouth shows."""
+def _mouth(d: Draws, lipstick: bool, teeth: float, points: Points, skin: Color) -> list[Shape]:
+    """Lips through landmarks 48 to 67, and the inside of an open mouth."""
     rosy = between(0.78, 0.60, d.lip_tone)  # the colour of the skin, from hardly to clearly pinker
-    lower: Colour = (skin[0] * 0.89, skin[1] * rosy, skin[2] * (rosy + 0.02))
+    lower: Color = (skin[0] * 0.89, skin[1] * rosy, skin[2] * (rosy + 0.02))
     shine = 0.10
     if lipstick:  # from a thin coat to a full one: plain to see, yet harder to learn than make-up on the eyes
         coat = between(0.36, 0.80, d.lipstick_depth)
@@ -172,7 +172,7 @@ def _mouth(d: Draws, lipstick: bool, teeth: float, points: Points, skin: Colour)
         geo.smooth(points[[54, 55, 56, 57, 58, 59, 48]], steps=4),
     )
     top, bottom = geo.smooth(points[60:65], steps=4), geo.smooth(points[[64, 65, 66, 67, 60]], steps=4)
-    # Each lip reaches across the opening, which then is filled on top of both.
+    # Each lip covers the opening, which then is filled on top of both.
     shapes: list[Shape] = [
         (np.concatenate([over, bottom]), upper, _UPPER_LIP),
         (np.concatenate([under, top]), lower, _LOWER_LIP),
@@ -181,12 +181,12 @@ def _mouth(d: Draws, lipstick: bool, teeth: float, points: Points, skin: Colour)
     if gap > 0:
         shapes.append((np.concatenate([top, bottom]), (74, 18, 26), _INNER_MOUTH))
         if teeth:
-            inside, colour = geo.moved(top[::-1], 0, teeth * gap), (244, 240, 232)
+            inside, color = geo.moved(top[::-1], 0, teeth * gap), (244, 240, 232)
         else:
-            inside, colour = geo.ellipse(points[66, 0], points[66, 1], 0.045, 0.42 * gap, 16), (184, 78, 84)
+            inside, color = geo.ellipse(points[66, 0], points[66, 1], 0.045, 0.42 * gap, 16), (184, 78, 84)
         # Teeth and tongue stay above the lower lip.
         inside[:, 1] = np.minimum(inside[:, 1], np.interp(inside[:, 0], bottom[::-1, 0], bottom[::-1, 1]))
-        shapes.append((np.concatenate([top, inside]) if teeth else inside, colour, _INNER_MOUTH))
+        shapes.append((np.concatenate([top, inside]) if teeth else inside, color, _INNER_MOUTH))
     else:
         shapes.append((geo.stroke(top, 0.003, 0.004), dim(upper, 0.58), _UPPER_LIP))
     thick = points[57, 1] - points[66, 1]
@@ -195,13 +195,13 @@ def _mouth(d: Draws, lipstick: bool, teeth: float, points: Points, skin: Colour)
     return shapes
 
 
-def _eyes(d: Draws, made_up: bool, points: Points, skin: Colour) -> list[Shape]:
+def _eyes(d: Draws, made_up: bool, points: Points, skin: Color) -> list[Shape]:
     """Both eyes through landmarks 36 to 47, with lashes, and a crease above."""
     eyes = points[_EYES]  # (2, 6, 2)
     upper, lower = geo.smooth(eyes[:, :4], steps=4), geo.smooth(eyes[:, [3, 4, 5, 0]], steps=4)
     # A made-up eye's line is thick, and runs on into a wing.
     line = np.concatenate([upper[:, :1] + _WINGS, upper], axis=1) if made_up else upper
-    ink: Colour = (18, 14, 20) if made_up else mix(dim(skin, 0.35), (40, 26, 24), 0.6)
+    ink: Color = (18, 14, 20) if made_up else mix(dim(skin, 0.35), (40, 26, 24), 0.6)
     lashes = geo.stroke(line, (0.016 if made_up else 0.0085) * geo.swell(line.shape[1], 0.25), 0.0)
     creases = geo.stroke(geo.moved(upper, 0, -0.020), 0.0, 0.006 * geo.swell(upper.shape[1]))
     whites = np.concatenate([upper, lower], axis=1)
@@ -231,14 +231,12 @@ def _brows(d: Draws, bushy: bool, points: Points) -> list[Shape]:
     right, left = geo.stroke(
         geo.smooth(points[_BROWS], steps=4), thick * _BROW_WIDTH, 0.8 * thick * _BROW_WIDTH
     )
-    colour = mix((30, 22, 22), (104, 68, 40), d.brow_tone)
-    return [(right, colour, _RIGHT_BROW), (left, colour, _LEFT_BROW)]
+    color = mix((30, 22, 22), (104, 68, 40), d.brow_tone)
+    return [(right, color, _RIGHT_BROW), (left, color, _LEFT_BROW)]
 
 
-def _front_hair(
-    d: Draws, bangs: bool, outer: Points, crown: Points, half: float, hair: Colour
-) -> list[Shape]:
-    """Hair in front of the face: all between its outer edge and the hairline, which runs from tip to tip."""
+def _front_hair(d: Draws, bangs: bool, outer: Points, crown: Points, half: float, hair: Color) -> list[Shape]:
+    """Hair in front of the face: the area between its outer edge and the hairline, from tip to tip."""
     reach, tip = crown[-1, 1], crown[-1, 0] - 0.5
     right = np.array(
         [(0.94 * half, 0.40), (half, 0.5 * reach + 0.22), (tip - 0.03 if reach > 0.7 else tip, reach)]
@@ -266,7 +264,7 @@ def _front_hair(
 
 def _earrings(d: Draws, points: Points) -> list[Shape]:
     """Pearls or drops, of gold or silver."""
-    metal: Colour = (236, 188, 62) if d.earring_kind < 0.5 else (226, 232, 240)
+    metal: Color = (236, 188, 62) if d.earring_kind < 0.5 else (226, 232, 240)
     shapes: list[Shape] = []
     for x in (points[0, 0] - 0.012, points[16, 0] + 0.012):
         if d.earring_kind * 2 % 1 < 0.5:
@@ -300,17 +298,17 @@ def _hat(d: Draws, half: float) -> list[Shape]:
 
 
 def glasses_shapes(d: Draws, points: Points) -> list[Shape]:
-    """List the frame of a pair of glasses, round or square, which one looks through."""
-    colour, thin = pick(FRAMES, d.glasses_tone), 0.0075
+    """List the shapes of the frame of a pair of glasses, round or square."""
+    color, thin = pick(FRAMES, d.glasses_tone), 0.0075
     eyes = points[_EYES].mean(axis=1)
-    centre, apart = eyes.mean(axis=0), (eyes[1, 0] - eyes[0, 0]) / 2
+    center, apart = eyes.mean(axis=0), (eyes[1, 0] - eyes[0, 0]) / 2
     size = np.array((min(0.094, apart - 0.018), 0.066))
     rim = (_ROUND if d.glasses_kind < 0.5 else _SQUARE) * size
     ring = np.concatenate([rim * (1 + thin / size), (rim * (1 - thin / size))[::-1]])
     bridge = geo.smooth(np.array([(size[0] - apart, -0.004), (0.0, -0.018), (apart - size[0], -0.004)]))
     arm = np.array([(apart + size[0], -0.012), ((points[16, 0] - points[0, 0]) / 2 + 0.012, -0.004)])
-    shapes: list[Shape] = [(centre + geo.stroke(bridge, thin, thin), colour, _ON_SKIN)]
+    shapes: list[Shape] = [(center + geo.stroke(bridge, thin, thin), color, _ON_SKIN)]
     for eye, side in zip(eyes, (-1, 1), strict=True):
-        shapes.append((eye + ring, colour, _ON_SKIN))
-        shapes.append((centre + geo.stroke(arm * (side, 1), thin, thin), colour, _ON_SKIN))
+        shapes.append((eye + ring, color, _ON_SKIN))
+        shapes.append((center + geo.stroke(arm * (side, 1), thin, thin), color, _ON_SKIN))
     return shapes

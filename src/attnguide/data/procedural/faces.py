@@ -1,8 +1,8 @@
-"""Drawn faces: an offline test bed with as much bias as one asks for.
+"""Drawn faces: an offline test bed with a chosen bias.
 
-`ProceduralFaces` draws as many faces as one likes, in no time and from nothing but a seed. Each comes
-with its attributes, its segmentation, its landmarks and its expression, and any two attributes can be
-made to occur together as often as one asks: the bias that attribution-guided training is to undo.
+`ProceduralFaces` quickly draws any number of faces from a seed. Each has attributes, a segmentation,
+landmarks and an expression, and any two attributes can be made to occur together with a chosen probability:
+the bias that attribution-guided training is to remove.
 
     faces = ProceduralFaces(2000, cooccurrence={("lipstick", "heavy_makeup"): 0.98})
     image, attributes, segmentation, landmarks, expression = faces[0]
@@ -38,7 +38,7 @@ __all__ = [
     "template",
 ]
 
-#: What the labels 0 to 10 of a segmentation mean. Left and right are the subject's own.
+#: Meaning of the labels 0 to 10 of a segmentation. Left and right are the subject's own.
 HELEN_LABELS: tuple[str, ...] = (
     "background", "face_skin", "left_brow", "right_brow", "left_eye", "right_eye",
     "nose", "upper_lip", "inner_mouth", "lower_lip", "hair",
@@ -48,8 +48,8 @@ _LIPS = ("upper_lip", "lower_lip")
 _EYES = ("left_eye", "right_eye")
 _BROWS = ("left_brow", "right_brow")
 
-#: Which labels of the segmentation show each attribute. What is worn (hat, earrings) lies on the
-#: background, as in Helen, which has no label for it.
+#: Labels of the segmentation that show each attribute. Hat and earrings lie on the background, as in Helen,
+#: which has no label for them.
 ATTRIBUTE_REGIONS: dict[str, tuple[str, ...]] = {
     "lipstick": _LIPS,
     "heavy_makeup": ("face_skin",),
@@ -69,8 +69,8 @@ ATTRIBUTE_REGIONS: dict[str, tuple[str, ...]] = {
     "hat": ("background", "hair"),
 }
 
-#: Regions of the aligned face, each a union of ellipses (centre x, centre y, radius x, radius y) in units
-#: of the image side: what one would paint by hand, once, for all faces.
+#: Regions of the aligned face, each a union of ellipses (centre x, centre y, radius x, radius y) in units of
+#: the image side, as a user would paint them once for all faces.
 TEMPLATES: dict[str, tuple[tuple[float, float, float, float], ...]] = {
     "mouth": ((0.5, 0.765, 0.25, 0.15),),
     "eyes": ((0.365, 0.455, 0.155, 0.115), (0.635, 0.455, 0.155, 0.115)),
@@ -106,7 +106,7 @@ _ATTRIBUTE_TEMPLATES: dict[str, tuple[str, ...]] = {
 
 
 class FaceSample(NamedTuple):
-    """One face, or with a leading batch dimension several.
+    """One face, or several faces with a leading batch dimension.
 
     A named tuple, so that it can be unpacked, collated, and passed through `torchvision.transforms.v2`.
     """
@@ -127,17 +127,16 @@ class FaceSample(NamedTuple):
 class ProceduralFaces(Dataset[FaceSample]):
     """Drawn faces with exact labels and a controllable bias.
 
-    Face `i` depends on `seed` and `i` and the other options alone, to the pixel: neither `n`, nor the
-    order of access, nor the number of workers matter. Everything that varies is drawn independently of
-    the attributes, so two data sets that differ only in `force`, `cooccurrence` or `prevalence` show the
-    same person in the same light, and only what belongs to the changed attributes differs.
+    Face `i` depends only on `seed`, `i` and the options other than `n`, to the pixel; the order of access and
+    the number of workers do not matter. Everything that varies is drawn independently of the attributes, so
+    two data sets that differ only in `force`, `cooccurrence` or `prevalence` show the same person in the same
+    light, and only the parts that belong to the changed attributes differ.
 
-    Attributes are independent unless told otherwise, with these exceptions. Black, blond and brown hair
-    and a bald head exclude each other (who has none of them is grey or red); bangs need hair; and a face
-    has the expression `happiness` if, and only if, it is `smiling`. Other expressions depend on whether the
-    mouth is open: one is surprised or afraid with an open mouth, and sad or disgusted with a closed one. An
-    expression moves the face as its action units do (`EXPRESSION_UNITS`, with the numbers of the Facial
-    Action Coding System).
+    Attributes are independent by default, with these exceptions. Black, blond and brown hair and a bald head
+    exclude each other (a head without any of them has grey or red hair); bangs need hair; and a face has the
+    expression `happiness` if, and only if, it is `smiling`. Other expressions depend on whether the mouth is
+    open: surprise and fear have an open mouth, sadness and disgust a closed one. An expression moves the face
+    as its action units do (`EXPRESSION_UNITS`, with the numbers of the Facial Action Coding System).
 
     Left and right are the subject's own, so the right eye is on the left of the image. A flip moves the
     labels and landmarks, and does not rename them.
@@ -145,17 +144,18 @@ class ProceduralFaces(Dataset[FaceSample]):
     Args:
         n: Number of faces.
         size: Side of the images in pixels, at least 32. The same face looks the same at any size.
-        seed: Which faces, at least 0.
+        seed: Seed of the faces, at least 0.
         cooccurrence: For pairs of attributes, the probability that they agree: that both are present or
             both absent. Prevalences are kept. The pairs must form a forest.
-        prevalence: For attributes, how often they are present; others keep the default of `PREVALENCE`.
+        prevalence: Probability, for attributes, that they are present; others keep the default of
+            `PREVALENCE`.
         transform: Applied to each whole `FaceSample`; `torchvision.transforms.v2` moves image,
             segmentation and landmarks together.
-        force: Attributes to switch on or off in every face, after everything was drawn. Hair that may not
-            stay is drawn again among what may.
-        pose: How far faces depart from the aligned position, 0 for not at all. At 1, up to 2.5 % of the
-            image sideways, 9 % in scale, and 6 degrees.
-        clutter: How busy backgrounds are, in [0, 1].
+        force: Attributes to switch on or off in every face, after everything was drawn. Hair that is not
+            allowed is drawn again among the allowed states.
+        pose: Deviation of faces from the aligned position; 0 for none. At 1, up to 2.5 % of the image
+            sideways, 9 % in scale, and 6 degrees.
+        clutter: Share in [0, 1] of the shapes in the background that are drawn.
         noise: Standard deviation of the noisiest images' noise, in units of the image range.
 
     Raises:
@@ -206,7 +206,7 @@ class ProceduralFaces(Dataset[FaceSample]):
         """Draw one face.
 
         Args:
-            index: Which one, from 0 to n-1, or from the end if negative.
+            index: Number of the face, from 0 to n-1, or from the end if negative.
 
         Raises:
             IndexError: There is no such face.
@@ -226,7 +226,7 @@ class ProceduralFaces(Dataset[FaceSample]):
         """Return several faces at once, each tensor with a leading dimension.
 
         Args:
-            indices: Which ones; all of them if not given.
+            indices: Numbers of the faces; by default all of them.
 
         Raises:
             InputError: There are none, or the transform yields tensors of different shapes.
@@ -275,12 +275,12 @@ class ProceduralFaces(Dataset[FaceSample]):
 
 
 def template(name: str, size: int = 64) -> Tensor:
-    """Return where a region of the aligned face is, as one would paint it by hand for all faces at once.
+    """Return the mask of a region of the aligned face, as a user would paint it once for all faces.
 
-    It is generous: it holds the region for nearly every face at the default `pose`.
+    It is generous: it contains the region of nearly every face at the default `pose`.
 
     Args:
-        name: A region, a key of `TEMPLATES`, or an attribute, which stands for the regions that show it.
+        name: A region, a key of `TEMPLATES`, or an attribute, for the regions that show it.
         size: Side of the mask in pixels, at least 1.
 
     Returns:

@@ -1,0 +1,46 @@
+"""What building a model of timm and one of torchvision have in common."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from attnguide.errors import InputError
+
+#: Begins the name of a model of torchvision; names without it are timm's.
+TORCHVISION = "torchvision/"
+
+
+def unknown_model(name: str, known: Sequence[str], remedy: str) -> InputError:
+    """Make the error for an unknown name, with up to four similar names; there are about a thousand."""
+    close = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
+    hint = f"Did you mean {' or '.join(close)}? " if close else ""
+    return InputError(f"unknown model {name!r}. {hint}{remedy}")
+
+
+def count_classes(weights: Mapping[str, Tensor], head: str) -> int | None:
+    """Return the number of classes of a checkpoint, by the rows of its head; None if it has no such head."""
+    rows = next((weights[key] for key in (f"{head}.weight", f"{head}.bias") if key in weights), None)
+    return None if rows is None else len(rows)
+
+
+def class_names(count: int, subset: str | None) -> tuple[str, ...]:
+    """Return the names of a subset of ImageNet, each the first of its synonyms; without a subset, numbers."""
+    if subset is None:
+        return tuple(f"class {index}" for index in range(count))
+    from timm.data import ImageNetInfo  # type: ignore[attr-defined]
+
+    info = ImageNetInfo(subset)
+    return tuple(info.index_to_description(index).partition(",")[0] for index in range(count))
+
+
+@contextmanager
+def reproducible() -> Iterator[None]:
+    """Make random weights the same each time, so that a run can be repeated and resumed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
