@@ -1,19 +1,39 @@
-"""What the commands say: results to stdout, everything else to stderr."""
+"""What commands write to the terminal: results to stdout; progress, notes and warnings to stderr.
+
+Commands of plugins use these functions too, and library functions that show a bar use
+[`progress`][attnguide.cli.console.progress]. rich is imported when something is drawn with it.
+"""
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import click
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import ProgressColumn
 
     from attnguide.models import LoadedModel
 
-__all__ = ["Failure", "note", "print_json", "progress_bar", "table_console", "warn", "warn_of_random_weights"]
+__all__ = [
+    "Advance",
+    "Failure",
+    "exit_if",
+    "note",
+    "note_skipped",
+    "print_json",
+    "progress",
+    "table_console",
+    "track",
+    "warn",
+    "warn_of_random_weights",
+]
+
+_Item = TypeVar("_Item")
 
 
 class Failure(click.ClickException):
@@ -22,54 +42,166 @@ class Failure(click.ClickException):
     exit_code = 2
 
 
+# ------------------------------------------------------------- lines of text
+
+
 def note(text: str) -> None:
     """Write a line to stderr."""
     click.echo(text, err=True)
 
 
+def note_skipped(reasons: Iterable[str]) -> None:
+    """Write a line to stderr for each skipped file, with the reason."""
+    for reason in reasons:
+        note(f"Skipped: {reason}")
+
+
 def warn(text: str) -> None:
-    """Write a warning to stderr, in colour where there is any."""
+    """Write a warning to stderr, in colour if stderr is a terminal."""
     click.echo(click.style("Warning: ", fg="yellow", bold=True) + text, err=True)
 
 
 def warn_of_random_weights(loaded: LoadedModel) -> None:
-    """Warn on stderr if nothing has been loaded into a model."""
+    """Warn on stderr if no weights were loaded into a model."""
     if loaded.weights == "random":
         warn(
-            f"the weights of {loaded.name} are random, so its maps mean nothing. Give --pretrained or --checkpoint FILE."
+            f"the weights of {loaded.name} are random, so its maps mean nothing. Give --pretrained or "
+            "--checkpoint FILE."
         )
 
 
+def exit_if(incomplete: object) -> None:
+    """End the command with exit status 1 if a part of its work could not be done.
+
+    Args:
+        incomplete: What could not be done, such as the skipped files; the command goes on if this is falsy.
+    """
+    if incomplete:
+        raise click.exceptions.Exit(1)
+
+
+# -------------------------------------------------------------------- results
+
+
 def print_json(value: Any) -> None:
-    """Write a value to stdout for other programs to read."""
+    """Write a value to stdout as JSON, for other programs."""
     click.echo(json.dumps(value, indent=2))
 
 
 def table_console() -> Console:
-    """A console on stdout that cuts tables only where a terminal's width forces it to."""
+    """Make a console on stdout for tables, which cuts them only to the width of a terminal."""
     from rich.console import Console
 
     console = Console()
     return console if console.is_terminal else Console(width=200)
 
 
-def progress_bar(unit: str = "") -> Progress:
-    """Make a bar with elapsed and remaining time, on stderr; enter it to start.
+# ------------------------------------------------------------------- progress
+
+
+class Advance(Protocol):
+    """Moves a progress bar on."""
+
+    def __call__(
+        self, count: float = 1, *, description: str | None = None, total: float | None = None
+    ) -> None:
+        """Move the bar on.
+
+        Args:
+            count: Number of items that were done since the last call.
+            description: New text in front of the bar; None keeps the text.
+            total: New number of items in all; None keeps the number.
+        """
+
+
+@contextmanager
+def progress(
+    description: str, total: float | None = None, *, unit: str = "", show: bool = True, keep: bool = False
+) -> Iterator[Advance]:
+    """Show a progress bar on stderr, with elapsed and remaining time.
+
+    ```python
+    with progress("Explaining", len(paths), unit="images") as advance:
+        for path in paths:
+            ...
+            advance()
+    ```
 
     Args:
-        unit: What is counted; with none, a percentage is shown.
+        description: Text in front of the bar.
+        total: Number of items in all; None if it is unknown.
+        unit: Name of the items, shown after their number; if empty, a percentage is shown.
+        show: Whether there is a bar. Without one, the function that is yielded does nothing.
+        keep: Leave the bar on the screen at its end.
+
+    Yields:
+        The function that moves the bar on.
     """
+    if not show:
+        yield _ignore
+        return
     from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(*_columns(unit), console=Console(stderr=True), transient=not keep) as bar:
+        task = bar.add_task(description, total=total)
+
+        def advance(count: float = 1, *, description: str | None = None, total: float | None = None) -> None:
+            bar.update(task, advance=count, description=description, total=total)
+
+        yield advance
+
+
+def track(
+    items: Iterable[_Item],
+    description: str,
+    total: float | None = None,
+    *,
+    unit: str = "",
+    show: bool = True,
+    keep: bool = False,
+) -> Iterator[_Item]:
+    """Yield items, and show on stderr how many of them are done; see `progress`.
+
+    Args:
+        items: The items.
+        description: Text in front of the bar.
+        total: Number of items; by default their length, if they have one.
+        unit: Name of the items, shown after their number; if empty, a percentage is shown.
+        show: Whether there is a bar.
+        keep: Leave the bar on the screen at its end.
+
+    Yields:
+        The items, one after the other.
+    """
+    if total is None and hasattr(items, "__len__"):
+        total = len(items)
+    with progress(description, total, unit=unit, show=show, keep=keep) as advance:
+        for item in items:
+            yield item
+            advance()
+
+
+def _ignore(count: float = 1, *, description: str | None = None, total: float | None = None) -> None:
+    """Stand in for the function of a bar that is not shown."""
+
+
+def _columns(unit: str) -> list[ProgressColumn]:
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
-        Progress,
         TaskProgressColumn,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
 
-    count = (MofNCompleteColumn(), TextColumn(unit)) if unit else (TaskProgressColumn(),)
-    columns = (TextColumn("{task.description}"), BarColumn(), *count, TimeElapsedColumn())
-    return Progress(*columns, TextColumn("·"), TimeRemainingColumn(), console=Console(stderr=True))
+    number = [MofNCompleteColumn(), TextColumn(unit)] if unit else [TaskProgressColumn()]
+    return [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        *number,
+        TimeElapsedColumn(),
+        TextColumn("·"),
+        TimeRemainingColumn(),
+    ]
