@@ -1,0 +1,3 @@
+from .data import WithMasks as WithMasks
+from .finetuning import Epoch as Epoch, finetune as finetune, prepare as prepare
+from .heads import with_head as with_head
