@@ -143,13 +143,9 @@ def annotate(
     with listener:
         studio = _studio(choice, images, template, classes, out, source, (data, labels), device)
         if landmarks is not None:
-            from attnguide_gradcam_iou.painting.parts import LandmarkParts
-
-            studio.parts = LandmarkParts(studio.sheets, landmarks)
+            _with_regions(studio, "landmarks", landmarks=landmarks)
         elif parts or parser is not None:
-            from attnguide_gradcam_iou.painting.parts import ParsedParts
-
-            studio.parts = ParsedParts(studio.sheets, parser)
+            _with_regions(studio, "face_parser", parser=parser)
         token = secrets.token_urlsafe(24)
         port = listener.getsockname()[1]
         shown = _named(_outward(host) if host in _EVERY else host)
@@ -294,6 +290,16 @@ def _with_model(
         studio.watchers["after"] = Watcher(tuned, studio.sheets, place, source)
 
     studio.tuning = FineTuning(loaded, answered, studio.store.root, place, on_model, checkpoint)
+
+
+def _with_regions(studio: Studio, name: str, **options: Any) -> None:
+    """Offer the regions of a source that a plugin provides."""
+    from attnguide.interfaces import RegionSource
+    from attnguide.parts.registry import registry
+    from attnguide_gradcam_iou.painting.parts import SheetRegions
+
+    source = registry().create("regions", name, RegionSource, **options)
+    studio.parts = SheetRegions(studio.sheets, source)
 
 
 def _listen(host: str, port: int | None) -> socket.socket:

@@ -9,7 +9,7 @@ __all__ = ["attnguide_parts"]
 
 @hookimpl
 def attnguide_parts() -> list[Part]:
-    """Declare the prior and the adapters."""
+    """Declare the prior, the adapters and the regions of the parser."""
     package = "attnguide_segmentation"
     return [
         Part(
@@ -17,6 +17,12 @@ def attnguide_parts() -> list[Part]:
             "segmentation",
             f"{package}.prior:SegmentationPrior",
             "the regions of a face that show an attribute",
+        ),
+        Part(
+            "regions",
+            "face_parser",
+            f"{package}.region_source:ParsedRegions",
+            "the seven regions of a face, found by a parser",
         ),
         Part(
             "adapter",

@@ -28,7 +28,7 @@ from attnguide_gradcam_iou.painting.sheets import LONGEST, Sheets
 from attnguide_gradcam_iou.painting.store import MaskStore
 
 if TYPE_CHECKING:
-    from attnguide_gradcam_iou.painting.parts import FaceParts
+    from attnguide_gradcam_iou.painting.parts import SheetRegions
     from attnguide_gradcam_iou.painting.tuning import FineTuning
     from attnguide_gradcam_iou.painting.watching import Watcher
 
@@ -59,7 +59,7 @@ class Studio:
     store: MaskStore
     watchers: dict[str, Watcher]
     numbers: list[int | None]
-    parts: FaceParts | None = None
+    parts: SheetRegions | None = None
     tuning: FineTuning | None = None
 
     @cached_property

@@ -55,6 +55,12 @@ class Sheets:
         """What its masks are called; a template's are called like their classes."""
         return self.paths[number].stem if self.template is None else ""
 
+    def files(self, number: int) -> list[Path]:
+        """The file that a sheet is read from, or the files that it is the mean of."""
+        if self.template is None:
+            return [self.paths[number]]
+        return spaced(self.paths, AVERAGED) if self.file is None else [self.file]
+
     def picture(self, number: int) -> Image.Image:
         """Read a sheet, RGB, at most `LONGEST` pixels long.
 
