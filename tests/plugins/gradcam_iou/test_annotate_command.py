@@ -49,7 +49,7 @@ def test_mistakes(tmp_path: Path) -> None:
         ((image, "--checkpoint", models.EMBEDDED, "--classes", tmp_path / "fish.txt"), "none of the classes"),
         (
             (image, "--checkpoint", models.EMBEDDED, "--data", tmp_path),
-            "a question for each class: give the answers by --labels",
+            "predicts attributes: give the attributes of the images by --labels",
         ),
         ((image, "--checkpoint", models.EMBEDDED, "--source", "grad_can"), "grad_cam"),
         ((image, "--host", "256.1.1.1"), "cannot listen at"),

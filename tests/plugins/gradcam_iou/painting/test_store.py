@@ -122,7 +122,7 @@ def test_other_classes_need_another_folder(tmp_path: Path) -> None:
     MaskStore(tmp_path, ["cat"], template=True).record({"template": "a.png"})
     assert recorded_classes(tmp_path) == ["cat"]
     MaskStore(tmp_path, ["Cat", "dog"], template=True)
-    with pytest.raises(InputError, match="tells of masks for cat"):
+    with pytest.raises(InputError, match="lists masks for cat"):
         MaskStore(tmp_path, ["dog"], template=True)
     with pytest.raises(InputError, match="two classes are called"):
         MaskStore(tmp_path, ["Cat", "cat"], template=True)

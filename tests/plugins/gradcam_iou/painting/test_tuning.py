@@ -17,28 +17,28 @@ from attnguide.models.loading import write_embedded
 from attnguide.models.networks import small_cnn
 from attnguide.visual import to_pil
 from attnguide_gradcam_iou.painting.store import MaskStore
-from attnguide_gradcam_iou.painting.tuning import Answered, FineTuning, read_answers
+from attnguide_gradcam_iou.painting.tuning import FineTuning, LabeledImage, read_attributes
 
 
-def test_answers_of_attributes(tmp_path: Path) -> None:
+def test_labels_of_attributes(tmp_path: Path) -> None:
     for name in ("a", "b"):
         picture(tmp_path / "images" / f"{name}.png")
     table = tmp_path / "labels.csv"
     table.write_text("file,Big_Nose,hat\na.png,1,-1\n\nb.png, 0,\n")
-    found = read_answers(table, tmp_path / "images", ["hat", "smile", "big nose"])
-    assert [each.path.name for each in found] == ["a.png", "b.png"]
-    assert str(found[0].answer) == "(0.0, nan, 1.0)"
-    assert str(found[1].answer) == "(nan, nan, 0.0)"
+    images = read_attributes(table, tmp_path / "images", ["hat", "smile", "big nose"])
+    assert [image.path.name for image in images] == ["a.png", "b.png"]
+    assert str(images[0].label) == "(0.0, nan, 1.0)"
+    assert str(images[1].label) == "(nan, nan, 0.0)"
     for text, message in (
-        ("file,hat\n", "tells nothing"),
+        ("file,hat\n", "labels.csv is empty"),
         ("file,cap\na.png,1\n", "cap"),
-        ("file,hat\na.png,yes\n", "line 2: expected a file and 1 answers"),
+        ("file,hat\na.png,yes\n", "line 2: expected a file and 1 labels"),
         ("file,hat\na.png,1,0\n", "line 2"),
-        ("file,hat\nc.png,1\nd.png,1\n", r"c\.png, which is no file, and of 1 more"),
+        ("file,hat\nc.png,1\nd.png,1\n", r"2 files that do not exist; the first is .*c\.png"),
     ):
         table.write_text(text)
         with pytest.raises((DataError, UnknownNameError), match=message):
-            read_answers(table, tmp_path / "images", ["hat", "smile"])
+            read_attributes(table, tmp_path / "images", ["hat", "smile"])
 
 
 @pytest.mark.slow
@@ -68,7 +68,7 @@ def test_fine_tuning_raises_the_overlap(tmp_path: Path, multi_label: bool) -> No
     )
     loaded = models.embedded(checkpoint)
     answers = [
-        Answered(p, (float("nan"), float(y)) if multi_label else y)
+        LabeledImage(p, (float("nan"), float(y)) if multi_label else y)
         for p, y in zip(paths, lipstick, strict=True)
     ]
     before = {name: value.clone() for name, value in loaded.model.state_dict().items()}
@@ -97,7 +97,7 @@ def test_fine_tuning_raises_the_overlap(tmp_path: Path, multi_label: bool) -> No
 def test_a_fine_tuning_that_cannot_be(tmp_path: Path) -> None:
     paths = [picture(tmp_path / f"{n}.png") for n in range(4)]
     loaded = models.load("torchvision/squeezenet1_1", num_classes=2)
-    images = [Answered(path, n % 2) for n, path in enumerate(paths)]
+    images = [LabeledImage(path, n % 2) for n, path in enumerate(paths)]
     (tmp_path / "masks").mkdir()
     tuning = FineTuning(loaded, images, tmp_path / "masks", torch.device("cpu"), print)
     tuning.start(epochs=1, weight=1.0, learning_rate=1e-3)
