@@ -13,6 +13,7 @@ guide = ag.Guide.from_recipe(model, "gradcam-iou", prior=MaskPrior(template.mask
 from attnguide_gradcam_iou.finetune import finetune, prepare
 
 loaded = prepare("torchvision/alexnet", ["Wearing_Lipstick", "Smiling"], pretrained=True)
+data = CelebA(root, attributes=loaded.classes, transform=loaded.transform)
 history = finetune(loaded.model, data, template="regions/", classes=loaded.classes)
 ```
 """

@@ -28,6 +28,7 @@ _PORT = 8765
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 #: These stand for all addresses of this machine.
 _EVERY = ("0.0.0.0", "::")  # noqa: S104  (only if asked for)
+_file_option = partial(click.option, type=click.Path(path_type=Path), metavar="FILE")
 
 
 @click.command(short_help="Paint where a model should look, in the browser.")
@@ -37,11 +38,8 @@ _EVERY = ("0.0.0.0", "::")  # noqa: S104  (only if asked for)
     metavar="average|FILE",
     help="Paint once for all images: on their mean if they are aligned, or on one image.",
 )
-@click.option(
-    "--classes",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Names of the classes to paint: one per line, or a JSON list.  [default: the model's]",
+@_file_option(
+    "--classes", help="Names of the classes to paint: one per line, or a JSON list.  [default: the model's]"
 )
 @click.option(
     "--out",
@@ -61,25 +59,15 @@ _EVERY = ("0.0.0.0", "::")  # noqa: S104  (only if asked for)
     metavar="FOLDER",
     help="Images to fine-tune the model on, a subfolder for each class.",
 )
-@click.option(
+@_file_option(
     "--labels",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
     help="With --data, for a model of attributes: CSV with a row file,attribute,… and 1, 0 or -1 below it.",
 )
 @click.option("--parts", is_flag=True, help="Offer parts of faces, found by a parser.")
-@click.option(
-    "--landmarks",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Offer parts of faces, drawn around landmarks: a table of attnguide landmarks.",
+@_file_option(
+    "--landmarks", help="Offer parts of faces, drawn around landmarks: a table of attnguide landmarks."
 )
-@click.option(
-    "--parser",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Weights of the parser; the default parser knows drawn faces only.",
-)
+@_file_option("--parser", help="Weights of the parser; the default parser knows drawn faces only.")
 @device_option
 @click.option(
     "--port", type=click.IntRange(0, 65535), metavar="N", help=f"Port.  [default: {_PORT}, or a free one]"

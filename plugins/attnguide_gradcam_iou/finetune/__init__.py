@@ -1,11 +1,5 @@
 """Fine-tunes a pretrained classifier of several attributes towards painted regions.
 
-```python
-loaded = prepare("torchvision/alexnet", ["Wearing_Lipstick", "Heavy_Makeup"], pretrained=True)
-data = CelebA(root, attributes=loaded.classes, transform=loaded.transform)
-history = finetune(loaded.model, data, template="regions/", classes=loaded.classes)
-```
-
 The loss is that of arXiv 1905.00593: w_a · binary cross entropy + w_g · (−ln IoU).
 """
 

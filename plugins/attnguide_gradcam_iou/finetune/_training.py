@@ -28,16 +28,7 @@ __all__ = ["Trainer", "seeded"]
 
 @dataclass(frozen=True)
 class Trainer:
-    """Trains a model for one epoch after the other.
-
-    Attributes:
-        model: The model, on the device.
-        guide: Its guide, with one term.
-        optimizer: Optimizer of the model's parameters.
-        attribute_weight: Weight of the cross entropy.
-        device: Device of the model.
-        amp: Whether forward passes use bfloat16 where that is safe.
-    """
+    """Trains a guided model, one epoch after the other; `amp` is for bfloat16 where that is safe."""
 
     model: nn.Module
     guide: Guide

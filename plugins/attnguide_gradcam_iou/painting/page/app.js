@@ -133,11 +133,12 @@ function shown() {
   showOverlap();
 }
 
-function bold(text) {
-  const element = document.createElement("b");
-  element.textContent = text;
+function make(tag, values, ...children) {
+  const element = Object.assign(document.createElement(tag), values);
+  element.append(...children);
   return element;
 }
+const bold = (text) => make("b", {}, text);
 
 function change(action) {
   if (!mask || stroke) return;
@@ -230,18 +231,9 @@ async function nextToPaint() {
 function listClasses() {
   if (!state.classes.length) { $("classbox").hidden = true; return; }
   state.classes.forEach((name, index) => {
-    const label = document.createElement("label"), input = document.createElement("input");
-    const dot = document.createElement("i"), text = document.createElement("b");
-    Object.assign(input, {type: "radio", name: "class", value: String(index)});
+    const input = make("input", {type: "radio", name: "class", value: String(index)});
     input.addEventListener("change", () => choose(index));
-    text.textContent = name;
-    label.append(input, dot, text);
-    if (index < 9) {
-      const key = document.createElement("kbd");
-      key.textContent = index + 1;
-      label.append(key);
-    }
-    $("classes").append(label);
+    $("classes").append(make("label", {}, input, make("i"), bold(name), ...index < 9 ? [make("kbd", {}, index + 1)] : []));
   });
   $("filter").hidden = state.classes.length <= 12;
   on("filter", "input", () => {
@@ -277,10 +269,8 @@ function pick(name) {
 
 function listTools() {
   for (const [name, [key, title, path]] of Object.entries(TOOLS)) {
-    const button = document.createElement("button");
+    const button = make("button", {title: `${title} (${key})`, ariaLabel: title});
     button.dataset.tool = name;
-    button.title = `${title} (${key})`;
-    button.setAttribute("aria-label", title);
     const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
     const shape = document.createElementNS("http://www.w3.org/2000/svg", "path");
     svg.setAttribute("viewBox", "0 0 24 24");
@@ -622,9 +612,7 @@ function showOverlap() {
 function listParts() {
   $("partbox").hidden = !state.parts.length;
   state.parts.forEach((name, index) => {
-    const button = document.createElement("button");
-    button.textContent = name.replaceAll("_", " ");
-    button.title = `Add the ${button.textContent} to the mask`;
+    const text = name.replaceAll("_", " "), button = make("button", {title: `Add the ${text} to the mask`}, text);
     button.addEventListener("click", guarded(async () => {
       const own = visit, bytes = new Uint8Array(await (await ask(`/api/part/${sheet}/${index}`)).arrayBuffer());
       if (own !== visit || !mask) return;
@@ -696,9 +684,8 @@ async function showPair() {
 // --------------------------------------------------------------------------- files
 
 async function download(path) {
-  const response = await ask(path), link = document.createElement("a");
-  link.href = URL.createObjectURL(await response.blob());
-  link.download = JSON.parse(response.headers.get("x-filename"));
+  const response = await ask(path), href = URL.createObjectURL(await response.blob());
+  const link = make("a", {href, download: JSON.parse(response.headers.get("x-filename"))});
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }
