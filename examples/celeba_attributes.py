@@ -35,7 +35,7 @@ from attnguide.errors import AttnGuideError
 from attnguide.metrics import average_precision, balanced_accuracy, classification_error
 from attnguide_segmentation.adapted import Adapted, attach
 from attnguide_segmentation.boxes import landmark_boxes
-from attnguide_segmentation.figures import colours, region_weights, sheet, top_channels, weights_figure
+from attnguide_segmentation.figures import colors, region_weights, sheet, top_channels, weights_figure
 from attnguide_segmentation.lfwa import LFWA
 from attnguide_segmentation.metrics import balanced_bce
 from attnguide_segmentation.network import attribute_network
@@ -148,7 +148,7 @@ def load(options: argparse.Namespace, seed: int) -> tuple[Faces, Faces]:
 # -------------------------------------------------------------------------- training
 
 
-def standardised(images: Tensor) -> Tensor:
+def standardized(images: Tensor) -> Tensor:
     """Bytes to numbers around 0."""
     return (images.float() / 255 - 0.5) / 0.25
 
@@ -169,7 +169,7 @@ class Classifier:
         if method is not None:
             # SSG is in place of the third pooling, as in the publication.
             settings: dict[str, Any] = {"gate": "block3", "start": "paper"} if method == "ssg" else {}
-            self.adapted = attach(self.model, standardised(faces.images[:2]), method, **settings)
+            self.adapted = attach(self.model, standardized(faces.images[:2]), method, **settings)
 
     def parameters(self) -> list[nn.Parameter]:
         """Return what is trained."""
@@ -178,7 +178,7 @@ class Classifier:
 
     def __call__(self, faces: Faces, index: Tensor, mirror: Tensor | None = None) -> Tensor:
         """Compute logits of some of the faces, some of them mirrored."""
-        images = standardised(faces.images[index])
+        images = standardized(faces.images[index])
         masks = faces.masks[index].float() / 255
         if self.method == "boxes":
             masks = landmark_boxes(faces.points[index], (images.shape[-2], images.shape[-1]))
@@ -280,7 +280,7 @@ def believed(classifier: Classifier, faces: Faces) -> Tensor:
     weights = []
     for index in torch.arange(len(faces.images)).split(64):
         classifier.adapted.finder.give(faces.masks[index].float() / 255)
-        weights.append(region_weights(classifier.adapted, standardised(faces.images[index])))
+        weights.append(region_weights(classifier.adapted, standardized(faces.images[index])))
     have = faces.labels[:, None] / faces.labels.sum(dim=0).clamp(min=1)
     return (torch.cat(weights) * have).sum(dim=0)
 
@@ -297,7 +297,7 @@ def pictures(options: argparse.Namespace, first: Run) -> None:
     """Write what the publication's figures 3, 4 and 5 show."""
     faces, size = first.faces, (options.size, options.size)
     some = faces.images[:8].float() / 255
-    pairs = torch.cat([some, colours(faces.masks[:8], size)], dim=2)
+    pairs = torch.cat([some, colors(faces.masks[:8], size)], dim=2)
     ag.visual.to_pil(torch.cat(list(pairs), dim=2)).save(options.out / "regions.png")
     if first.weights is not None:
         weights_figure(first.weights, faces.classes, options.out / "weights.png")
@@ -307,7 +307,7 @@ def pictures(options: argparse.Namespace, first: Run) -> None:
             model = first.classifiers[name].model.eval()
             with torch.no_grad():
                 features = model[: list(dict(model.named_children())).index("pool")](
-                    standardised(faces.images[:1])
+                    standardized(faces.images[:1])
                 )
             rows.append(
                 sheet(F.interpolate(top_channels(features[0])[None], scale_factor=6.0)[0], columns=25)

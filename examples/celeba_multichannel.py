@@ -37,7 +37,7 @@ from attnguide_multichannel.adapted import attach, multichannel_of
 from attnguide_multichannel.analysis import Analysis, Likeness, analyze
 from attnguide_multichannel.pruning import magnitude_ranking, prune
 from attnguide_multichannel.report import write_report
-from attnguide_multichannel.transform import emphasised, suppressed
+from attnguide_multichannel.transform import emphasized, suppressed
 from attnguide_segmentation.attributes import attribute_table
 from attnguide_segmentation.parser import load_parser
 from attnguide_segmentation.prior import SegmentationPrior
@@ -299,18 +299,18 @@ def noisy(images: Tensor, seed: int) -> Tensor:
 
 
 def against_noise(adapted: Adapted, analysis: Analysis, valid: Faces, test: Faces) -> dict[str, Any]:
-    """Accuracy on noisy images with emphasised channels; how many, and how much, validation faces tell."""
+    """Accuracy on noisy images with emphasized channels; how many, and how much, validation faces tell."""
     adapter = multichannel_of(adapted)
 
     def score(faces: Faces, seed: int, setting: tuple[float, float]) -> float:
-        with emphasised(adapter, analysis.importance, share=setting[0], factor=setting[1]):
+        with emphasized(adapter, analysis.importance, share=setting[0], factor=setting[1]):
             return float(accuracy(adapted.model, faces, lambda images: noisy(images, seed)).mean())
 
     settings = [(share, factor) for share in (0.25, 0.5, 0.75) for factor in (0.0, 0.5, 0.8)]
     best = max([(1.0, 1.0), *settings], key=lambda setting: score(valid, 1, setting))
     return {
         "noise": score(test, 0, (1.0, 1.0)),
-        "noise, emphasised": score(test, 0, best),
+        "noise, emphasized": score(test, 0, best),
         "emphasis": dict(zip(("share", "factor"), best, strict=True)),
     }
 

@@ -32,7 +32,7 @@ def attnguide_parts() -> list[Part]:
         Part(
             "command",
             "landmarks",
-            "attnguide_action_units.command:landmarks",
+            "attnguide_action_units._command:landmarks",
             "Find facial landmarks in images.",
         ),
     ]

@@ -1,4 +1,4 @@
-"""The parts of a face between landmarks, for whoever asks the registry for regions of an image."""
+"""The parts of a face between landmarks, as a source of regions for other plugins."""
 
 from __future__ import annotations
 

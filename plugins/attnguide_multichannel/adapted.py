@@ -27,7 +27,7 @@ def attach(
     reconstruction: float = 0.1,
     **guide: Any,
 ) -> Adapted:
-    """Put multi-channel attention on a model, whatever it is.
+    """Put multi-channel attention on any model.
 
     ```python
     adapted = attach(model, images[:2])
@@ -39,12 +39,12 @@ def attach(
 
     Args:
         model: Any classifier.
-        images: Some images, `(B, 3, H, W)`, as in training; channels are found with them.
-        layer: The layer whose features are masked.
-        classes: K, if the adapter is to answer for others than the model does.
-        maps: See [`MultiChannel`][attnguide_multichannel.attention.MultiChannel], as for the next two.
-        multi_label: α.
-        reconstruction: β.
+        images: Some images, `(B, 3, H, W)`, as in training, to find numbers of channels.
+        layer: Layer whose features are masked.
+        classes: Number of classes K, if it differs from the model's.
+        maps: Number of shared maps; see [`MultiChannel`][attnguide_multichannel.attention.MultiChannel].
+        multi_label: Weight α of the multi-label classifier.
+        reconstruction: Weight β of the reconstructor.
         **guide: Further arguments of [`Guide`][attnguide.guiding.guide.Guide], as `terms=[…]`.
 
     Returns:
@@ -54,11 +54,11 @@ def attach(
         InputError: If a number is too small.
         LayerError: If the model has no such layer.
     """
-    channels, answers = feature_sizes(model, images, layer)
+    channels, outputs = feature_sizes(model, images, layer)
     with torch.inference_mode(False):  # else the weights could not be trained
         adapter = MultiChannel(
             channels,
-            answers if classes is None else classes,
+            outputs if classes is None else classes,
             image_channels=images.shape[1],
             maps=maps,
             multi_label=multi_label,
@@ -69,7 +69,7 @@ def attach(
 
 
 def load_adapters(model: nn.Module, path: str | Path, **guide: Any) -> Adapted:
-    """Put multi-channel attention on a model as it was saved.
+    """Put saved multi-channel attention on a model.
 
     Args:
         model: The model that it was trained with, with its own weights.
@@ -90,7 +90,7 @@ def multichannel_of(guide: Guide) -> MultiChannel:
     """Return the multi-channel attention that a guide holds.
 
     Raises:
-        InputError: If it holds none.
+        InputError: If the guide holds none.
     """
     for adapter in guide.adapters:
         if isinstance(adapter, MultiChannel):

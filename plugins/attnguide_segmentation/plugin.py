@@ -28,7 +28,7 @@ def attnguide_parts() -> list[Part]:
             "adapter",
             "ssp",
             f"{package}.pooling:SSP",
-            "pools inside the regions of a face, and learns which to believe",
+            "pools inside the regions of a face, and learns their weights",
         ),
         Part("adapter", "ssg", f"{package}.gating:SSG", "gates features by the regions of a face"),
         Part(

@@ -1,4 +1,4 @@
-"""The regions of a face parser, for whoever asks the registry for regions of an image."""
+"""The regions of a face parser, as a source of regions for other plugins."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class ParsedRegions(RegionSource):
 
     Args:
         parser: File that [`save_parser`][attnguide_segmentation.parser.save_parser] wrote; by default the
-            parser that comes with the library, which knows drawn faces.
+            embedded parser, which knows drawn faces.
 
     Raises:
         DataError: If the file cannot be read.
