@@ -33,9 +33,9 @@ from attnguide.data.celeba import CelebA
 from attnguide.data.procedural.faces import ATTRIBUTES, ProceduralFaces
 from attnguide.errors import AttnGuideError
 from attnguide.metrics import average_precision, balanced_accuracy, classification_error
-from attnguide_segmentation.adapted import Adapted, attach
+from attnguide_segmentation.adapted import RegionAdapters, attach
 from attnguide_segmentation.boxes import landmark_boxes
-from attnguide_segmentation.figures import colours, region_weights, sheet, top_channels, weights_figure
+from attnguide_segmentation.figures import colors, region_weights, sheet, top_channels, weights_figure
 from attnguide_segmentation.lfwa import LFWA
 from attnguide_segmentation.metrics import balanced_bce
 from attnguide_segmentation.network import attribute_network
@@ -165,7 +165,7 @@ class Classifier:
     def __init__(self, options: argparse.Namespace, faces: Faces, method: str | None) -> None:
         self.method = method
         self.model = attribute_network(len(faces.classes), width=options.width)
-        self.adapted: Adapted | None = None
+        self.adapted: RegionAdapters | None = None
         if method is not None:
             # SSG is in place of the third pooling, as in the publication.
             settings: dict[str, Any] = {"gate": "block3", "start": "paper"} if method == "ssg" else {}
@@ -297,7 +297,7 @@ def pictures(options: argparse.Namespace, first: Run) -> None:
     """Write what the publication's figures 3, 4 and 5 show."""
     faces, size = first.faces, (options.size, options.size)
     some = faces.images[:8].float() / 255
-    pairs = torch.cat([some, colours(faces.masks[:8], size)], dim=2)
+    pairs = torch.cat([some, colors(faces.masks[:8], size)], dim=2)
     ag.visual.to_pil(torch.cat(list(pairs), dim=2)).save(options.out / "regions.png")
     if first.weights is not None:
         weights_figure(first.weights, faces.classes, options.out / "weights.png")

@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms import v2
 
 import attnguide as ag
-from attnguide.adapters.saving import Adapted
+from attnguide.adapters import AdapterSet
 from attnguide.data.celeba import CelebA
 from attnguide.data.procedural.faces import ATTRIBUTES, ProceduralFaces, template
 from attnguide.errors import AttnGuideError
@@ -37,7 +37,7 @@ from attnguide_multichannel.adapted import attach, multichannel_of
 from attnguide_multichannel.analysis import Analysis, Likeness, analyze
 from attnguide_multichannel.pruning import magnitude_ranking, prune
 from attnguide_multichannel.report import write_report
-from attnguide_multichannel.transform import emphasised, suppressed
+from attnguide_multichannel.transform import emphasized, suppressed
 from attnguide_segmentation.attributes import attribute_table
 from attnguide_segmentation.parser import load_parser
 from attnguide_segmentation.prior import SegmentationPrior
@@ -50,7 +50,7 @@ WAYS: dict[str, dict[str, float] | None] = {
     "without multi-label classifier": {"multi_label": 0.0},
     "without reconstructor": {"reconstruction": 0.0},
 }
-#: Accuracy in per cent on the poster for CelebA's forty attributes, in the order of its files.
+#: What the poster tells of CelebA's forty attributes, in the order of its files: accuracy in per cent.
 POSTER = (
     92.85, 81.37, 80.71, 83.79, 98.30, 94.10, 70.14, 83.67, 88.39, 95.10, 95.33, 86.55, 91.87, 96.02, 96.68,
     98.67, 96.72, 97.89, 89.49, 86.77, 97.38, 93.67, 96.60, 86.38, 94.87, 73.33, 97.67, 75.62, 93.44, 94.67,
@@ -133,11 +133,11 @@ def built(
     classes: Sequence[str],
     *,
     guided: bool = False,
-) -> tuple[nn.Module, Adapted | None]:
+) -> tuple[nn.Module, AdapterSet | None]:
     """Build a network, and train it; all ways alike."""
     torch.manual_seed(seed)
     model = backbone(options, len(classes))
-    adapted: Adapted | None = None
+    adapted: AdapterSet | None = None
     if settings is not None:
         terms = []
         if guided:
@@ -150,7 +150,7 @@ def built(
 
 def train(
     model: nn.Module,
-    adapted: Adapted | None,
+    adapted: AdapterSet | None,
     faces: Faces,
     epochs: int,
     rate: float,
@@ -184,7 +184,7 @@ def train(
 def accuracy(
     model: Callable[[Tensor], Tensor], faces: Faces, corrupt: Callable[[Tensor], Tensor] | None = None
 ) -> Tensor:
-    """Return the share of correct predictions for each attribute, `(K,)`."""
+    """Share of right answers for each attribute, `(K,)`."""
     right = []
     for index in torch.arange(len(faces.images)).split(64):
         images = faces.batch(index)
@@ -248,7 +248,7 @@ def found_again(analysis: Analysis, by: Likeness, *, together: bool) -> dict[str
 
 def pruned(
     options: argparse.Namespace,
-    adapted: Adapted,
+    adapted: AdapterSet,
     analysis: Analysis,
     faces: Faces,
     test: Faces,
@@ -298,24 +298,24 @@ def noisy(images: Tensor, seed: int) -> Tensor:
     return images + 0.8 * torch.randn(images.shape, generator=torch.Generator().manual_seed(seed))
 
 
-def against_noise(adapted: Adapted, analysis: Analysis, valid: Faces, test: Faces) -> dict[str, Any]:
-    """Measure accuracy on noisy images with channels emphasised as validation faces determine."""
+def against_noise(adapted: AdapterSet, analysis: Analysis, valid: Faces, test: Faces) -> dict[str, Any]:
+    """Accuracy on noisy images with emphasized channels; how many, and how much, validation faces tell."""
     adapter = multichannel_of(adapted)
 
     def score(faces: Faces, seed: int, setting: tuple[float, float]) -> float:
-        with emphasised(adapter, analysis.importance, share=setting[0], factor=setting[1]):
+        with emphasized(adapter, analysis.importance, share=setting[0], factor=setting[1]):
             return float(accuracy(adapted.model, faces, lambda images: noisy(images, seed)).mean())
 
     settings = [(share, factor) for share in (0.25, 0.5, 0.75) for factor in (0.0, 0.5, 0.8)]
     best = max([(1.0, 1.0), *settings], key=lambda setting: score(valid, 1, setting))
     return {
         "noise": score(test, 0, (1.0, 1.0)),
-        "noise, emphasised": score(test, 0, best),
+        "noise, emphasized": score(test, 0, best),
         "emphasis": dict(zip(("share", "factor"), best, strict=True)),
     }
 
 
-def apart(guide: Adapted, known: Analysis, faces: Faces) -> dict[str, Any]:
+def apart(guide: AdapterSet, known: Analysis, faces: Faces) -> dict[str, Any]:
     """Accuracy where attributes no longer appear together, as learned and with the partner suppressed."""
     model, attention = guide.model, multichannel_of(guide)
     pairs = [(ATTRIBUTES.index(one), ATTRIBUTES.index(other)) for one, other in TOGETHER]
@@ -342,7 +342,7 @@ def run(options: argparse.Namespace, seed: int) -> dict[str, Any]:
         faces, valid, test = (photographs(options, split) for split in ("train", "valid", "test"))
         classes = CelebA(options.data, "test").classes
     found: dict[str, Any] = {"accuracy": {}}
-    kept: Adapted | None = None
+    kept: AdapterSet | None = None
     for way, settings in WAYS.items():
         model, adapted = built(options, faces, seed, settings, classes)
         found["accuracy"][way] = accuracy(model, test).tolist()
@@ -351,11 +351,11 @@ def run(options: argparse.Namespace, seed: int) -> dict[str, Any]:
             kept = adapted
     assert kept is not None
 
-    def analyzed(guide: Adapted, some: Faces) -> Analysis:
+    def analysed(guide: AdapterSet, some: Faces) -> Analysis:
         batches = (some.batch(index) for index in torch.arange(len(some.images)).split(64))
         return analyze(guide, batches, classes)
 
-    analysis = analyzed(kept, valid)
+    analysis = analysed(kept, valid)
     found["pruning"] = pruned(options, kept, analysis, faces, test, seed)
     write_report(kept, analysis, test.first(6), options.out / "report.html")
     found["transformed"] = against_noise(kept, analysis, valid, test)
@@ -367,7 +367,7 @@ def run(options: argparse.Namespace, seed: int) -> dict[str, Any]:
         together = drawn(options, options.faces, 10 * seed + 3, together=True)
         _, guide = built(options, together, seed, {}, classes)
         assert guide is not None
-        known = analyzed(guide, drawn(options, 300, 10 * seed + 4, together=True))
+        known = analysed(guide, drawn(options, 300, 10 * seed + 4, together=True))
         found["transformed"] |= apart(guide, known, test)
         found["structure"] = {
             kind: {by: found_again(one, by, together=kind == "together") for by in get_args(Likeness)}
@@ -415,8 +415,8 @@ def main() -> None:
     add = parser.add_argument
     add("--data", type=Path, help="folder that holds CelebA's folder celeba; drawn faces without")
     add("--model", default="resnet18", help="timm's name of the network for photographs")
-    add("--limit", type=int, help="number of photographs to read of each split")
-    add("--size", type=int, help="size of the images, in pixels; 64 for drawn faces, 128 for photographs")
+    add("--limit", type=int, help="read so many photographs of each split")
+    add("--size", type=int, help="of the images, in pixels; 64 for drawn faces, 128 for photographs")
     add("--faces", type=int, default=2500, help="number of drawn faces to learn from")
     add("--epochs", type=int, default=12)
     add("--rate", type=float, default=5e-3, help="highest learning rate")

@@ -31,7 +31,7 @@ from attnguide.errors import AttnGuideError
 from attnguide_segmentation.datasets import ParsingSample, helen
 from attnguide_segmentation.metrics import region_iou
 from attnguide_segmentation.network import JointNetwork
-from attnguide_segmentation.parser import Parser, standardised
+from attnguide_segmentation.parser import Parser, standardized
 from attnguide_segmentation.parsing import parsing_loss
 from attnguide_segmentation.regions import REGIONS, merged
 
@@ -101,10 +101,10 @@ def train(options: argparse.Namespace, faces: Pairs, others: Pairs, way: str, se
     for _ in track(range(options.iterations), way, console=_CONSOLE, transient=True):
         index = torch.randint(len(faces[0]), (options.batch,))
         images, regions = mirrored(faces[0][index].float() / 255, faces[1][index])
-        loss = parsing_loss(network.parser(standardised(images.to(device))), regions.to(device))
+        loss = parsing_loss(network.parser(standardized(images.to(device))), regions.to(device))
         if way == "with attributes":
             index = torch.randint(len(others[0]), (options.batch,))
-            logits = network.attributes(standardised(others[0][index].to(device).float() / 255))
+            logits = network.attributes(standardized(others[0][index].to(device).float() / 255))
             loss = loss + F.binary_cross_entropy_with_logits(logits, others[1][index].to(device).float())
         optimizer.zero_grad()
         loss.backward()

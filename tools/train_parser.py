@@ -23,7 +23,7 @@ from torch import Tensor
 
 from attnguide.data.procedural.faces import ProceduralFaces
 from attnguide_segmentation.metrics import region_iou
-from attnguide_segmentation.parser import EMBEDDED, Parser, load_parser, save_parser, standardised
+from attnguide_segmentation.parser import EMBEDDED, Parser, load_parser, save_parser, standardized
 from attnguide_segmentation.parsing import ParsingNetwork, parsing_loss
 from attnguide_segmentation.regions import REGIONS, merged
 
@@ -67,7 +67,7 @@ def main(
     network.train()
     for chosen in track(steps, "training", console=console):
         batch, truth = augmented(images[chosen].float() / 255, labels[chosen])
-        loss = parsing_loss(network(standardised(batch)), truth, weight)
+        loss = parsing_loss(network(standardized(batch)), truth, weight)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)

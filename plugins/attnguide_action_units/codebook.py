@@ -1,6 +1,6 @@
 """The codebook: which action units make an expression, and where on the face each is seen.
 
-The one that comes along is `codebook.toml` beside this module. A file of your own needs no code:
+The default codebook is `codebook.toml` in this package. Your own codebook is a file and needs no code:
 
 ```python
 book = codebook.load("mine.toml")
@@ -32,9 +32,9 @@ class Region:
     """An ellipse that follows landmarks; lengths are in units of the distance between outer eye corners.
 
     Attributes:
-        points: Landmarks that it hangs on, 0 to 67.
+        points: Landmarks that place it, 0 to 67.
         kind: `"at"`: centred on the mean of the landmarks; `"around"`: around the box that holds them.
-        radii: Half axes along the eyes and across; added to those of the box if it is around one.
+        radii: Half axes along the eyes and across; around a box they are added to the half axes of the box.
         offset: Shift of the centre, along the eyes and towards the chin.
     """
 
@@ -49,9 +49,9 @@ class ActionUnit:
     """An action unit of the Facial Action Coding System.
 
     Attributes:
-        number: Its number.
-        name: Its name.
-        regions: Where it is seen.
+        number: Number of the unit.
+        name: Name of the unit.
+        regions: Regions of the face that show the unit.
     """
 
     number: int
@@ -65,29 +65,29 @@ class Codebook:
 
     Attributes:
         units: Action units by number.
-        expressions: For each expression the numbers of its units; none if it carries no prior.
+        expressions: For each expression the numbers of its units; empty for an expression without a prior.
     """
 
     units: Mapping[int, ActionUnit]
     expressions: Mapping[str, tuple[int, ...]]
 
     def regions(self, numbers: Sequence[int]) -> tuple[Region, ...]:
-        """Return where units are seen; units that are seen at the same place give it once.
+        """Return the regions of units; a region that several units share is returned once.
 
         Raises:
-            UnknownNameError: If there is no such unit.
+            UnknownNameError: If a unit is unknown.
         """
         for number in numbers:
             if number not in self.units:
                 raise UnknownNameError("action unit", str(number), map(str, self.units))
-        found = (region for number in numbers for region in self.units[number].regions)
-        return tuple(dict.fromkeys(found))
+        regions = (region for number in numbers for region in self.units[number].regions)
+        return tuple(dict.fromkeys(regions))
 
     def units_of(self, expression: str) -> tuple[int, ...]:
         """Return the numbers of an expression's units.
 
         Raises:
-            UnknownNameError: If the codebook does not have the expression.
+            UnknownNameError: If the expression is not in the codebook.
         """
         if expression not in self.expressions:
             raise UnknownNameError("expression", expression, self.expressions)
@@ -96,7 +96,7 @@ class Codebook:
 
 @cache
 def default() -> Codebook:
-    """Return the codebook that comes along: six basic expressions, and neutral, which has no units."""
+    """Return the default codebook: six basic expressions, and neutral, which has no units."""
     return _parsed(files(__package__).joinpath("codebook.toml").read_text(encoding="utf-8"), "codebook.toml")
 
 
@@ -104,7 +104,7 @@ def load(path: str | Path) -> Codebook:
     """Read a codebook.
 
     Args:
-        path: A TOML file with `[expressions]` and `[[unit]]`, as described in the one that comes along.
+        path: A TOML file with `[expressions]` and `[[unit]]`; the default codebook shows the format.
 
     Returns:
         The codebook.
@@ -132,7 +132,9 @@ def _parsed(text: str, where: str) -> Codebook:
     for place, entry in enumerate(entries, start=1):
         unit = _unit(f"{where}, unit {place}", entry)
         if unit.number in units:
-            raise DataError(f"{where}, unit {place}: number {unit.number} is taken; each unit has its own.")
+            raise DataError(
+                f"{where}, unit {place}: number {unit.number} is taken; each unit needs its own number."
+            )
         units[unit.number] = unit
     expressions = content.get("expressions")
     if not isinstance(expressions, dict) or not expressions:

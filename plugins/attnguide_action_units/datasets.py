@@ -1,7 +1,8 @@
 """Faces with expressions and landmarks, in the formats of their releases.
 
-Every data set gives an [`ExpressionSample`][attnguide_action_units.datasets.ExpressionSample], names its
-`classes` in the order of the labels, and tells all `labels` without reading an image:
+Each sample is an [`ExpressionSample`][attnguide_action_units.datasets.ExpressionSample].
+`classes` names the classes in the order of the labels, and `labels` holds all labels, known without reading
+an image:
 
 ```python
 data = RAFDB(root, "train", landmarks="rafdb.npz", transform=transform)
@@ -32,7 +33,7 @@ __all__ = ["RAFDB", "AffectNet", "ExpressionSample", "FaceTable"]
 
 
 class ExpressionSample(NamedTuple):
-    """A face, or with a leading axis several.
+    """A face, or several faces with a leading axis.
 
     A named tuple, so that it can be unpacked, collated, and passed through `torchvision.transforms.v2`.
     """
@@ -42,19 +43,19 @@ class ExpressionSample(NamedTuple):
     label: Tensor
     """int64 scalar, an index into `classes`."""
     landmarks: Tensor
-    """`FaceLandmarks`, `(68, 2)`: x and y in pixels; NaN if there are none."""
+    """`FaceLandmarks`, `(68, 2)`: x and y in pixels; NaN for a face without landmarks."""
 
 
 class FaceTable(Dataset[ExpressionSample]):
     """Image files with labels and landmarks.
 
     Args:
-        files: The images.
-        labels: An index into `classes` for each.
-        points: Landmarks `(N, 68, 2)` in pixels of the images; NaN where there are none.
+        files: Image files.
+        labels: For each image an index into `classes`.
+        points: Landmarks `(N, 68, 2)` in pixels of the images; NaN for an image without landmarks.
         classes: Names of the expressions.
-        transform: Applied to each whole sample; `torchvision.transforms.v2` moves image and landmarks
-            together.
+        transform: Function that is applied to each whole sample; `torchvision.transforms.v2` moves image and
+            landmarks together.
 
     Raises:
         DataError: If there are no images, or files are missing.
@@ -75,7 +76,7 @@ class FaceTable(Dataset[ExpressionSample]):
         if not len(self.files) == len(self.labels) == len(points):
             raise InputError(
                 f"{len(self.files)} files, {len(self.labels)} labels and {len(points)} sets of landmarks: "
-                "give one each."
+                "give one of each per image."
             )
         if not self.files:
             raise DataError("the data set has no images.")
@@ -102,7 +103,7 @@ class FaceTable(Dataset[ExpressionSample]):
 
     @property
     def without_landmarks(self) -> int:
-        """How many images have no landmarks: these are trained, but not guided."""
+        """Number of images without landmarks: these are trained on, but not guided."""
         return int(self.points.isnan().flatten(1).all(dim=1).sum())
 
 
@@ -113,16 +114,16 @@ class RAFDB(FaceTable):
     the folder around `basic`, which holds them.
 
     Args:
-        root: The folder.
-        split: `"train"` or `"test"`.
+        root: Folder of the release.
+        split: Split, `"train"` or `"test"`.
         landmarks: A table of landmarks in pixels of these images, or its file; see
             [`read_landmarks`][attnguide_action_units.tables.read_landmarks].
-        images: `"aligned"` or `"original"`.
-        transform: As for [`FaceTable`][attnguide_action_units.datasets.FaceTable].
+        images: Version of the images, `"aligned"` or `"original"`.
+        transform: See [`FaceTable`][attnguide_action_units.datasets.FaceTable].
 
     Raises:
         DataError: If files are missing, or the list is not in its format.
-        UnknownNameError: If there is no such split.
+        UnknownNameError: If the split is unknown.
     """
 
     #: The release numbers them from 1 to 7.
@@ -167,19 +168,19 @@ class AffectNet(FaceTable):
 
     Args:
         root: The folder that holds `train_set` and `val_set`.
-        split: `"train"` or `"val"`.
-        classes: 7, or 8 with contempt, for which there are no action units: give the prior
+        split: Split, `"train"` or `"val"`.
+        classes: Number of classes: 7, or 8 with contempt, which has no action units: give the prior
             `classes=[*data.classes[:7], None]`. Faces with other labels are left out, and counted in
             `left_out`.
-        transform: As for [`FaceTable`][attnguide_action_units.datasets.FaceTable].
+        transform: See [`FaceTable`][attnguide_action_units.datasets.FaceTable].
 
     Attributes:
-        left_out: Number of images of no class that was asked for.
+        left_out: Number of images of other classes.
 
     Raises:
         DataError: If files are missing or broken.
         InputError: If `classes` is neither 7 nor 8.
-        UnknownNameError: If there is no such split.
+        UnknownNameError: If the split is unknown.
     """
 
     CLASSES = ("neutral", "happiness", "sadness", "surprise", "fear", "disgust", "anger", "contempt")
@@ -197,13 +198,13 @@ class AffectNet(FaceTable):
         if classes not in (7, 8):
             raise InputError(f"classes={classes} must be 7, or 8 with contempt.")
         folder = Path(root).expanduser() / f"{split}_set"
-        found = sorted((folder / "annotations").glob("*_exp.npy"), key=natural_key)
-        if not found:
+        annotations = sorted((folder / "annotations").glob("*_exp.npy"), key=natural_key)
+        if not annotations:
             raise DataError(
                 f"{folder / 'annotations'} holds no N_exp.npy; give the folder that holds train_set."
             )
         files, labels, points = [], [], []
-        for file in found:
+        for file in annotations:
             label = _number(file)
             if not 0 <= label < classes:
                 continue
@@ -211,7 +212,7 @@ class AffectNet(FaceTable):
             files.append(folder / "images" / f"{name}.jpg")
             labels.append(label)
             points.append(_landmarks_of(file.with_name(f"{name}_lnd.npy")))
-        self.left_out = len(found) - len(files)
+        self.left_out = len(annotations) - len(files)
         stacked = torch.stack(points) if points else torch.empty(0, 68, 2)
         super().__init__(files, labels, stacked, self.CLASSES[:classes], transform)
 
@@ -224,10 +225,10 @@ def _points(
         return points
     table = landmarks if isinstance(landmarks, LandmarkTable) else read_landmarks(landmarks)
     for index, (file, name) in enumerate(zip(files, names, strict=True)):
-        found = table.of(file)
-        found = table.of(name) if found is None else found
-        if found is not None:
-            points[index] = found
+        face = table.of(file)
+        face = table.of(name) if face is None else face
+        if face is not None:
+            points[index] = face
     if files and bool(points.isnan().all()):
         raise DataError(
             f"the table of landmarks names none of the images, such as {files[0].name}; it names "
@@ -238,10 +239,10 @@ def _points(
 
 def _array(file: Path) -> np.ndarray[Any, Any]:
     try:
-        found: np.ndarray[Any, Any] = np.load(file, allow_pickle=False)
+        array: np.ndarray[Any, Any] = np.load(file, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{file} cannot be read: {error}") from error
-    return found
+    return array
 
 
 def _number(file: Path) -> int:

@@ -1,4 +1,4 @@
-"""How well a classifier of expressions looks at the action units: ATT-COS and CAM-COS of arXiv 2402.00281."""
+"""Measures how well attributions match the action units: ATT-COS and CAM-COS of arXiv 2402.00281."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from attnguide_action_units.prior import ActionUnitPrior
 
 __all__ = ["CAMS", "Report", "evaluate"]
 
-#: The class activation maps that CAM-COS is measured with.
+#: Sources of the class activation maps for CAM-COS.
 CAMS: tuple[str, ...] = ("cam", "grad_cam", "grad_cam_plus_plus", "layer_cam")
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was measured.
+    """Results of an evaluation.
 
     Attributes:
-        accuracy: Share of the samples whose class was predicted.
-        attention: ATT-COS: mean cosine of layer attention and action-unit map, for each layer.
-        cams: CAM-COS: mean cosine of the class activation map of the true class and the action-unit map, for
-            each source, at the last of the layers.
+        accuracy: Share of the samples whose class is predicted.
+        attention: ATT-COS for each layer: mean cosine of layer attention and action-unit map.
+        cams: CAM-COS for each source: mean cosine of the class activation map of the true class and the
+            action-unit map, at the last of the layers.
         samples: Number of samples.
-        compared: Number of those with a map to compare with; NaN stands for a mean over none.
+        compared: Number of samples with an action-unit map; if it is 0, the means are NaN.
     """
 
     accuracy: float
@@ -61,14 +61,14 @@ def evaluate(
     Cosines are taken at the resolution of the layer, over the samples whose prior has a weight above 0.
 
     Args:
-        model: A classifier; it is run in evaluation mode and left as it was.
+        model: A classifier; it runs in evaluation mode, and its state is restored.
         batches: Batches of images, labels and landmarks, on the model's device.
-        prior: The prior, which knows the expression of each class.
-        layers: Where attention is measured; the last of them is where the activation maps are taken.
-        cams: Sources of activation maps; one that guided is no evidence for itself.
+        prior: The prior, with the expression of each class.
+        layers: Layers whose attention is measured; activation maps are computed at the last of them.
+        cams: Sources of activation maps; the source that guided the training says nothing about its success.
 
     Returns:
-        The means.
+        Accuracy and mean cosines.
 
     Raises:
         InputError: If there are no batches.
@@ -76,14 +76,14 @@ def evaluate(
     sums: dict[tuple[str, str], float] = defaultdict(float)
     right, samples, compared = 0, 0, 0
     for images, labels, landmarks in batches:
-        seen = explain(model, images, LayerAttention(), "labels", layers, size=None, labels=labels)
-        right += int((seen.logits.argmax(dim=1) == labels).sum())
+        attention = explain(model, images, LayerAttention(), "labels", layers, size=None, labels=labels)
+        right += int((attention.logits.argmax(dim=1) == labels).sum())
         samples += len(labels)
-        maps = {("attention", name): raw for name, raw in seen.raw.items()}
-        last = list(seen.raw)[-1]
+        maps = {("attention", name): raw for name, raw in attention.raw.items()}
+        last = list(attention.raw)[-1]
         for source in cams:
-            found = explain(model, images, source, "labels", last, size=None, labels=labels)
-            maps["cams", str(source)] = found.raw[last]
+            cam = explain(model, images, source, "labels", last, size=None, labels=labels)
+            maps["cams", str(source)] = cam.raw[last]
         drawn: dict[tuple[int, int], Tensor] = {}
         for key, raw in maps.items():
             size = (raw.shape[-2], raw.shape[-1])

@@ -1,8 +1,7 @@
-"""Facial landmarks: the schemes that are understood, and how they travel through augmentations.
+"""Facial landmarks: known schemes, and landmarks that follow augmentations of the image.
 
-Everything in this plugin speaks of the 68 points of 300-W (iBUG), numbered from 0, as x and y in pixels;
-(0, 0) is the centre of the first pixel. [`to_68`][attnguide_action_units.landmarks.to_68] makes them of
-others.
+Everything in this plugin uses the 68 points of 300-W (iBUG), numbered from 0, as x and y in pixels; (0, 0) is
+the centre of the first pixel. [`to_68`][attnguide_action_units.landmarks.to_68] converts other schemes.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from attnguide.functional import may_read
 
 __all__ = ["CANONICAL", "FROM_98", "FROM_MESH", "MIRROR", "FaceLandmarks", "to_68"]
 
-#: Which point takes each point's place in a mirror.
+#: The mirror image of each point.
 MIRROR: tuple[int, ...] = (
     *range(16, -1, -1), *range(26, 16, -1), *range(27, 31), *range(35, 30, -1),
     45, 44, 43, 42, 47, 46, 39, 38, 37, 36, 41, 40,
@@ -71,9 +70,9 @@ CANONICAL: Tensor = _canonical()
 
 
 class FaceLandmarks(KeyPoints):  # type: ignore[misc]
-    """68 landmarks `(…, 68, 2)` that move with the image, and stay what they are when it is flipped.
+    """68 landmarks `(…, 68, 2)` that move with the image, and keep their meaning when it is flipped.
 
-    torchvision's own key points move too, but after a flip the right eye would be called the left one:
+    torchvision's key points move too, but after a flip the right eye would be named the left one:
 
     ```python
     points = FaceLandmarks(landmarks, canvas_size=image.shape[-2:])
@@ -99,7 +98,7 @@ for _flip in (transforms.horizontal_flip, transforms.vertical_flip):
 
 
 def to_68(points: Tensor | np.ndarray[Any, Any]) -> Tensor:
-    """Make 68 landmarks of another scheme, which the number of points tells.
+    """Convert landmarks of another scheme, which is known by the number of points, to 68 points.
 
     Args:
         points: `(…, P, 2)`, or `(…, P, 3)` whose third coordinate is dropped: 68; 98 (WFLW); 478 or 468
@@ -107,8 +106,8 @@ def to_68(points: Tensor | np.ndarray[Any, Any]) -> Tensor:
             left to right in the image), which place a frontal face.
 
     Returns:
-        `(…, 68, 2)`, float32; NaN where a point was, and for a face whose points are all −1, which stands for
-        none.
+        `(…, 68, 2)`, float32; NaN where a point was NaN, and for a face whose points are all −1, which stands
+        for "no landmarks".
 
     Raises:
         InputError: If it is another number of points, or not an array of numbers; or if five points cannot be
@@ -133,14 +132,14 @@ def to_68(points: Tensor | np.ndarray[Any, Any]) -> Tensor:
     known = {68: tuple(range(68)), 98: FROM_98, 468: FROM_MESH, 478: FROM_MESH}
     if count not in known:
         raise InputError(
-            f"{count} landmarks belong to no scheme that is known: 68 (300-W), 98 (WFLW), 478 (mediapipe's "
+            f"{count} landmarks belong to none of the known schemes: 68 (300-W), 98 (WFLW), 478 (mediapipe's "
             "mesh), or 5 (eyes, nose tip, mouth corners)."
         )
     return tensor[..., list(known[count]), :]
 
 
 def _check_five(five: Tensor) -> None:
-    """Refuse what no face looks like; fitted, it would be one, of another size."""
+    """Refuse points that cannot be a face; fitted, they would become one, of another size."""
     if not may_read(five):
         return
     faces = five.reshape(-1, 5, 2)
@@ -160,7 +159,7 @@ def _check_five(five: Tensor) -> None:
 
 
 def _fitted(five: Tensor) -> Tensor:
-    """Move, turn and scale the canonical face so that it fits five points best, in the sense of squares."""
+    """Move, turn and scale the canonical face so that it fits five points best, by least squares."""
     face = CANONICAL.to(five.device)
     model = torch.stack([face[36:42].mean(0), face[42:48].mean(0), face[30], face[48], face[54]])
     # As complex numbers the best turn and scale is one factor.

@@ -9,13 +9,19 @@ __all__ = ["attnguide_parts"]
 
 @hookimpl
 def attnguide_parts() -> list[Part]:
-    """Declare prior, recipe and command; source and loss of the method are standard parts."""
+    """Declare prior, regions, recipe and command; source and loss of the method are standard parts."""
     return [
         Part(
             "prior",
             "action_units",
             "attnguide_action_units.prior:ActionUnitPrior",
             "where an expression's facial action units are, from landmarks",
+        ),
+        Part(
+            "regions",
+            "landmarks",
+            "attnguide_action_units.region_source:LandmarkRegions",
+            "the parts of a face between its landmarks",
         ),
         Part(
             "recipe",
@@ -26,7 +32,7 @@ def attnguide_parts() -> list[Part]:
         Part(
             "command",
             "landmarks",
-            "attnguide_action_units.command:landmarks",
+            "attnguide_action_units._command:landmarks",
             "Find facial landmarks in images.",
         ),
     ]

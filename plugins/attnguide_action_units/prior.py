@@ -1,4 +1,4 @@
-"""The prior: where the action units of an expression are on each face."""
+"""The prior: heat maps of the action units of an expression, drawn on each face."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from attnguide.functional import may_read
 from attnguide.interfaces import PriorMaps, TargetPrior
 from attnguide.pairs import Pairs
 from attnguide.trace import Trace
+from attnguide_action_units._heatmaps import CHIN, EYE_CORNERS, Regions, heat_maps
 from attnguide_action_units.codebook import Codebook, default, load
-from attnguide_action_units.heatmaps import CHIN, EYE_CORNERS, Regions, heat_maps
 from attnguide_action_units.landmarks import CANONICAL, to_68
 
 __all__ = ["CLASSES", "ActionUnitPrior", "checked", "collected"]
 
-#: The expressions in the order of AffectNet's classes, which is that of `ProceduralFaces` too.
+#: The expressions in the order of AffectNet's classes, and of `ProceduralFaces`.
 CLASSES = ("neutral", "happiness", "sadness", "surprise", "fear", "disgust", "anger")
 
 
-#: Outer eye corners that are closer than so many pixels are no face's.
+#: Least distance of the outer eye corners of a face, in pixels.
 _SMALLEST = 2.0
-#: Drawn, with weight 0, if no expression has any region.
+#: Region that is drawn, with weight 0, if no expression has a region.
 _NOWHERE = default().regions([1])
 
 
@@ -36,17 +36,17 @@ class ActionUnitPrior(TargetPrior):
 
     With `guide.loss(labels, landmarks=…)` landmarks are 68 points in pixels of the image, `(B, 68, 2)`, or in
     another scheme that [`to_68`][attnguide_action_units.landmarks.to_68] knows, or a list with an entry for
-    each sample, None for none. A sample drops out (its weight is 0) if it has no landmarks (None, or NaN or
-    −1 everywhere), if its class has no action units, as neutral, or if a landmark that its map hangs on lies
-    outside the image.
+    each sample, None for a sample without landmarks. A sample drops out (its weight is 0) if it has no
+    landmarks (None, or NaN or −1 everywhere), if its class has no action units, as neutral, or if a landmark
+    that places its map lies outside the image.
 
     Args:
         classes: The expression of each class of the model, as the codebook names them; None for a class
             without action units, such as contempt.
-        codebook: Which units an expression has, and where they are, or the file that tells; the one that
-            comes along by default.
-        units: Numbers of action units to draw for every class, instead of the expression's own.
-        generic: Draw all units of the codebook for every class: a map that needs no label.
+        codebook: The codebook or its file: the units of each expression, and their regions. By default the
+            codebook of this package.
+        units: Numbers of action units to draw for every class, instead of the units of its expression.
+        generic: Whether to draw all units of the codebook for every class: a map that needs no label.
 
     Raises:
         UnknownNameError: If the codebook lacks an expression or a unit.
@@ -77,7 +77,7 @@ class ActionUnitPrior(TargetPrior):
         self._regions = tuple(dict.fromkeys(region for group in regions for region in group)) or _NOWHERE
         place = {region: index for index, region in enumerate(self._regions)}
         widest = max(1, *(len(group) for group in regions))
-        # Rows are filled up with a region of their own: drawn twice it looks the same.
+        # Rows are filled up with one of their regions: drawn twice it looks the same.
         rows = [[place[region] for region in group] or [0] for group in regions]
         self._rows = torch.tensor([(row + row[-1:] * widest)[:widest] for row in rows])
         self._empty = torch.tensor([not group for group in regions])
@@ -106,14 +106,14 @@ class ActionUnitPrior(TargetPrior):
     def draw(
         self, landmarks: Any, labels: Any, size: tuple[int, int], image_size: tuple[int, int]
     ) -> PriorMaps:
-        """Draw the map of each sample for its label, to look at it, or to keep it for later.
+        """Draw the map of each sample for its label, to show or to store it.
 
-        Maps that are kept guide through the prior `mask`, with weight 0 as NaN.
+        Stored maps guide through the prior `mask`; write NaN for weight 0.
 
         Args:
-            landmarks: As in `guide.loss`, for B samples.
-            labels: Index of each sample's class, `(B,)`; −100 for none. May be None if all classes look alike
-                (`generic` or `units`).
+            landmarks: Landmarks of B samples, as in `guide.loss`.
+            labels: Index of each sample's class, `(B,)`; −100 for none. May be None if all classes have the
+                same map (`generic` or `units`).
             size: `(h, w)` of the maps.
             image_size: `(H, W)` of the images that the landmarks are in.
 
@@ -121,7 +121,7 @@ class ActionUnitPrior(TargetPrior):
             Maps `(B, h, w)` and weights `(B,)`.
 
         Raises:
-            InputError: As for `guide.loss`, or if the labels are no indices of classes.
+            InputError: As for `guide.loss`, or if the labels are not indices of classes.
         """
         cls = self._labels(labels, len(landmarks) if landmarks is not None else None)
         points = collected(landmarks, len(cls)).to(cls.device)
@@ -207,17 +207,17 @@ class ActionUnitPrior(TargetPrior):
 
 
 def collected(landmarks: Any, batch: int) -> Tensor:
-    """Bring landmarks as users have them to one tensor.
+    """Convert landmarks of any accepted form to one tensor.
 
     Args:
         landmarks: A tensor or array `(B, P, 2)`, a list with an entry or None for each sample, or None.
-        batch: B.
+        batch: Batch size B.
 
     Returns:
-        `(B, 68, 2)`, float32; NaN where there are none.
+        `(B, 68, 2)`, float32; NaN for a sample without landmarks.
 
     Raises:
-        InputError: If they do not fit the batch, or are of no scheme that is known.
+        InputError: If they do not fit the batch, or their scheme is unknown.
     """
     if landmarks is None:
         return torch.full((batch, 68, 2), torch.nan)
@@ -225,8 +225,8 @@ def collected(landmarks: Any, batch: int) -> Tensor:
         raise InputError(f"landmarks must be a tensor, an array or a list, got {type(landmarks).__name__}.")
     if len(landmarks) != batch:
         raise InputError(
-            f"landmarks have {len(landmarks)} entries, the batch has {batch} samples; give one each, None "
-            "for missing."
+            f"landmarks have {len(landmarks)} entries, the batch has {batch} samples; give one entry per "
+            "sample, None for missing landmarks."
         )
     if batch and isinstance(landmarks, (list, tuple)):
         missing = torch.full((68, 2), torch.nan)
@@ -239,13 +239,13 @@ def collected(landmarks: Any, batch: int) -> Tensor:
 
 
 def checked(points: Tensor) -> Tensor:
-    """Tell which faces have landmarks, and refuse those that cannot be a face's.
+    """Find the faces that have landmarks, and refuse landmarks that cannot be a face's.
 
     Args:
-        points: `(B, 68, 2)`; NaN everywhere in a face means that there are none.
+        points: Landmarks `(B, 68, 2)`; a face of NaN has none.
 
     Returns:
-        True where there are landmarks, `(B,)`.
+        True for a face with landmarks, `(B,)`.
 
     Raises:
         InputError: If only some of a face are NaN, some are infinite, the eyes are in one place, or the face
@@ -276,7 +276,7 @@ def checked(points: Tensor) -> Tensor:
                 f"{points[sample, EYE_CORNERS[0]].tolist()}, left eye at "
                 f"{points[sample, EYE_CORNERS[1]].tolist()}, chin at "
                 f"{points[sample, CHIN].tolist()}. Landmarks are (x, y) in pixels, y downwards, in the order "
-                "of 300-W, and no shares of the image's sides; x and y may be swapped, or the image was "
+                "of 300-W, not shares of the image's sides; x and y may be swapped, or the image was "
                 "flipped without renaming left and right, which FaceLandmarks does."
             )
     return there

@@ -1,4 +1,4 @@
-"""Tables of landmarks by the name of the image, in the formats in which people keep them."""
+"""Tables of landmarks by the name of the image, in common file formats."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from attnguide_action_units.landmarks import to_68
 
 __all__ = ["LandmarkTable", "read_landmarks"]
 
-#: Names that arrays of landmarks go by in an .npz file, and the names of the images.
+#: Names of the arrays of landmarks, and of image names, in an .npz file.
 _ARRAYS, _NAMES = ("landmarks68", "landmarks", "points", "lmk"), ("files", "names", "images", "paths")
 _COLUMN = re.compile(r"(?:landmark|point|lm)?_?([xy])_?(\d+)")
-#: What the column of the images' names may be called.
+#: Names of the column of image names.
 _NAME_COLUMNS = ("file", "filename", "name", "image", "path")
 _PTS = re.compile(r"n_points\s*:\s*(\d+)\s*\{([^}]*)\}")
 
@@ -35,8 +35,8 @@ class LandmarkTable:
     """Landmarks of N images.
 
     Attributes:
-        names: Names of the images as they were written, or none at all.
-        points: `(N, 68, 2)` float32, x and y in pixels; NaN where an image has none.
+        names: Names of the images as they were written, or empty.
+        points: Landmarks `(N, 68, 2)` float32, x and y in pixels; NaN for an image without landmarks.
     """
 
     names: tuple[str, ...]
@@ -47,11 +47,11 @@ class LandmarkTable:
 
     @cached_property
     def _by_name(self) -> dict[str, int]:
-        found: dict[str, int] = {}
+        indices: dict[str, int] = {}
         for index, name in enumerate(self.names):
             for key in _endings(name):
-                found[key] = -1 if key in found and found[key] != index else index
-        return found
+                indices[key] = -1 if key in indices and indices[key] != index else index
+        return indices
 
     def of(self, name: str | Path) -> Tensor | None:
         """Return an image's landmarks `(68, 2)`; None if the table has none for it.
@@ -60,14 +60,14 @@ class LandmarkTable:
             name: A path, a file name, or one without suffix.
 
         Raises:
-            DataError: If several entries may be meant.
+            DataError: If several entries match.
         """
         for key in _endings(name):
             index = self._by_name.get(key)
             if index is None:
                 continue
             if index < 0:
-                raise DataError(f"several entries of the table of landmarks may be {key!r}; use whole paths.")
+                raise DataError(f"several entries of the table of landmarks match {key!r}; use whole paths.")
             points = self.points[index]
             return None if bool(points.isnan().all()) else points
         return None
@@ -81,7 +81,7 @@ class LandmarkTable:
 
 
 def _endings(name: str | Path) -> list[str]:
-    """The path and its last parts, the longest first, with and without suffix: tables are made elsewhere."""
+    """Return the path and its last parts, longest first, with and without suffix: folders may have moved."""
     path = PurePath(name)
     whole = [PurePath(*path.parts[start:]) for start in range(len(path.parts))]
     return list(dict.fromkeys(str(part) for ending in whole for part in (ending, ending.with_suffix(""))))
@@ -95,7 +95,7 @@ def read_landmarks(path: str | Path) -> LandmarkTable:
 
             - `.npz`: an array `landmarks68` (or `landmarks`, `points`), and `files` (or `names`)
             - `.npy`: an array `(N, P, 2)`
-            - `.csv`: a line for each image: its name, then x0, y0, x1, y1, …; a header may say otherwise
+            - `.csv`: a line for each image: its name, then x0, y0, x1, y1, …; a header may change the order
               (`x_0 … x_67, y_0 … y_67`, as OpenFace writes it)
             - `.json`: `{"name": [[x, y], …], …}`
             - `.pts`: one image, as in 300-W, whose pixels count from 1; or a folder of such files
@@ -122,7 +122,7 @@ def read_landmarks(path: str | Path) -> LandmarkTable:
         return LandmarkTable((path.stem,), _read_pts(path)[None])
     if path.suffix.lower() not in readers:
         raise DataError(
-            f"{path} is no table of landmarks that is known; give one of {', '.join(readers)}, .pts, or a "
+            f"{path} is not a known table of landmarks; give one of {', '.join(readers)}, .pts, or a "
             "folder of .pts files."
         )
     names, points = readers[path.suffix.lower()](check_file(path))
@@ -144,7 +144,7 @@ def _as_68(path: Path, points: Any) -> Tensor:
 def _read_npz(path: Path) -> tuple[Sequence[str], Any]:
     try:
         if not zipfile.is_zipfile(path):
-            raise DataError(f"{path} cannot be read as .npz: it is no archive.")
+            raise DataError(f"{path} cannot be read as .npz: it is not an archive.")
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files if name in (*_ARRAYS, *_NAMES)}
             there = archive.files
@@ -174,7 +174,7 @@ def _read_json(path: Path) -> tuple[Sequence[str], Any]:
         try:
             rows.append(None if points is None else np.array(points, dtype=np.float32))
         except (TypeError, ValueError) as error:
-            raise DataError(f"{path}, {name!r}: {points!r:.80} are no landmarks: {error}") from error
+            raise DataError(f"{path}, {name!r}: {points!r:.80} are not landmarks: {error}") from error
     return list(content), _stacked(path, list(content), rows)
 
 
@@ -193,7 +193,7 @@ def _read_csv(path: Path) -> tuple[Sequence[str], Any]:
         header = [_COLUMN.fullmatch(cell.lower()) for cell in cells]
     at_name: int | None
     if any(header):
-        columns = {(found[1].lower(), int(found[2])): at for at, found in enumerate(header) if found}
+        columns = {(match[1].lower(), int(match[2])): at for at, match in enumerate(header) if match}
         numbers = sorted({number for _, number in columns})
         try:
             order = [columns[axis, number] for number in numbers for axis in "xy"]
@@ -212,8 +212,8 @@ def _read_csv(path: Path) -> tuple[Sequence[str], Any]:
     for number, line in enumerate(lines, start=1):
         try:
             names += [] if at_name is None else [line[at_name].strip()]
-            found = [line[at].strip() for at in order]
-            values = [float(cell) if cell else float("nan") for cell in found]
+            numbers_in_line = [line[at].strip() for at in order]
+            values = [float(cell) if cell else float("nan") for cell in numbers_in_line]
         except (IndexError, ValueError) as error:
             raise DataError(f"{path}, line {number}: {error}; expected {len(order)} numbers.") from error
         rows.append(np.array(values, dtype=np.float32).reshape(-1, 2))
@@ -242,7 +242,7 @@ def _stacked(path: Path, names: Sequence[str], rows: Sequence[Any]) -> Any:
 def _read_pts(path: Path) -> Tensor:
     found = _PTS.search(read_text(path))
     if found is None:
-        raise DataError(f"{path} is no file of landmarks: n_points and {{ … }} are missing.")
+        raise DataError(f"{path} is not a file of landmarks: n_points and {{ … }} are missing.")
     try:
         points = np.array(list(_pairs(found[2])), dtype=np.float32)
     except ValueError as error:

@@ -20,7 +20,7 @@ def attnguide_parts() -> list[Part]:
         Part(
             "command",
             "annotate",
-            "attnguide_gradcam_iou.annotate_command:annotate",
+            "attnguide_gradcam_iou._annotate_command:annotate",
             "Paint where a model should look, in the browser.",
         ),
     ]

@@ -1,7 +1,7 @@
-"""Multi-channel attention: which features matter to an attribute, and what is alike.
+"""Multi-channel attention: which features matter to an attribute, and which attributes are alike.
 
-Each attribute has a classifier of its own, with a mask over all channels and positions of the features. The
-masks tell which channels matter to it, which channels are alike, and which attributes are:
+Each attribute has its own classifier, with a mask over all channels and positions of the features. The masks
+show which channels matter to an attribute, which channels are alike, and which attributes are:
 
 ```python
 adapted = attach(model, images[:2])
@@ -10,3 +10,8 @@ analysis = analyze(adapted, batches, classes)
 analysis.correlated(5)
 ```
 """
+
+import lazy_loader
+
+# The names and where they live: `__init__.pyi`.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

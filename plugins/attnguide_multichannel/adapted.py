@@ -24,7 +24,7 @@ def attach(
     multi_label: float = 0.5,
     reconstruction: float = 0.1,
 ) -> AdapterSet:
-    """Put multi-channel attention on a model, whatever it is.
+    """Put multi-channel attention on any model.
 
     ```python
     adapted = attach(model, images[:2])
@@ -36,12 +36,12 @@ def attach(
 
     Args:
         model: Any classifier.
-        images: Some images, `(B, 3, H, W)`, as in training; channels are found with them.
-        layer: The layer whose features are masked.
-        classes: K, if the adapter is to answer for others than the model does.
-        maps: See [`MultiChannel`][attnguide_multichannel.attention.MultiChannel], as for the next two.
-        multi_label: α.
-        reconstruction: β.
+        images: Some images, `(B, 3, H, W)`, as in training, to find numbers of channels.
+        layer: Layer whose features are masked.
+        classes: Number of classes K, if it differs from the model's.
+        maps: Number of shared maps; see [`MultiChannel`][attnguide_multichannel.attention.MultiChannel].
+        multi_label: Weight α of the multi-label classifier.
+        reconstruction: Weight β of the reconstructor.
 
     Returns:
         The adapter on the model, on its device; `ag.Guide(model, …, adapters=…)` guides a model with it.
@@ -50,11 +50,11 @@ def attach(
         InputError: If a number is too small.
         LayerError: If the model has no such layer.
     """
-    channels, answers = feature_sizes(model, images, layer)
+    channels, outputs = feature_sizes(model, images, layer)
     with torch.inference_mode(False):  # else the weights could not be trained
         adapter = MultiChannel(
             channels,
-            answers if classes is None else classes,
+            outputs if classes is None else classes,
             image_channels=images.shape[1],
             maps=maps,
             multi_label=multi_label,
@@ -65,7 +65,7 @@ def attach(
 
 
 def load_adapters(model: nn.Module, path: str | Path) -> AdapterSet:
-    """Put multi-channel attention on a model as it was saved.
+    """Put saved multi-channel attention on a model.
 
     Args:
         model: The model that it was trained with, with its own weights.

@@ -1,4 +1,4 @@
-"""What the masks tell about a data set: which attributes are alike, which channels are, and which matter."""
+"""Analyses of the masks over a data set: similar attributes, similar channels, and important channels."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from attnguide.adapters import AdapterSet, trace_for
@@ -18,13 +16,13 @@ from attnguide_multichannel.attention import MultiChannel
 
 __all__ = ["Analysis", "Likeness", "MaskStatistics", "analyze", "clustered"]
 
-#: By what attributes are compared.
+#: Quantities by which attributes can be compared.
 Likeness = Literal["masks", "scores", "both"]
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """What the masks told about a data set.
+    """Results of an analysis of a data set.
 
     Attributes:
         classes: Names of the K attributes.
@@ -33,8 +31,8 @@ class Analysis:
         scores: Correlation of the scores of each two attributes over the samples, `(K, K)` in [-1, 1].
         channels: Correlation of the masks of each two channels, over all attributes, positions and samples,
             `(C, C)` in [-1, 1].
-        importance: How much each channel moves the score of each attribute: standard deviation over the
-            samples of what it adds, in units of logits, `(K, C)`.
+        importance: Importance of each channel for each attribute: standard deviation over the samples of its
+            contribution to the score, in units of logits, `(K, C)`.
         maps: Mean over the samples and channels of each attribute's mask, `(K, h, w)`.
         samples: Number of samples.
     """
@@ -48,19 +46,19 @@ class Analysis:
     samples: int
 
     def correlated(self, count: int = 5, by: Likeness = "both") -> dict[str, list[tuple[str, float]]]:
-        """For each attribute, those that are most alike, with their likeness.
+        """List for each attribute the most similar attributes, with their likeness.
 
         Args:
-            count: How many; all others if there are fewer.
-            by: `"masks"`: correlation of the masks, high if two attributes are seen in one place and by the
-                same features. `"scores"`: correlation of the scores without its sign, high if they appear
-                together or exclude each other. `"both"`: the mean of the two.
+            count: Number of attributes listed; all others if there are fewer.
+            by: Measure of likeness. `"masks"`: correlation of the masks, high if two attributes depend on the
+                same places and features. `"scores"`: correlation of the scores without its sign, high if they
+                occur together or exclude each other. `"both"`: the mean of the two.
 
         Returns:
             For each attribute pairs of a name and a likeness, the highest first.
 
         Raises:
-            InputError: If `by` is something else.
+            InputError: If `by` is unknown.
         """
         others = self.likeness(by)
         others.fill_diagonal_(-torch.inf)
@@ -74,10 +72,10 @@ class Analysis:
         }
 
     def likeness(self, by: Likeness = "both") -> Tensor:
-        """How alike each two attributes are, `(K, K)` in [-1, 1]; see `correlated`.
+        """Return the likeness of each two attributes, `(K, K)` in [-1, 1]; see `correlated`.
 
         Raises:
-            InputError: If `by` is something else.
+            InputError: If `by` is unknown.
         """
         if by not in get_args(Likeness):
             raise InputError(f"by={by!r} must be one of {', '.join(get_args(Likeness))}.")
@@ -85,14 +83,14 @@ class Analysis:
         return {"masks": masks, "scores": scores, "both": (masks + scores) / 2}[by].clone()
 
     def matters(self, attribute: str, count: int = 5) -> list[tuple[int, float]]:
-        """The channels that move an attribute's score most, with their share of all importance.
+        """List the channels that matter most to an attribute, with their shares of its importance.
 
         Args:
-            attribute: Its name.
-            count: How many.
+            attribute: Name of the attribute.
+            count: Number of channels listed.
 
         Raises:
-            InputError: If there is no such attribute.
+            InputError: If the attribute is unknown.
         """
         if attribute not in self.classes:
             raise InputError(f"there is no attribute {attribute!r}; there are {', '.join(self.classes)}.")
@@ -103,10 +101,9 @@ class Analysis:
 
     @property
     def ranking(self) -> Tensor:
-        """Channels `(C,)`, the least important first: what to prune.
+        """Channels `(C,)`, the least important first: an order for pruning.
 
-        Each attribute counts the same: a channel's importance is the sum over the attributes of its share
-        in each.
+        Attributes have equal weights: a channel's importance is the sum of its shares over the attributes.
         """
         total = self.importance.sum(dim=1, keepdim=True)
         shares = self.importance / total.clamp(min=torch.finfo(total.dtype).tiny)
@@ -114,7 +111,7 @@ class Analysis:
 
 
 class MaskStatistics:
-    """Gathers what an analysis needs, batch by batch, without ever holding all masks.
+    """Gathers the statistics of an analysis, batch by batch, without holding all masks in memory.
 
     Masks are sums of maps that they share, `M_kcp = Σ_r a_kcr S_rp`, so that the covariance of any two
     follows from the R×R products of the maps alone: `Σ_p M_kcp M_jdp = a_kcᵀ (Σ_p S Sᵀ) a_jd`.
@@ -139,10 +136,10 @@ class MaskStatistics:
         """Add a batch.
 
         Args:
-            features: `(B, C, h, w)`; of one size in all batches.
+            features: Features `(B, C, h, w)`, of one size in all batches.
 
         Raises:
-            InputError: If the grid is another than before.
+            InputError: If the grid differs from the one before.
         """
         adapter = self.adapter
         positions = adapter.positions(features)
@@ -168,7 +165,7 @@ class MaskStatistics:
 
     @torch.no_grad()
     def result(self, classes: Sequence[str]) -> Analysis:
-        """Make the analysis.
+        """Compute the analysis.
 
         Args:
             classes: Names of the K attributes.
@@ -178,7 +175,7 @@ class MaskStatistics:
         """
         adapter = self.adapter
         if self._maps is None:
-            raise InputError("there was nothing to analyze: no image came.")
+            raise InputError("there are no images to analyze. Give at least one batch.")
         if len(classes) != len(adapter.weight):
             raise InputError(f"{len(classes)} names were given for {len(adapter.weight)} attributes.")
         shares = adapter.shares.double()
@@ -199,13 +196,13 @@ class MaskStatistics:
 def analyze(
     adapted: AdapterSet, batches: Iterable[Tensor], classes: Sequence[str], *, progress: bool = False
 ) -> Analysis:
-    """Analyse a data set.
+    """Analyze a data set.
 
     Args:
         adapted: The model and its multi-channel attention.
         batches: Batches of images `(B, 3, H, W)`, as the model expects them.
         classes: Names of the K attributes.
-        progress: Show a bar.
+        progress: Whether to show a progress bar on stderr.
 
     Returns:
         The analysis.
@@ -213,22 +210,23 @@ def analyze(
     Raises:
         InputError: If there is no multi-channel attention or no image, or the names do not fit.
     """
+    from attnguide.cli.console import track
+
     statistics = MaskStatistics(multichannel_of(adapted))
-    shown = track(batches, "analysing", console=Console(stderr=True), transient=True, disable=not progress)
-    for images in shown:
+    for images in track(batches, "Analyzing", show=progress):
         statistics.update(trace_for(statistics.adapter, adapted.model, images).feature.spatial)
     return statistics.result(classes)
 
 
 def clustered(correlation: Tensor) -> tuple[list[int], Tensor]:
-    """Order attributes or channels so that those that are alike stand together.
+    """Order attributes or channels so that similar ones are neighbours.
 
     Args:
-        correlation: `(N, N)`.
+        correlation: Correlations `(N, N)`.
 
     Returns:
         Their order, and the tree of average linkage that it comes from, with distances 1 − correlation, as
-        `scipy.cluster.hierarchy` writes it, `(N - 1, 4)`; `(0, 4)` for a single one.
+        `scipy.cluster.hierarchy` writes it, `(N - 1, 4)`; `(0, 4)` for N = 1.
     """
     if len(correlation) < 2:
         return list(range(len(correlation))), correlation.new_zeros(0, 4)
@@ -241,8 +239,8 @@ def clustered(correlation: Tensor) -> tuple[list[int], Tensor]:
 
 
 def _correlation(covariance: Tensor) -> Tensor:
-    """Correlations, in float32 on the CPU; 0 with what does not vary, 1 with itself."""
+    """Compute correlations, in float32 on the CPU; 0 for a value that does not vary, 1 with itself."""
     size = covariance.diagonal().clamp(min=0).sqrt()
     divisor = torch.where(size > 0, size, torch.ones_like(size))
-    found = (covariance / divisor[:, None] / divisor).clamp(-1, 1).float().cpu()
-    return found.fill_diagonal_(1)
+    correlation = (covariance / divisor[:, None] / divisor).clamp(-1, 1).float().cpu()
+    return correlation.fill_diagonal_(1)

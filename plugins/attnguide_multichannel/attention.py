@@ -1,4 +1,4 @@
-"""The adapter: for each attribute a classifier of its own, with a mask over all channels and positions."""
+"""The adapter: a classifier for each attribute, with a mask over all channels and positions."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ __all__ = ["MultiChannel", "Reconstructor"]
 class MultiChannel(Adapter):
     """Multi-channel attention: K binary classifiers, each with a mask of the same shape as the features.
 
-    The k-th score is a linear function of what the mask lets through, summed over the positions:
+    The k-th score is a linear function of the masked features, summed over the positions:
     `s_k = b_k + Σ_c w_kc Σ_p F_cp · M_kcp`. Masks are computed from the features. They share R maps of
     positions: `M_kcp = Σ_r a_kcr S_rp`, where `S` is a softmax over the positions of a 1×1 convolution of
     the features, and `a` a softmax over the maps. So each mask is in [0, 1] and sums to 1 over the positions
-    in each channel, and nothing as large as all masks has to be made in training.
+    in each channel, and training never computes all masks at once.
 
     Two more parts share the features while training, and add to `guide.loss`: a multi-label classifier of
-    the pooled features, and a reconstructor that makes the image from them. The whole loss is that of your
-    own loop on the scores, plus `α · BCE(multi-label) + β · MSE(reconstruction)`.
+    the pooled features, and a reconstructor that computes the image from them. The whole loss is the loss of
+    your own loop on the scores, plus `α · BCE(multi-label) + β · MSE(reconstruction)`.
 
     Args:
-        channels: C, of the layer's features.
-        classes: K, the number of attributes.
-        image_channels: Channels of the images.
-        maps: R, the number of maps that the masks share.
-        multi_label: α, at least 0; 0 for no multi-label classifier.
-        reconstruction: β, at least 0; 0 for no reconstructor.
-        layer: The layer; the last one that has rows and columns by default.
+        channels: Number of channels C of the layer's features.
+        classes: Number of attributes K.
+        image_channels: Number of channels of the images.
+        maps: Number of maps R that the masks share.
+        multi_label: Weight α, at least 0; 0 for no multi-label classifier.
+        reconstruction: Weight β, at least 0; 0 for no reconstructor.
+        layer: Name of the layer; by default the last one that has rows and columns.
 
     Raises:
         InputError: If a number is too small.
 
     Source: the poster "Multi-Channel Attention Mechanism" (MAM) for the components; how masks are computed,
-    and the losses, are our choice, since the poster tells neither.
+    and the losses, are our choice, since the poster gives neither.
     """
 
     factors: Tensor
@@ -62,12 +62,12 @@ class MultiChannel(Adapter):
         layer: str = "auto",
     ) -> None:
         super().__init__()
-        for what, count in (("channels", channels), ("classes", classes), ("maps", maps)):
+        for option, count in (("channels", channels), ("classes", classes), ("maps", maps)):
             if count < 1:
-                raise InputError(f"{what}={count} must be at least 1.")
-        for what, weight in (("multi_label", multi_label), ("reconstruction", reconstruction)):
+                raise InputError(f"{option}={count} must be at least 1.")
+        for option, weight in (("multi_label", multi_label), ("reconstruction", reconstruction)):
             if not weight >= 0:
-                raise InputError(f"{what}={weight} must be at least 0.")
+                raise InputError(f"{option}={weight} must be at least 0.")
         self.layer = layer
         self.multi_label, self.reconstruction = multi_label, reconstruction
         self.settings = {
@@ -80,7 +80,7 @@ class MultiChannel(Adapter):
             "layer": layer,
         }
         self.places = nn.Conv2d(channels, maps, 1)
-        # Which maps an attribute attends by, and in which channels it does otherwise.
+        # The maps that an attribute attends by, and how single channels deviate.
         self.choice = nn.Parameter(torch.randn(classes, 1, maps))
         self.deviation = nn.Parameter(torch.zeros(classes, channels, maps))
         self.weight = nn.Parameter(torch.empty(classes, channels).uniform_(-1, 1) / channels**0.5)
@@ -95,13 +95,13 @@ class MultiChannel(Adapter):
         """Compute the maps that the masks share.
 
         Args:
-            features: `(B, C, h, w)`.
+            features: Features `(B, C, h, w)`.
 
         Returns:
             S, `(B, R, h, w)` in [0, 1]; each sums to 1.
 
         Raises:
-            LayerError: If there are more or fewer channels than it was made for.
+            LayerError: If the number of channels is wrong.
         """
         if features.shape[1] != self.places.in_channels:
             raise LayerError(
@@ -116,7 +116,7 @@ class MultiChannel(Adapter):
 
     @property
     def shares(self) -> Tensor:
-        """a, the share of each map in the mask of each attribute and channel, `(K, C, R)`.
+        """The share a of each map in the mask of each attribute and channel, `(K, C, R)`.
 
         Sums to 1 over the maps, times the factor of a transformation.
         """
@@ -126,7 +126,7 @@ class MultiChannel(Adapter):
         """Compute all masks. They are large: `B·K·C·h·w` numbers.
 
         Args:
-            features: `(B, C, h, w)`.
+            features: Features `(B, C, h, w)`.
 
         Returns:
             `(B, K, C, h, w)` in [0, 1]; each channel sums to 1 (times the factor of a transformation).
@@ -135,18 +135,18 @@ class MultiChannel(Adapter):
         return torch.einsum("kcr,brhw->bkchw", shares, self.positions(features).to(shares.dtype))
 
     def mean_masks(self, features: Tensor) -> Tensor:
-        """Compute the mean of the masks over the channels, `(B, K, h, w)`, without making them."""
+        """Compute the mean of the masks over the channels, `(B, K, h, w)`, without computing each."""
         shares = self.shares.mean(dim=1)
         return torch.einsum("kr,brhw->bkhw", shares, self.positions(features).to(shares.dtype))
 
     # ----------------------------------------------------------------- scores
 
     def attended(self, features: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Sum features over the positions, as each of the shared maps sees them.
+        """Sum features over the positions, weighted by each of the shared maps.
 
         Args:
-            features: `(B, C, h, w)`.
-            positions: The maps, as `positions` computes them, if they are there already.
+            features: Features `(B, C, h, w)`.
+            positions: The maps, as `positions` computes them, if they are known already.
 
         Returns:
             `(B, C, R)`.
@@ -155,23 +155,23 @@ class MultiChannel(Adapter):
         return torch.bmm(full_precision(features).flatten(2).to(maps.dtype), maps.transpose(1, 2))
 
     def scores(self, attended: Tensor) -> Tensor:
-        """Compute the scores of the K classifiers, `(B, K)`, from what `attended` gives."""
+        """Compute the scores of the K classifiers, `(B, K)`, from the result of `attended`."""
         weights = self.weight[..., None] * self.shares
         return F.linear(attended.flatten(1).to(weights.dtype), weights.flatten(1), self.bias)
 
     def forward(self, trace: Trace) -> Tensor:
-        """Answer in place of the model; logits `(B, K)`."""
+        """Compute logits `(B, K)`, which replace the model's."""
         return self.scores(self.attended(trace.feature.spatial))
 
     # ------------------------------------------------------------------- loss
 
     def loss(self, trace: Trace, labels: Tensor, **annotations: Any) -> Tensor | None:
-        """Add what the multi-label classifier and the reconstructor have to learn.
+        """Compute the losses of the multi-label classifier and of the reconstructor.
 
         Args:
             trace: The forward pass.
             labels: Attributes `(B, K)`, or class indices `(B,)`.
-            **annotations: None are read.
+            **annotations: Annotations; none is read.
 
         Raises:
             InputError: If the labels do not fit the scores.
@@ -183,15 +183,15 @@ class MultiChannel(Adapter):
             own = F.binary_cross_entropy_with_logits(scores, _multi_hot(labels, scores))
             total = self.multi_label * own
         if self.reconstructor is not None:
-            made = full_precision(self.reconstructor(features.to(self.weight.dtype), trace.image_size))
-            image = F.interpolate(full_precision(trace.images), made.shape[-2:], mode="area")
-            own = self.reconstruction * F.mse_loss(made, image)
+            output = full_precision(self.reconstructor(features.to(self.weight.dtype), trace.image_size))
+            image = F.interpolate(full_precision(trace.images), output.shape[-2:], mode="area")
+            own = self.reconstruction * F.mse_loss(output, image)
             total = own if total is None else total + own
         return total
 
 
 def _multi_hot(labels: Tensor, scores: Tensor) -> Tensor:
-    """Labels as numbers for each class, like the scores."""
+    """Convert labels to a number for each class, of the shape of the scores."""
     batch, classes = scores.shape
     if labels.shape == (batch,) and not labels.is_floating_point():
         if may_read(labels) and not bool(((labels >= 0) & (labels < classes)).all()):
@@ -206,12 +206,12 @@ def _multi_hot(labels: Tensor, scores: Tensor) -> Tensor:
 
 
 class Reconstructor(nn.Module):
-    """Makes the image, at up to four times the resolution of the features, from the features.
+    """Computes the image from the features, at up to four times their resolution.
 
     Args:
-        channels: C, of the features.
-        image_channels: Channels of the images.
-        width: Channels in between.
+        channels: Number of channels C of the features.
+        image_channels: Number of channels of the images.
+        width: Number of channels in between.
     """
 
     def __init__(self, channels: int, image_channels: int = 3, width: int = 32) -> None:
@@ -221,19 +221,18 @@ class Reconstructor(nn.Module):
         self.last = nn.Conv2d(width // 2, image_channels, 3, padding=1)
 
     def forward(self, features: Tensor, size: tuple[int, int]) -> Tensor:
-        """Make the image.
+        """Compute the image.
 
         Args:
-            features: `(B, C, h, w)`.
-            size: `(H, W)` of the image, which is not exceeded.
+            features: Features `(B, C, h, w)`.
+            size: Size `(H, W)` of the image, which is not exceeded.
 
         Returns:
             `(B, image_channels, 4h, 4w)`, or as large as the image if that is smaller.
         """
-        made = self.first(features).relu()
+        image: Tensor = self.first(features).relu()
         for layer in (self.second, self.last):
-            height, width = (min(2 * side, whole) for side, whole in zip(made.shape[-2:], size, strict=True))
-            made = layer(F.interpolate(made, (height, width), mode="nearest"))
-            made = made.relu() if layer is self.second else made
-        result: Tensor = made
-        return result
+            height, width = (min(2 * side, whole) for side, whole in zip(image.shape[-2:], size, strict=True))
+            image = layer(F.interpolate(image, (height, width), mode="nearest"))
+            image = image.relu() if layer is self.second else image
+        return image

@@ -1,4 +1,4 @@
-"""Pictures of what multi-channel attention has learned. They need `pip install attnguide[figures]`."""
+"""Figures of multi-channel attention. They need `pip install attnguide[figures]`."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ __all__ = ["correlation_figure", "mask_figure", "place_figure", "reconstruction_
 
 
 def correlation_figure(correlation: Tensor, names: Sequence[str] | None = None) -> Figure:
-    """Draw a matrix of correlations, ordered by likeness, under the tree that the order comes from.
+    """Draw a matrix of correlations, ordered by likeness, under the tree of the order.
 
     Args:
-        correlation: `(N, N)` in [-1, 1].
-        names: Of the rows; without, none are written.
+        correlation: Correlations `(N, N)` in [-1, 1].
+        names: Names of the rows; None to write no names.
 
     Returns:
         The figure.
@@ -54,7 +54,7 @@ def correlation_figure(correlation: Tensor, names: Sequence[str] | None = None) 
 
 
 def place_figure(analysis: Analysis, columns: int = 8) -> Figure:
-    """Draw where each attribute attends: the mean of its masks over channels and samples."""
+    """Draw the mean of each attribute's masks over channels and samples."""
     rows = -(-len(analysis.classes) // columns)
     figure = _figure(1.25 * columns, 1.5 * rows)
     for number, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
@@ -69,12 +69,12 @@ def mask_figure(masks: Tensor, analysis: Analysis, count: int = 12) -> Figure:
     """Draw masks of one image: a row for each attribute, with the channels that matter most to it.
 
     Args:
-        masks: Of one image, `(K, C, h, w)`.
-        analysis: What tells which channels matter.
-        count: Channels for each attribute.
+        masks: Masks of one image, `(K, C, h, w)`.
+        analysis: Analysis with the importance of the channels.
+        count: Number of channels for each attribute.
 
     Returns:
-        The figure; a number beside a mask is that of its channel, and each is drawn on a scale of its own.
+        The figure; the number under a mask is its channel, and each mask has its own scale.
     """
     count = min(count, masks.shape[1])
     figure = _figure(1.4 + 0.62 * count, 0.68 * len(masks))
@@ -90,19 +90,19 @@ def mask_figure(masks: Tensor, analysis: Analysis, count: int = 12) -> Figure:
     return figure
 
 
-def reconstruction_sheet(images: Tensor, made: Tensor) -> Tensor:
-    """Put images above what the reconstructor made of their features.
+def reconstruction_sheet(images: Tensor, reconstructions: Tensor) -> Tensor:
+    """Put images above their reconstructions.
 
     Args:
-        images: `(B, C, H, W)`, as the model takes them.
-        made: `(B, C, h, w)`.
+        images: Images `(B, C, H, W)`, as the model takes them.
+        reconstructions: Output of the reconstructor `(B, C, h, w)`.
 
     Returns:
         RGB in [0, 1], `(3, 2H, B·W)`.
     """
     low = images.amin(dim=(1, 2, 3), keepdim=True)
     scale = (images.amax(dim=(1, 2, 3), keepdim=True) - low).clamp(min=1e-6)
-    large = F.interpolate(made, size=images.shape[-2:], mode="nearest")
+    large = F.interpolate(reconstructions, size=images.shape[-2:], mode="nearest")
     rows = [((part - low) / scale).clamp(0, 1) for part in (images, large)]
     rows = [visual.displayable(row) if row.shape[1] != 3 else row for row in rows]
     return torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1)

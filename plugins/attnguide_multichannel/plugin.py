@@ -27,7 +27,7 @@ def attnguide_parts() -> list[Part]:
         Part(
             "command",
             "analyze",
-            f"{package}.command:analyze",
+            f"{package}._command:analyze",
             "which attributes are alike, and which channels matter",
         ),
     ]

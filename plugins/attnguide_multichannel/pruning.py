@@ -1,4 +1,4 @@
-"""Pruning: channels that matter to no attribute are taken out of the model."""
+"""Pruning: removes channels that matter to no attribute from the model."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from attnguide.adapters import AdapterSet, feature_sizes
 from attnguide.capture.calls import Tap
-from attnguide.capture.model_state import evaluating, unwrap
-from attnguide.capture.recorder import aside
+from attnguide.capture.model_state import evaluating
+from attnguide.capture.recorder import aside, unwrap
 from attnguide.errors import InputError, LayerError
 from attnguide.layers import find_layers
 from attnguide_multichannel.adapted import multichannel_of
@@ -24,10 +24,11 @@ __all__ = ["magnitude_ranking", "prune", "without_channels"]
 
 
 def prune(adapted: AdapterSet, images: Tensor, ranking: Tensor | Sequence[int], share: float) -> AdapterSet:
-    """Make a smaller model without the channels that come first in a ranking.
+    """Make a smaller model without the first channels of a ranking.
 
-    Channels of the layer that is masked are removed, and with them all that is tied to them: the filters
-    that make them, what they are normalised by, what residual connections add to them, and what reads them.
+    Channels of the masked layer are removed, and with them everything that is tied to them: the filters that
+    compute them, their normalisation, the channels that residual connections add to them, and the weights
+    that read them.
 
     ```python
     smaller = prune(adapted, images[:2], analysis.ranking, share=0.3)
@@ -37,12 +38,12 @@ def prune(adapted: AdapterSet, images: Tensor, ranking: Tensor | Sequence[int], 
     Args:
         adapted: The model and its multi-channel attention; both stay as they are.
         images: Some images, `(B, 3, H, W)`.
-        ranking: All channels `(C,)`, those to remove first; see
+        ranking: All channels `(C,)`, in the order of removal; see
             [`Analysis.ranking`][attnguide_multichannel.analysis.Analysis].
-        share: How many of them to remove, in [0, 1).
+        share: Share of the channels to remove, in [0, 1).
 
     Returns:
-        A copy of the model that is smaller, with its multi-channel attention.
+        A smaller copy of the model, with its multi-channel attention.
 
     Raises:
         InputError: If the share or the ranking is wrong, or torch-pruning is not installed
@@ -63,24 +64,26 @@ def prune(adapted: AdapterSet, images: Tensor, ranking: Tensor | Sequence[int], 
     if removed:
         _remove(model, images, _maker(adapted, images, layer), removed)
     smaller = without_channels(adapter, kept)
-    # What is known of the whole model, and "auto" goes by, is not true of the smaller one.
+    # "auto" could mean another layer of the smaller model.
     smaller.layer = smaller.settings["layer"] = layer
     if feature_sizes(model, images, layer)[0] != len(kept):
-        raise LayerError(f"the channels of layer {layer!r} cannot be removed: others are tied to them.")
+        raise LayerError(
+            f"the channels of layer {layer!r} cannot be removed: other channels are tied to them."
+        )
     return AdapterSet.put_on(model, [smaller], images)
 
 
 def without_channels(adapter: MultiChannel, kept: Sequence[int]) -> MultiChannel:
-    """Make a multi-channel attention for features with only some of the channels.
+    """Make a multi-channel attention for features with a part of the channels.
 
     Args:
-        adapter: The whole one, which stays as it is.
-        kept: Indices of the channels that are left, at least one.
+        adapter: Attention over all channels; it stays as it is.
+        kept: Indices of the channels that are kept, at least one.
     """
     smaller = MultiChannel(**{**adapter.settings, "channels": len(kept)})
     weights = {}
     for name, value in adapter.state_dict().items():
-        # Where the channels are in each weight; others have none.
+        # Axis of the channels in each weight; other weights have none.
         axis = {
             "places.weight": 1,
             "deviation": 1,
@@ -95,7 +98,7 @@ def without_channels(adapter: MultiChannel, kept: Sequence[int]) -> MultiChannel
 
 
 def magnitude_ranking(adapted: AdapterSet, images: Tensor) -> Tensor:
-    """Rank channels by the size of the filters that make them, the smallest first, to compare with.
+    """Rank channels by the norm of their filters, the smallest first: a baseline for `Analysis.ranking`.
 
     Args:
         adapted: The model and its multi-channel attention.
@@ -105,13 +108,13 @@ def magnitude_ranking(adapted: AdapterSet, images: Tensor) -> Tensor:
         Channels `(C,)`.
 
     Raises:
-        LayerError: If no convolution makes them.
+        LayerError: If the channels do not come from a convolution.
     """
     adapter = multichannel_of(adapted)
     model = unwrap(adapted.model)
     layer = find_layers(model, images, adapter.layer or "auto")[0].name
     maker = model.get_submodule(_maker(adapted, images, layer))
-    assert isinstance(maker, nn.Conv2d)  # noqa: S101  (that is what it looks for)
+    assert isinstance(maker, nn.Conv2d)  # noqa: S101  (`_maker` returns convolutions only)
     sizes: Tensor = maker.weight.detach().flatten(1).norm(dim=1)
     return sizes.argsort(stable=True).cpu()
 
@@ -126,15 +129,15 @@ def _bare(model: nn.Module) -> nn.Module:
 
 
 def _maker(adapted: AdapterSet, images: Tensor, layer: str) -> str:
-    """Name of the convolution that makes the channels of a layer."""
+    """Find the convolution whose output are the channels of a layer."""
     model, channels = unwrap(adapted.model), multichannel_of(adapted).places.in_channels
-    made: list[str] = []
+    makers: list[str] = []
     done = False
 
     def note(name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             if not done:
-                made.append(name)
+                makers.append(name)
 
         return hook
 
@@ -151,16 +154,16 @@ def _maker(adapted: AdapterSet, images: Tensor, layer: str) -> str:
         for context in (torch.no_grad(), evaluating(model), aside(model)):
             stack.enter_context(context)
         model(images[:1])
-    if not made:
+    if not makers:
         raise LayerError(
-            f"no convolution makes the {channels} channels of layer {layer!r}, so that they cannot be "
+            f"the {channels} channels of layer {layer!r} do not come from a convolution, and cannot be "
             "pruned. Models without convolutions, such as transformers, are not supported."
         )
-    return made[-1]
+    return makers[-1]
 
 
 def _remove(model: nn.Module, images: Tensor, maker: str, channels: Sequence[int]) -> None:
-    """Take channels out of a model, with all that is tied to them."""
+    """Remove channels from a model, with everything that is tied to them."""
     try:
         import torch_pruning as pruning
     except ImportError as error:
@@ -170,15 +173,15 @@ def _remove(model: nn.Module, images: Tensor, maker: str, channels: Sequence[int
     state = [parameter.requires_grad for parameter in model.parameters()]
     graph = pruning.DependencyGraph()
     with torch.enable_grad(), warnings.catch_warnings():
-        # Parameters of no module of torch's, such as position embeddings and the scales of layers, have their
-        # channels last.
+        # Parameters outside torch's own modules, such as position embeddings and the scales of layers, have
+        # their channels last.
         warnings.filterwarnings("ignore", message=".*[Uu]nwrapped parameters.*")
         warnings.filterwarnings("ignore", message=".*Converting a tensor with requires_grad=True.*")
         graph.build_dependency(model.eval().requires_grad_(), example_inputs=images[:1].clone())
         remove = graph.get_pruner_of_module(module).prune_out_channels
         group = graph.get_pruning_group(module, remove, idxs=list(channels))
         if not graph.check_pruning_group(group):
-            raise LayerError(f"the channels that {maker!r} makes cannot be removed from this model.")
+            raise LayerError(f"the output channels of {maker!r} cannot be removed from this model.")
         group.prune()
     model.train(training)
     for parameter, trained in zip(model.parameters(), state, strict=True):

@@ -1,4 +1,4 @@
-"""One HTML file that shows what multi-channel attention has learned."""
+"""A report on multi-channel attention, as one HTML file."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def write_report(
     *,
     about: Mapping[str, object] | None = None,
 ) -> None:
-    """Write a report: what correlates, what matters, masks, and reconstructions.
+    """Write a report: correlations, important channels, masks, and reconstructions.
 
     Args:
         adapted: The model and its multi-channel attention.
-        analysis: Of a data set.
+        analysis: Analysis of a data set.
         images: A few images `(B, 3, H, W)`, for the pictures.
-        path: The HTML file, which needs nothing else; written atomically.
-        about: What is said about the model and the data.
+        path: The HTML file, which needs no other file; written atomically.
+        about: Facts about the model and the data.
 
     Raises:
         InputError: If matplotlib is not installed, or the file cannot be written.
@@ -62,10 +62,10 @@ def write_report(
     features = trace_for(adapter, adapted.model, images).feature.spatial
     with torch.no_grad():
         masks = adapter.masks(features[:1])[0].float().cpu()
-        made = None
+        reconstructions = None
         if adapter.reconstructor is not None:
             size = (images.shape[-2], images.shape[-1])
-            made = adapter.reconstructor(features.to(adapter.weight.dtype), size).float().cpu()
+            reconstructions = adapter.reconstructor(features.to(adapter.weight.dtype), size).float().cpu()
     facts = {"samples": analysis.samples, "attributes": len(analysis.classes), **(about or {})}
     facts |= {"channels": analysis.channels.shape[0], "shared maps": adapter.places.out_channels}
     parts = [
@@ -73,8 +73,8 @@ def write_report(
         _table(["", ""], [[key, str(value)] for key, value in facts.items()]),
         "<h2>Which attributes are alike</h2>",
         "<p>Likeness is the mean of two correlations: that of the masks, over all channels, positions and "
-        "images, and that of the scores, without its sign. Channels matter by how much they move the score; "
-        "the share is that of all that move it.</p>",
+        "images, and that of the scores, without its sign. A channel matters as much as it moves the score; "
+        "its share of the importance of all channels is given.</p>",
         _table(
             ["attribute", "most alike", "channels that matter"],
             [
@@ -88,7 +88,7 @@ def write_report(
         ),
         _image(_drawn(correlation_figure(analysis.likeness(), analysis.classes)), "Likeness of attributes"),
         "<h2>Where each attribute attends</h2>",
-        "<p>Mean of its masks over channels and images, each on a scale of its own.</p>",
+        "<p>Mean of its masks over channels and images, each on its own scale.</p>",
         _image(_drawn(place_figure(analysis)), "Mean masks"),
         "<h2>Masks of one image</h2>",
         "<p>For each attribute, the masks of the channels that matter most to it.</p>",
@@ -97,11 +97,11 @@ def write_report(
         "<h2>Which channels are alike</h2>",
         _image(_drawn(correlation_figure(analysis.channels)), "Correlation of channels"),
     ]
-    if made is not None:
-        sheet = visual.to_pil(reconstruction_sheet(images.float().cpu(), made))
+    if reconstructions is not None:
+        sheet = visual.to_pil(reconstruction_sheet(images.float().cpu(), reconstructions))
         parts += [
             "<h2>Reconstruction</h2>",
-            "<p>Images, and below what the reconstructor makes of their features.</p>",
+            "<p>Images, and below them the reconstructions from their features.</p>",
             _image(sheet, "Images above their reconstructions"),
         ]
     page = (

@@ -14,13 +14,14 @@ __all__ = ["MultiChannelMaps"]
 
 
 class MultiChannelMaps(AttributionSource):
-    """Mean over the channels of each attribute's mask, of the multi-channel attention on the model.
+    """Mean over the channels of each attribute's mask, from the multi-channel attention on a model.
 
-    Needs no gradient, and guides the masks themselves: `Guide(…, source="multichannel", prior=…)`. Masks in
-    full, `(B, K, C, h, w)`, are [`MultiChannel.masks`][attnguide_multichannel.attention.MultiChannel.masks].
+    The source needs no gradient, and guides the masks themselves: `Guide(…, source="multichannel", prior=…)`.
+    All masks, `(B, K, C, h, w)`, are
+    [`MultiChannel.masks`][attnguide_multichannel.attention.MultiChannel.masks].
 
     Args:
-        adapter: The multi-channel attention; by default the one that is on the model.
+        adapter: The multi-channel attention; by default the one on the model.
     """
 
     needs_gradient = False
@@ -41,7 +42,7 @@ class MultiChannelMaps(AttributionSource):
         if features.shape[1] != channels:
             raise LayerError(
                 f"layer {trace.feature.layer!r} has {features.shape[1]} channels; the multi-channel "
-                f"attention masks one of {channels}. Name the same layer for both: layer={adapter.layer!r}."
+                f"attention masks {channels}. Name the same layer for both: layer={adapter.layer!r}."
             )
         return adapter.mean_masks(features)[pairs.sample, pairs.cls]
 

@@ -1,4 +1,4 @@
-"""Intentional transformation of masks: attributes are made to rely more, or less, on chosen channels."""
+"""Intentional transformation of masks: makes attributes rely more, or less, on chosen channels."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from torch import Tensor
 from attnguide.errors import InputError
 from attnguide_multichannel.attention import MultiChannel
 
-__all__ = ["emphasised", "important", "suppressed", "transformed"]
+__all__ = ["emphasized", "important", "suppressed", "transformed"]
 
 
 @contextmanager
 def transformed(adapter: MultiChannel, factors: Tensor) -> Iterator[None]:
-    """Multiply the masks by factors, for as long as the context lasts.
+    """Multiply the masks by factors inside the context.
 
     Args:
         adapter: The multi-channel attention.
-        factors: For each attribute and channel, `(K, C)`, at least 0.
+        factors: Factor for each attribute and channel, `(K, C)`, at least 0.
 
     Raises:
-        InputError: If the shape is another, or a factor is negative or not finite.
+        InputError: If the shape is wrong, or a factor is negative or not finite.
     """
     if factors.shape != adapter.factors.shape:
         raise InputError(
@@ -40,16 +40,16 @@ def transformed(adapter: MultiChannel, factors: Tensor) -> Iterator[None]:
 
 
 @contextmanager
-def emphasised(
+def emphasized(
     adapter: MultiChannel, importance: Tensor, *, share: float = 0.25, factor: float = 0.0
 ) -> Iterator[None]:
     """Let each attribute rely on its important channels: the masks of the others are multiplied by a factor.
 
     Args:
         adapter: The multi-channel attention.
-        importance: `(K, C)`, as an analysis tells it.
-        share: How many of the channels are important, in (0, 1].
-        factor: What the others are multiplied by.
+        importance: Importance `(K, C)`, from an analysis.
+        share: Share of the channels that are important, in (0, 1].
+        factor: Factor on the masks of the others.
     """
     chosen = important(importance, share)
     with transformed(adapter, torch.where(chosen, 1.0, factor)):
@@ -66,17 +66,17 @@ def suppressed(
     share: float = 0.25,
     factor: float = 0.0,
 ) -> Iterator[None]:
-    """Keep an attribute from relying on channels that are important to others, which it appeared with.
+    """Keep an attribute from relying on channels that are important to others, which occur together with it.
 
-    A channel that is more important to the attribute itself than to the others is left.
+    A channel that is more important to the attribute itself than to the others is kept.
 
     Args:
         adapter: The multi-channel attention.
-        importance: `(K, C)`, as an analysis tells it.
+        importance: Importance `(K, C)`, from an analysis.
         attribute: Index of the attribute.
         of: Indices of the others.
-        share: How many of the channels are important to each, in (0, 1].
-        factor: What the masks of these channels are multiplied by.
+        share: Share of the channels that are important to each, in (0, 1].
+        factor: Factor on the masks of these channels.
     """
     chosen = important(importance, share)
     relative = importance / importance.sum(dim=1, keepdim=True).clamp(min=1e-12)
@@ -89,11 +89,11 @@ def suppressed(
 
 
 def important(importance: Tensor, share: float) -> Tensor:
-    """Tell which channels are important to each attribute.
+    """Select the channels that are important to each attribute.
 
     Args:
-        importance: `(K, C)`.
-        share: How many of the channels, in (0, 1]; at least one.
+        importance: Importance `(K, C)`.
+        share: Share of the channels, in (0, 1]; at least one.
 
     Returns:
         Bools `(K, C)`.

@@ -1,4 +1,4 @@
-"""Puts SSP, SSG and their like on a model, and loads them again."""
+"""Puts SSP, SSG and related adapters on a model, and loads them again."""
 
 from __future__ import annotations
 
@@ -12,31 +12,30 @@ from attnguide.adapters import AdapterSet, SavedAdapters, feature_sizes
 from attnguide.capture.calls import find_logits
 from attnguide.errors import InputError, UnknownNameError
 from attnguide.interfaces import Adapter
+from attnguide_segmentation._hosts import find_gate, first_convolution
 from attnguide_segmentation.finder import RegionFinder
 from attnguide_segmentation.gating import SSG, MaskChannels, Start
-from attnguide_segmentation.hosts import find_gate, first_convolution
 from attnguide_segmentation.pooling import SSP, PyramidPooling
 from attnguide_segmentation.regions import REGIONS
 
 __all__ = ["KINDS", "METHODS", "Average", "RegionAdapters", "attach", "load_adapters"]
 
-#: The adapters of this plugin, by the names that they are saved with.
+#: Names of this plugin's adapters in files.
 KINDS: tuple[str, ...] = (SSP.name, SSG.name, PyramidPooling.name, MaskChannels.name)
 
-#: What `attach` puts on a model.
+#: Methods that `attach` puts on a model.
 METHODS: tuple[str, ...] = ("ssp", "ssg", "average", "pyramid", "mask_channels", "boxes")
 
 Regions = RegionFinder | Callable[[Tensor], Tensor] | None
 
 
 class RegionAdapters(AdapterSet):
-    """Adapters on a model, and the finder of the regions that they use.
+    """Adapters on a model, with the finder of the regions that they use.
 
-    Made by [`attach`][attnguide_segmentation.adapted.attach] and
-    [`load_adapters`][attnguide_segmentation.adapted.load_adapters].
+    Made by [`attach`][attnguide_segmentation.attach] and [`load_adapters`][attnguide_segmentation.load_adapters].
 
     Attributes:
-        finder: Where the region masks come from; `finder.give(masks)` before a forward pass takes your own.
+        finder: Source of the region masks; `finder.give(masks)` before a forward pass sets your own masks.
     """
 
     finder: RegionFinder
@@ -54,7 +53,7 @@ def attach(
     regions: Regions = None,
     measure: bool = True,
 ) -> RegionAdapters:
-    """Put SSP, SSG, or what they were compared with, on a model, whatever it is.
+    """Put SSP, SSG, or the methods that they were compared with, on any model.
 
     ```python
     adapted = attach(model, images[:2], "ssp")
@@ -66,27 +65,27 @@ def attach(
 
     Args:
         model: Any classifier.
-        images: Some images, `(B, 3, H, W)`, as in training; places and channels are found with them.
+        images: Some images, `(B, 3, H, W)`, as in training, to find layers and numbers of channels.
         *methods: One or several of `"ssp"`, which pools inside the regions; `"ssg"`, which gates by them;
             `"average"` pooling; `"pyramid"` (SPPNet*); `"mask_channels"` (the naive way); `"boxes"`: SSP
             with 16 boxes in place of the seven regions, which `regions` has to give.
-        layer: Where features are pooled.
-        gate: Where SSG gates: a layer's name, or as in `"stage:1"`; by default the stage whose grid is
+        layer: Layer whose features are pooled.
+        gate: Layer that SSG gates: a layer's name, or as in `"stage:1"`; by default the stage whose grid is
             nearest to an eighth of the image's.
-        start: How SSG begins; see [`SSG`][attnguide_segmentation.gating.SSG].
+        start: Initial state of SSG; see [`SSG`][attnguide_segmentation.gating.SSG].
         normalize: Whether SSP's regions compete on equal terms; see
             [`SSP`][attnguide_segmentation.pooling.SSP].
-        classes: K, if the adapter is to answer for others than the model does.
-        regions: Gives masks for images; by default the parser that comes along, for drawn faces.
-        measure: Measure the layout of the layer that is pooled.
+        classes: Number of classes K, if it differs from the model's.
+        regions: Function that returns masks for images; by default the embedded parser, for drawn faces.
+        measure: Measure the layout of the layer whose features are pooled.
 
     Returns:
         The adapters on the model, on its device; `ag.Guide(model, …, adapters=…)` guides a model with them.
 
     Raises:
-        UnknownNameError: If there is no such method.
-        InputError: If none is named.
-        LayerError: If the model has no such layer, or one that cannot be gated.
+        UnknownNameError: If a method is unknown.
+        InputError: If no method is named.
+        LayerError: If the model lacks the layer, or the layer cannot be gated.
     """
     if not methods:
         raise InputError(f"nothing to attach: name one of {', '.join(METHODS)}.")
@@ -95,7 +94,7 @@ def attach(
             raise UnknownNameError("method", method, METHODS)
     if "boxes" in methods and {"ssg", "mask_channels"} & set(methods):
         raise InputError(
-            "boxes are 16 regions, and ssg and mask_channels take seven: attach them to models of their own."
+            "boxes are 16 regions, and ssg and mask_channels take seven: attach them to different models."
         )
     finder = _finder(regions, 16 if "boxes" in methods else 7)
     adapters: list[Adapter] = []
@@ -119,28 +118,28 @@ def attach(
             )
         pooling = [method for method in methods if method not in ("mask_channels", "ssg")]
         if len(pooling) > 1:
-            raise InputError(f"{', '.join(pooling)} all answer in place of the model; name one of them.")
+            raise InputError(f"{', '.join(pooling)} all replace the model's logits; name one of them.")
         if pooling:
-            channels, answers = feature_sizes(model, images, layer)
-            answers = answers if classes is None else classes
+            channels, outputs = feature_sizes(model, images, layer)
+            outputs = outputs if classes is None else classes
             if pooling[0] in ("average", "pyramid"):
                 levels = (1,) if pooling[0] == "average" else (1, 2)
-                adapters.append(PyramidPooling(channels, answers, levels=levels, layer=layer))
+                adapters.append(PyramidPooling(channels, outputs, levels=levels, layer=layer))
             else:
                 names = REGIONS if pooling[0] == "ssp" else [f"box{number}" for number in range(finder.count)]
                 adapters.append(
-                    SSP(channels, answers, regions=finder, layer=layer, names=names, normalize=normalize)
+                    SSP(channels, outputs, regions=finder, layer=layer, names=names, normalize=normalize)
                 )
     return _put_on(model, adapters, finder, images, measure)
 
 
 def load_adapters(model: nn.Module, path: str | Path, *, regions: Regions = None) -> RegionAdapters:
-    """Put adapters on a model as they were saved.
+    """Put saved adapters on a model.
 
     Args:
         model: The model that they were trained with, with its own weights.
         path: A file that [`AdapterSet.save`][attnguide.adapters.AdapterSet.save] wrote.
-        regions: As for [`attach`][attnguide_segmentation.adapted.attach]; a parser is not saved along.
+        regions: See [`attach`][attnguide_segmentation.adapted.attach]; a parser is not saved with adapters.
 
     Returns:
         The adapters on the model, on its device.
@@ -150,7 +149,9 @@ def load_adapters(model: nn.Module, path: str | Path, *, regions: Regions = None
         LayerError: If the model lacks a layer.
     """
     saved = SavedAdapters(path)
-    finder = _finder(regions, max((len(one.get("names", ())) for one in saved.settings), default=0) or 7)
+    finder = _finder(
+        regions, max((len(settings.get("names", ())) for settings in saved.settings), default=0) or 7
+    )
     return _put_on(model, saved.make(KINDS, regions=finder), finder, None)
 
 
@@ -161,7 +162,7 @@ class Average(nn.Module):
         models: The models; each gives logits `(B, K)`.
 
     Raises:
-        InputError: If there are none.
+        InputError: If `models` is empty.
     """
 
     def __init__(self, models: Sequence[nn.Module]) -> None:

@@ -33,8 +33,8 @@ def load_attributes(path: str | Path | None = None) -> dict[str, tuple[str, ...]
     """Read which regions show each attribute.
 
     Args:
-        path: A TOML file with a table `[attributes]` of lists of regions; by default the one that comes
-            along, with the forty attributes of CelebA and those of the drawn faces.
+        path: A TOML file with a table `[attributes]` of lists of regions; by default the table of this
+            package, with the forty attributes of CelebA and the attributes of the drawn faces.
 
     Returns:
         The regions of each attribute.
@@ -75,11 +75,11 @@ def _read(path: Path) -> dict[str, tuple[str, ...]]:
 def attribute_table(
     classes: Sequence[str], attributes: Mapping[str, Sequence[str]] | str | Path | None = None
 ) -> Tensor:
-    """Tell which regions show each class.
+    """Make a table of the regions that show each class.
 
     Args:
         classes: Names of the classes; capitals, blanks and hyphens do not matter.
-        attributes: The regions of each attribute, or a file of them; the table that comes along by default.
+        attributes: Regions of each attribute, or their file; by default the table of this package.
 
     Returns:
         1 where a region shows a class, else 0, `(K, 7)`.

@@ -1,4 +1,4 @@
-"""Boxes on landmarks in place of regions: what SSP was compared with."""
+"""Boxes on landmarks in place of regions: a baseline for SSP."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def landmark_boxes(points: Tensor, image_size: tuple[int, int], *, area: float =
     Args:
         points: Five landmarks `(B, 5, 2)` (eyes, nose tip, corners of the mouth), x and y in pixels, or the
             68 of 300-W.
-        image_size: `(H, W)`.
-        area: Of a box, as a share of the image.
+        image_size: Size `(H, W)` of the image.
+        area: Area of a box, as a share of the image.
 
     Returns:
         `(B, 16, H, W)` of 0 and 1; the boxes of landmarks that are NaN are empty.
@@ -32,7 +32,7 @@ def landmark_boxes(points: Tensor, image_size: tuple[int, int], *, area: float =
     Raises:
         InputError: If there are neither 5 nor 68 points, or the area is not in (0, 1].
 
-    Source: the baseline BBox of Kalayeh, Gong and Shah, CVPR 2017. The area that they used is not known.
+    Source: the baseline BBox of Kalayeh, Gong and Shah, CVPR 2017. The area that they used is not published.
     """
     if points.ndim != 3 or points.shape[1:] not in ((5, 2), (68, 2)):
         raise InputError(f"landmarks have shape {tuple(points.shape)}; expected (B, 5, 2) or (B, 68, 2).")

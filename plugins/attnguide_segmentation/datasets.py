@@ -1,7 +1,7 @@
 """Faces with label maps, in the formats of their releases: Helen, CelebAMask-HQ, LaPa, and any folder.
 
-Every data set gives a [`ParsingSample`][attnguide_segmentation.datasets.ParsingSample] whose labels are
-merged into the seven `REGIONS`:
+Each sample is a [`ParsingSample`][attnguide_segmentation.datasets.ParsingSample], whose labels are merged
+into the seven `REGIONS`:
 
 ```python
 data = lapa(root, "train", transform=v2.Resize((96, 96)))
@@ -41,7 +41,7 @@ _HELEN_LABELS = 11
 
 
 class ParsingSample(NamedTuple):
-    """A face and its regions, or with a leading axis several.
+    """A face and its regions, or several faces with a leading axis.
 
     A named tuple, so that it can be unpacked, collated, and passed through `torchvision.transforms.v2`.
     """
@@ -56,15 +56,16 @@ class LabelMaps(Dataset[ParsingSample]):
     """Image files, each with its label map.
 
     Args:
-        images: The image files.
-        labels: For each a file whose pixels are labels, or several files, read by `read`.
-        scheme: What the labels stand for; see [`merged`][attnguide_segmentation.regions.merged].
-        transform: Applied to each whole sample; `torchvision.transforms.v2` moves image and regions together.
-        read: Reads the labels of an image: given what `labels` holds for it and `(H, W)`, returns `(H, W)`.
+        images: Image files.
+        labels: For each image a file whose pixels are labels, or several files, read by `read`.
+        scheme: Meaning of the labels; see [`merged`][attnguide_segmentation.regions.merged].
+        transform: Function that is applied to each whole sample; `torchvision.transforms.v2` moves image and
+            regions together.
+        read: Function that reads the labels of an image, `(H, W)`, from its entry of `labels` and `(H, W)`.
 
     Raises:
         DataError: If there are no images, or files are missing.
-        InputError: If there is another number of label maps.
+        InputError: If the numbers of images and label maps differ.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class LabelMaps(Dataset[ParsingSample]):
         self._read = read or _one_file
         if len(self.images) != len(self.labels):
             raise InputError(
-                f"there are {len(self.images)} images and {len(self.labels)} label maps; give one each."
+                f"there are {len(self.images)} images and {len(self.labels)} label maps; give one per image."
             )
         if not self.images:
             raise DataError("the data set has no images.")
@@ -102,9 +103,9 @@ class LabelMaps(Dataset[ParsingSample]):
         Raises:
             DataError: If there are no images, or one has no label map.
         """
-        found = _images_in(Path(images).expanduser())
-        maps = [Path(labels).expanduser() / f"{file.stem}.png" for file in found]
-        return cls(found, maps, scheme, transform)
+        files = _images_in(Path(images).expanduser())
+        maps = [Path(labels).expanduser() / f"{file.stem}.png" for file in files]
+        return cls(files, maps, scheme, transform)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -161,11 +162,11 @@ def lapa(
 
     Args:
         root: The folder that holds `train`, `val` and `test`.
-        split: One of these.
-        transform: As for [`LabelMaps`][attnguide_segmentation.datasets.LabelMaps].
+        split: Name of one of these folders.
+        transform: See [`LabelMaps`][attnguide_segmentation.datasets.LabelMaps].
 
     Raises:
-        UnknownNameError: If there is no such split.
+        UnknownNameError: If the split is unknown.
         DataError: If files are missing.
     """
     if split not in ("train", "val", "test"):
@@ -179,16 +180,16 @@ def helen(
 ) -> LabelMaps:
     """Read the label maps of Helen as released by Smith et al. (CVPR 2013).
 
-    That is `images/NAME.jpg`, `labels/NAME/NAME_lbl00.png` to `lbl10.png` (how much each label holds in
-    each pixel), and the lists `exemplars.txt`, `tuning.txt` and `testing.txt` of lines `NUMBER , NAME`.
+    That is `images/NAME.jpg`, `labels/NAME/NAME_lbl00.png` to `lbl10.png` (the share of each label in each
+    pixel), and the lists `exemplars.txt`, `tuning.txt` and `testing.txt` of lines `NUMBER , NAME`.
 
     Args:
         root: The folder that holds these.
-        split: `"train"` (exemplars), `"val"` (tuning) or `"test"`.
-        transform: As for [`LabelMaps`][attnguide_segmentation.datasets.LabelMaps].
+        split: Split, `"train"` (exemplars), `"val"` (tuning) or `"test"`.
+        transform: See [`LabelMaps`][attnguide_segmentation.datasets.LabelMaps].
 
     Raises:
-        UnknownNameError: If there is no such split.
+        UnknownNameError: If the split is unknown.
         DataError: If files are missing.
     """
     lists = {"train": "exemplars.txt", "val": "tuning.txt", "test": "testing.txt"}
@@ -207,7 +208,7 @@ def helen(
 
 
 def _helen_labels(folder: Path, size: tuple[int, int]) -> Tensor:
-    """The label that holds most in each pixel."""
+    """Return the label with the largest share in each pixel."""
     files = [folder / f"{folder.name}_lbl{number:02}.png" for number in range(_HELEN_LABELS)]
     layers = [np.asarray(load_image(file).convert("L")) for file in files]
     shapes = {layer.shape for layer in layers}
@@ -224,7 +225,7 @@ def celebamask(root: str | Path, *, transform: Callable[[ParsingSample], Any] | 
 
     Args:
         root: The folder that holds these.
-        transform: As for [`LabelMaps`][attnguide_segmentation.datasets.LabelMaps].
+        transform: See [`LabelMaps`][attnguide_segmentation.datasets.LabelMaps].
 
     Raises:
         DataError: If files are missing.
@@ -257,10 +258,10 @@ def _celebamask_labels(stem: str, size: tuple[int, int]) -> Tensor:
 
 def _images_in(folder: Path) -> list[Path]:
     if not folder.is_dir():
-        raise DataError(f"{folder} is not a folder; give the one that the data set was unpacked into.")
-    found = sorted(
+        raise DataError(f"{folder} is not a folder; give the folder of the unpacked data set.")
+    files = sorted(
         (file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES), key=natural_key
     )
-    if not found:
+    if not files:
         raise DataError(f"{folder} holds no images.")
-    return found
+    return files

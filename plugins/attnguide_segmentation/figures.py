@@ -1,4 +1,4 @@
-"""What SSP has learned: how much each region counts for each attribute, and which channels are where."""
+"""Figures of SSP: the weights of the regions for each attribute, and channels of the features."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attnguide import visual
-from attnguide.adapters.saving import trace_for
+from attnguide.adapters import trace_for
 from attnguide.errors import InputError
 from attnguide.functional import min_max
 from attnguide_segmentation.adapted import RegionAdapters
 from attnguide_segmentation.pooling import SSP
 from attnguide_segmentation.regions import REGIONS
 
-__all__ = ["colours", "region_weights", "sheet", "top_channels", "weights_figure"]
+__all__ = ["colors", "region_weights", "sheet", "top_channels", "weights_figure"]
 
-#: A colour for each region, as in `REGIONS`.
-_COLOURS = torch.tensor(
+#: The color of each region, as in `REGIONS`.
+_COLORS = torch.tensor(
     [
         [0.15, 0.15, 0.20], [0.45, 0.28, 0.15], [0.95, 0.75, 0.60], [0.20, 0.55, 0.90],
         [0.50, 0.30, 0.70], [0.85, 0.20, 0.30], [0.25, 0.70, 0.40],
@@ -28,11 +28,11 @@ _COLOURS = torch.tensor(
 
 
 def region_weights(adapted: RegionAdapters, images: Tensor) -> Tensor:
-    """Tell how much SSP lets each region count for each attribute.
+    """Compute SSP's weights of the regions for each attribute.
 
     Args:
-        adapted: What holds the model and its SSP.
-        images: `(B, 3, H, W)`, on the model's device. Masks are found in them, or were given.
+        adapted: The adapters of a model, with an SSP.
+        images: Images `(B, 3, H, W)`, on the model's device. Masks are found in them, or were given before.
 
     Returns:
         `(B, R, K)`, in [0, 1]; sums to 1 over the regions.
@@ -51,12 +51,12 @@ def region_weights(adapted: RegionAdapters, images: Tensor) -> Tensor:
 def weights_figure(
     weights: Tensor, classes: Sequence[str], path: str, names: Sequence[str] = REGIONS
 ) -> None:
-    """Draw how much each region counts for each attribute, as the publication's Figure 4.
+    """Draw the weights of the regions for each attribute, as the publication's Figure 4.
 
     Args:
-        weights: Means over the images, `(R, K)`.
+        weights: Weights, means over the images, `(R, K)`.
         classes: Names of the K attributes.
-        path: The picture to write; needs `pip install attnguide[figures]`.
+        path: File of the picture; needs `pip install attnguide[figures]`.
         names: Names of the R regions.
     """
     from matplotlib.figure import Figure
@@ -71,11 +71,11 @@ def weights_figure(
 
 
 def top_channels(features: Tensor, count: int = 50) -> Tensor:
-    """Pick the channels that are most active, each brought to [0, 1], as the publication's Figure 5.
+    """Return the most active channels, each scaled to [0, 1], as the publication's Figure 5.
 
     Args:
-        features: Of one image, `(C, h, w)`.
-        count: How many.
+        features: Features of one image, `(C, h, w)`.
+        count: Number of channels.
 
     Returns:
         `(count, h, w)`, the most active first; fewer if there are fewer channels.
@@ -84,27 +84,27 @@ def top_channels(features: Tensor, count: int = 50) -> Tensor:
     return min_max(features[order])
 
 
-def colours(regions: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-    """Colour a segmentation, to be shown beside its image.
+def colors(regions: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+    """Color a segmentation, to show it next to its image.
 
     Args:
         regions: Label map `(B, H, W)`, or masks `(B, 7, h, w)`.
-        size: `(H, W)` of the pictures; that of the regions by default.
+        size: Size `(H, W)` of the pictures; by default the size of the regions.
 
     Returns:
         RGB in [0, 1], `(B, 3, H, W)`.
     """
     labels = regions.argmax(dim=1) if regions.ndim == 4 else regions.long()
-    pictures = _COLOURS.to(labels.device)[labels].movedim(-1, 1)
+    pictures = _COLORS.to(labels.device)[labels].movedim(-1, 1)
     return pictures if size is None else F.interpolate(pictures, size=size, mode="nearest")
 
 
 def sheet(maps: Tensor, columns: int = 10) -> Tensor:
-    """Put maps side by side, in colour.
+    """Put maps side by side, in color.
 
     Args:
-        maps: In [0, 1], `(N, h, w)`.
-        columns: So many in a row.
+        maps: Maps in [0, 1], `(N, h, w)`.
+        columns: Number of maps in a row.
 
     Returns:
         RGB in [0, 1], `(3, rows·h, columns·w)`.

@@ -1,4 +1,4 @@
-"""Where the adapters get their region masks from: found in the images, or given."""
+"""The source of the adapters' region masks: a parser, or masks of the user."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ __all__ = ["RegionFinder"]
 
 
 class RegionFinder:
-    """Gives the masks of each forward pass to the adapters of a model, which share it.
+    """Provides the masks of each forward pass to the adapters of a model, which share it.
 
     ```python
-    finder = RegionFinder()  # the parser that comes along
-    finder.give(masks)  # or masks that you have, for the next forward pass
+    finder = RegionFinder()  # the embedded parser
+    finder.give(masks)  # or your own masks, for the next forward pass
     ```
 
     Args:
-        parser: Gives masks `(B, R, h, w)` for images; by default the one that comes along, for drawn faces.
-            None of its weights is trained, and no graph is kept.
-        count: R, the number of regions.
+        parser: Function that returns masks `(B, R, h, w)` for images; by default the embedded parser, for
+            drawn faces. Its weights are not trained, and no graph is kept.
+        count: Number of regions R.
     """
 
     def __init__(self, parser: Callable[[Tensor], Tensor] | None = None, count: int = 7) -> None:
@@ -36,13 +36,13 @@ class RegionFinder:
         self._last: tuple[weakref.ref[Tensor], Tensor] | None = None
 
     def give(self, regions: Tensor) -> None:
-        """Use these in the next forward pass of the model, in place of the parser's.
+        """Use these masks in the next forward pass of the model, in place of the parser's.
 
         Args:
             regions: A label map `(B, H, W)`, or masks `(B, R, H, W)`.
 
         Raises:
-            InputError: If the shape is another, or a label is unknown.
+            InputError: If the shape is wrong, or a label is unknown.
         """
         self._given = as_masks(regions, self.count)
         self._last = None
@@ -51,7 +51,7 @@ class RegionFinder:
         """Return the masks for the images of a forward pass; computed once for all adapters.
 
         Raises:
-            InputError: If masks were given for another number of images, or the parser gives something else.
+            InputError: If masks were given for another number of images, or the parser does not return masks.
         """
         if self._last is not None and self._last[0]() is images:
             return self._last[1]
@@ -60,14 +60,14 @@ class RegionFinder:
         if len(masks) != len(images):
             raise InputError(
                 f"regions were given for {len(masks)} images, the model was called with {len(images)}. Give "
-                "those of each batch before the forward pass."
+                "the regions of each batch before its forward pass."
             )
         masks = masks.to(images.device)
         self._last = (weakref.ref(images), masks)
         return masks
 
     def forget(self) -> None:
-        """Find the masks anew: another forward pass begins."""
+        """Drop the masks of the last forward pass: another one begins."""
         self._last = None
 
     @property
@@ -82,15 +82,15 @@ class RegionFinder:
             place = next(self.module.parameters(), None)
             if place is not None and place.device != images.device:
                 self.module.to(images.device)
-            self.module.eval()  # whatever is trained here, it is not the parser
+            self.module.eval()  # the parser is never trained here
         assert self.parser is not None  # noqa: S101  (`module` has loaded it)
         # Masks that were found in inference mode could not be trained with.
         with torch.inference_mode(False), torch.no_grad():
             masks = self.parser(images.clone() if images.is_inference() else images)
         if not isinstance(masks, Tensor) or masks.ndim != 4 or masks.shape[1] != self.count:
-            what = tuple(masks.shape) if isinstance(masks, Tensor) else type(masks).__name__
+            got = tuple(masks.shape) if isinstance(masks, Tensor) else type(masks).__name__
             raise InputError(
-                f"the parser gives {what}; expected masks (B, {self.count}, h, w). Wrap a network in Parser."
+                f"the parser gives {got}; expected masks (B, {self.count}, h, w). Wrap a network in Parser."
             )
         return as_masks(masks, self.count)
 

@@ -1,4 +1,4 @@
-"""Adapters that change what happens inside of a model: SSG, and masks as further input channels."""
+"""Adapters that change the features inside a model: SSG, and masks as further input channels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from attnguide.capture.model_state import is_muted
 from attnguide.errors import GuidanceError, InputError, LayerError
 from attnguide.interfaces import Adapter
 from attnguide_segmentation.finder import RegionFinder
-from attnguide_segmentation.regions import REGIONS, normalised, resized
+from attnguide_segmentation.regions import REGIONS, normalized, resized
 
 __all__ = ["SSG", "MaskChannels"]
 
@@ -23,7 +23,7 @@ Start = Literal["identity", "paper"]
 
 
 class _Passing(threading.local):
-    """What is on its way through the model, in each thread: images and features, innermost pass last."""
+    """Images and features of the running forward passes of each thread, innermost pass last."""
 
     def __init__(self) -> None:
         self.images: list[Tensor | None] = []
@@ -31,7 +31,7 @@ class _Passing(threading.local):
 
 
 class _Inside(Adapter):
-    """An adapter that needs to know the images while the model runs."""
+    """An adapter that needs the images while the model runs."""
 
     layer = None
 
@@ -40,7 +40,7 @@ class _Inside(Adapter):
         self.names = tuple(names)
         self.finder = regions or RegionFinder(count=len(self.names))
         self._passing = _Passing()
-        self.inert = True  # until it is attached; a copy of the model has a copy that is not
+        self.inert = True  # until it is attached; copies, such as those in a copy of the model, are inert
 
     def _put_on(self, model: nn.Module) -> Iterator[RemovableHandle]:
         """Watch the passes through a model."""
@@ -49,10 +49,10 @@ class _Inside(Adapter):
         yield model.register_forward_hook(self._end, always_call=True)
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        # Probes of the library's own run inside of others' passes.
+        # Probes of the library run inside other passes.
         hidden = self.inert or is_muted()
         if not is_muted():
-            self._passing.images.clear()  # what an interrupted pass has left
+            self._passing.images.clear()  # left by an interrupted pass
             self._passing.features = None
             self.finder.forget()
         self._passing.images.append(None if hidden else Call.of(args, kwargs).images)
@@ -62,12 +62,12 @@ class _Inside(Adapter):
             self._passing.images.pop()
 
     def _masks(self, size: tuple[int, int]) -> Tensor | None:
-        """The masks of the images on their way, or None if none are."""
+        """Masks of the images of the running pass; None without one."""
         images = self._images()
         return None if images is None else resized(self.finder(images), size, self.names)
 
     def _images(self) -> Tensor | None:
-        """The images on their way, or None if none are, or they are of no concern.
+        """Images of the running pass; None without one, and in passes of the library.
 
         Raises:
             GuidanceError: If a backward pass runs the model again, part by part.
@@ -82,7 +82,7 @@ class _Inside(Adapter):
         return None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what belongs to a thread."""
+        """Leave out the state of a thread."""
         return {**self.__dict__, "_passing": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -90,27 +90,27 @@ class _Inside(Adapter):
 
 
 class SSG(_Inside):
-    """Semantic-segmentation-based gating: pools the features of each region apart from the others.
+    """Semantic-segmentation-based gating: pools the features of each region separately.
 
     The output of a layer is multiplied by each region's mask, whose values sum to 1, which gives a copy for
-    each region. They are normalised, pass the model's own activations and pooling, and a 1×1 convolution
-    brings them back to as many channels as the model expects. The pooling then cannot mix what lies in
-    different regions.
+    each region. The copies are normalised, pass the model's own activations and pooling, and a 1×1
+    convolution reduces them to the number of channels that the model expects. So the pooling cannot mix
+    features of different regions.
 
     Args:
-        channels: C, of the layer's features.
+        channels: Number of channels C of the layer's features.
         after: Name of the layer whose output is gated; best a convolution, before its batch normalisation.
-        through: Names of the activations and the pooling that follow; the last of them, or of `instead_of`,
-            gives what the adapter's result takes the place of.
+        through: Names of the activations and the pooling that follow. The adapter's result replaces, or is
+            added to, the output of the last of them, or of `instead_of`.
         instead_of: Name of the module whose output is replaced; the last of `through`, or `after`, by
             default.
-        start: `"paper"`: the result replaces that of the model, and is random at first. `"identity"`: it is
-            added, and begins as zero, so that a trained model begins as it was.
-        regions: Where the masks come from.
+        start: Initial state. `"paper"`: the result replaces the model's features, and is random at first.
+            `"identity"`: the result is added, and is zero at first, so that a trained model is unchanged.
+        regions: Source of the masks.
         names: Names of the regions.
 
     Raises:
-        InputError: If `start` is something else.
+        InputError: If `start` is neither.
 
     Source: Kalayeh, Gong and Shah, CVPR 2017, section 3.1.3; the start from identity is ours.
     """
@@ -173,7 +173,7 @@ class SSG(_Inside):
             )
         if self.instead_of == self.after:
             return self._joined(output, self.gated(output))
-        # An activation behind it may work in place.
+        # The next activation may work in place.
         self._passing.features = output.clone()
         return None
 
@@ -185,45 +185,45 @@ class SSG(_Inside):
         return own + gated if self.start == "identity" else gated
 
     def gated(self, features: Tensor) -> Tensor:
-        """Gate, normalise, pass on, and restore.
+        """Gate features, normalise them, apply the model's modules, and restore the number of channels.
 
         Args:
-            features: `(B, C, h, w)`, of the images on their way.
+            features: Features `(B, C, h, w)` of the images of the running pass.
 
         Returns:
-            `(B, C, h', w')`, as large as the pooling makes it.
+            `(B, C, h', w')`, of the size that the pooling gives.
         """
         masks = self._masks((features.shape[-2], features.shape[-1]))
-        assert masks is not None  # noqa: S101  (only called while images are on their way)
-        # Sums of 1 as published, times the number of places: the normalisation that follows takes a factor
-        # out again, but values that are small beside its epsilon it would leave small.
-        shares = (normalised(masks) * masks[0, 0].numel()).to(features.dtype)
+        assert masks is not None  # noqa: S101  (only called during a pass)
+        # Sums of 1 as published, times the number of places: the normalisation that follows removes a factor,
+        # but not from values that are small compared with its epsilon.
+        shares = (normalized(masks) * masks[0, 0].numel()).to(features.dtype)
         copies = (features[:, None] * shares[:, :, None]).flatten(1, 2)
         copies = self.norm(copies)
         batch, regions = len(features), len(self.names)
         # The model's own modules know C channels, so that regions pass them as further samples.
         for module in self._passed:
-            # Not as a call: those who watch the module expect the model's own features.
-            each = module.forward(copies.view(batch * regions, self.channels, *copies.shape[-2:]))
-            copies = each.view(batch, regions * self.channels, *each.shape[-2:])
+            # Not as a call: hooks on the module expect the model's own features.
+            passed = module.forward(copies.view(batch * regions, self.channels, *copies.shape[-2:]))
+            copies = passed.view(batch, regions * self.channels, *passed.shape[-2:])
         restored: Tensor = self.restore(copies)
         return restored
 
 
 class MaskChannels(_Inside):
-    """The naive way: region masks as further channels of the image.
+    """Adds region masks as further channels of the image, a simple baseline.
 
-    What the first convolution would make of these channels is added to its output, which is the same as a
-    convolution of all of them. The masks are normalised over the batch.
+    A convolution of these channels is added to the output of the first convolution, which is the same as one
+    convolution of all channels. The masks are normalised over the batch.
 
     Args:
-        channels: Channels that the model's first convolution makes.
-        kernel: Its kernel size, in pixels, down and across.
-        stride: Its stride.
-        padding: Its padding, or `"same"`.
-        dilation: Its dilation.
-        after: Its name.
-        regions: Where the masks come from.
+        channels: Number of output channels of the model's first convolution.
+        kernel: Kernel size of that convolution, in pixels, down and across.
+        stride: Stride of that convolution.
+        padding: Padding of that convolution, or `"same"`.
+        dilation: Dilation of that convolution.
+        after: Name of that convolution.
+        regions: Source of the masks.
         names: Names of the regions.
     """
 
@@ -264,7 +264,7 @@ class MaskChannels(_Inside):
         )
 
     def attach(self, model: nn.Module) -> Iterator[RemovableHandle]:
-        """Put it on the model."""
+        """Put the adapter on the model."""
         try:
             first = model.get_submodule(self.after)
         except AttributeError:

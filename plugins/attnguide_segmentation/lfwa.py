@@ -21,19 +21,19 @@ __all__ = ["LFWA"]
 class LFWA(Dataset[tuple[Any, Tensor]]):
     """LFWA as released: `lfw/NAME/NAME_0001.jpg`, `lfw_att_40.mat` and `indices_train_test.mat`.
 
-    The tables are of MATLAB's version 7.3, which is HDF5: reading them takes `pip install attnguide[lfwa]`.
+    The tables are of MATLAB's version 7.3, which is HDF5: reading them needs `pip install attnguide[lfwa]`.
 
     Args:
         root: The folder that holds these.
-        split: `"train"` or `"test"`.
-        transform: Applied to the image, a PIL image of mode RGB.
+        split: Split, `"train"` or `"test"`.
+        transform: Function that is applied to the image, a PIL image of mode RGB.
 
     Attributes:
         classes: Names of the forty attributes.
 
     Raises:
-        DataError: If files are missing, or are no such tables.
-        UnknownNameError: If there is no such split.
+        DataError: If files are missing, or the tables have another form.
+        UnknownNameError: If the split is unknown.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class LFWA(Dataset[tuple[Any, Tensor]]):
         return image if self.transform is None else self.transform(image), self.labels[index]
 
     def _read(self, name: str, take: Callable[[Any], Any]) -> Any:
-        """Take something from a table."""
+        """Read a value from a table."""
         path = check_file(self._folder / name)
         try:
             import h5py

@@ -1,4 +1,4 @@
-"""How good regions are, and a loss for attributes that are rare."""
+"""Metrics of regions, and a loss for rare attributes."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ __all__ = ["balanced_bce", "region_iou", "right_regions"]
 
 
 def balanced_bce(logits: Tensor, labels: Tensor, prevalence: Tensor) -> Tensor:
-    """Binary cross entropy in which both answers weigh the same, however rare one is.
+    """Binary cross entropy in which presence and absence of an attribute weigh the same, however rare one is.
 
-    A sample that has an attribute of prevalence p weighs 1 / 2p, another 1 / 2(1 − p).
+    A sample with an attribute of prevalence p weighs 1 / 2p, a sample without it 1 / 2(1 − p).
 
     Args:
-        logits: `(B, K)`.
-        labels: 0 or 1, `(B, K)`.
-        prevalence: How often each attribute is present in the training data, `(K,)`, between 0 and 1.
+        logits: Logits `(B, K)`.
+        labels: Labels 0 or 1, `(B, K)`.
+        prevalence: Share of the training data with each attribute, `(K,)`, between 0 and 1.
 
     Returns:
         A scalar.
@@ -32,7 +32,7 @@ def balanced_bce(logits: Tensor, labels: Tensor, prevalence: Tensor) -> Tensor:
         index = int((~((prevalence > 0) & (prevalence < 1))).nonzero()[0])
         raise InputError(
             f"prevalence of attribute {index} is {float(prevalence[index])}: it must lie between 0 and 1. "
-            "Leave out attributes that all have, or none."
+            "Leave out attributes that all samples have, or none."
         )
     share = prevalence.to(logits)
     weights = torch.where(labels > 0.5, 0.5 / share, 0.5 / (1 - share))
@@ -43,12 +43,12 @@ def region_iou(found: Tensor, truth: Tensor, regions: int = len(REGIONS)) -> Ten
     """Intersection over union of each region, over all pixels of all images.
 
     Args:
-        found: Indices of the regions, of any shape.
-        truth: The same, of the same shape.
-        regions: R, their number.
+        found: Predicted indices of the regions, of any shape.
+        truth: True indices, of the same shape.
+        regions: Number of regions R.
 
     Returns:
-        `(R,)` in [0, 1]; NaN for a region that is in neither.
+        `(R,)` in [0, 1]; NaN for a region that occurs in neither.
 
     Raises:
         InputError: If the shapes differ.
@@ -64,15 +64,15 @@ def region_iou(found: Tensor, truth: Tensor, regions: int = len(REGIONS)) -> Ten
 
 
 def right_regions(weights: Tensor, table: Tensor) -> Tensor:
-    """Tell for which attributes a region that shows them counts most.
+    """Find the attributes for which a region that shows them has the largest weight.
 
     Args:
-        weights: How much each region counts for each attribute, `(R, K)`; the first region is the background.
-        table: Which regions show each attribute, `(K, R)`, 0 or 1; see
+        weights: Weight of each region for each attribute, `(R, K)`; the first region is the background.
+        table: Regions that show each attribute, `(K, R)`, 0 or 1; see
             [`attribute_table`][attnguide_segmentation.attributes.attribute_table].
 
     Returns:
-        `(K,)`: 1 or 0; NaN for an attribute that no place shows, and for what is worn, which lies on the
+        `(K,)`: 1 or 0; NaN for an attribute without a region, and for worn things, which lie on the
         background.
     """
     most = weights.argmax(dim=0)[:, None]

@@ -1,4 +1,4 @@
-"""The publication's own network for attributes, and the one that tells attributes and regions together."""
+"""The publication's networks: for attributes alone, and for attributes and regions together."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def attribute_network(
     """Build the basic network: twelve convolutions, global average pooling, one linear layer.
 
     Args:
-        classes: K, the number of attributes.
-        width: Channels of the first block; 64 in the publication, which makes 24 million parameters.
-        channels: Channels of the image.
-        blocks: The first four blocks, to share them; new ones by default.
+        classes: Number of attributes K.
+        width: Number of channels of the first block; 64 in the publication, with 24 million parameters.
+        channels: Number of channels of the image.
+        blocks: The first four blocks, to share them; new blocks by default.
 
     Returns:
         A module that takes `(B, channels, H, W)` and gives logits `(B, K)`.
@@ -53,14 +53,14 @@ def attribute_network(
 
 
 class JointNetwork(nn.Module):
-    """Tells attributes and regions; the first eight convolutions serve both.
+    """Predicts attributes and regions; the first eight convolutions serve both.
 
-    The two are trained together on the sum of their losses, each on data of its own:
+    The two are trained together on the sum of their losses, each on its own data:
     `network.attributes(images)` and `network.parser(images)`.
 
     Args:
-        classes: K, the number of attributes.
-        width: Channels of the first block.
+        classes: Number of attributes K.
+        width: Number of channels of the first block.
         regions: Number of regions.
 
     Source: Kalayeh, Gong and Shah, CVPR 2017, section 4.4 and Table 4.
@@ -72,5 +72,5 @@ class JointNetwork(nn.Module):
         self.attributes = attribute_network(classes, width=width, blocks=self.parser.encoder)
 
     def forward(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Compute logits `(B, K)`, and scores of the regions at four scales."""
+        """Compute logits of the attributes `(B, K)`, and logits of the regions at four scales."""
         return self.attributes(images), self.parser(images)

@@ -1,4 +1,4 @@
-"""Finds the regions of faces: the network that comes along, one of your own, or anybody's segmenter."""
+"""Finds the regions of faces: with the embedded network, your own, or any segmentation network."""
 
 from __future__ import annotations
 
@@ -19,25 +19,27 @@ from attnguide.models.checkpoints import load_into
 from attnguide_segmentation.parsing import ParsingNetwork
 from attnguide_segmentation.regions import REGIONS
 
-__all__ = ["EMBEDDED", "Parser", "load_parser", "save_parser", "standardised"]
+__all__ = ["EMBEDDED", "Parser", "load_parser", "save_parser", "standardized"]
 
-#: Trained on drawn faces; see `tools/train_parser.py`.
+#: The embedded parser, trained on drawn faces; see `tools/train_parser.py`.
 EMBEDDED = Path(__file__).parent / "assets" / "parser.safetensors"
+#: Name of `standardized` in files of parsers.
+_STANDARDIZED = "standardised"
 
 
-def standardised(images: Tensor) -> Tensor:
-    """Bring each channel of each image to mean 0 and deviation 1.
+def standardized(images: Tensor) -> Tensor:
+    """Scale each channel of each image to mean 0 and deviation 1.
 
-    So it does not matter how a model's images were normalised, nor what colour the light has.
+    So the normalisation of the images and the color of the light do not matter.
     """
     centred = images.float() - images.float().mean(dim=(-2, -1), keepdim=True)
     return centred / centred.square().mean(dim=(-2, -1), keepdim=True).sqrt().clamp(min=1e-4)
 
 
 class Parser(nn.Module):
-    """Gives region masks for images; frozen, without a graph, always in evaluation mode.
+    """Computes region masks of images; frozen, without a graph, always in evaluation mode.
 
-    Any segmentation network will do: tell the region of each of its labels.
+    Any segmentation network can be used, with the region of each of its labels:
 
     ```python
     network = torchvision.models.segmentation.lraspp_mobilenet_v3_large(num_classes=19)
@@ -45,13 +47,14 @@ class Parser(nn.Module):
     ```
 
     Args:
-        network: Gives logits `(B, L, h, w)`, alone, as the last of a tuple, or as `"out"` in a dictionary.
-        labels: The region of each of its L labels.
-        size: Side in pixels of the square that images are resized to; None for as they are.
-        prepare: What is done to the images then; None for nothing.
+        network: Network that returns logits `(B, L, h, w)`, alone, as the last of a tuple, or as `"out"` in a
+            dictionary.
+        labels: Region of each of its L labels.
+        size: Side in pixels of the square that images are resized to; None for no resizing.
+        prepare: Function that is then applied to the images; None for no preparation.
 
     Raises:
-        UnknownNameError: If a label has an unknown region.
+        UnknownNameError: If a region is unknown.
     """
 
     def __init__(
@@ -60,7 +63,7 @@ class Parser(nn.Module):
         *,
         labels: Sequence[str] = REGIONS,
         size: int | None = None,
-        prepare: Callable[[Tensor], Tensor] | None = standardised,
+        prepare: Callable[[Tensor], Tensor] | None = standardized,
     ) -> None:
         super().__init__()
         self.network, self.labels, self.size, self.prepare = network, tuple(labels), size, prepare
@@ -73,7 +76,7 @@ class Parser(nn.Module):
         self.train(False)
 
     def train(self, mode: bool = True) -> Self:
-        """Stay in evaluation mode, whatever the model around is set to."""
+        """Stay in evaluation mode, whatever the mode of the model around it."""
         return super().train(False)
 
     @torch.no_grad()
@@ -81,13 +84,13 @@ class Parser(nn.Module):
         """Find the regions.
 
         Args:
-            images: `(B, 3, H, W)`, normalised in any way by channel if `prepare` is `standardised`.
+            images: Images `(B, 3, H, W)`, normalised in any way by channel if `prepare` is `standardized`.
 
         Returns:
             Shares of the seven regions in each pixel `(B, 7, h, w)`, in [0, 1], which sum to 1.
 
         Raises:
-            InputError: If the network gives something else than logits of its labels.
+            InputError: If the network does not return logits of its labels.
         """
         if self.size is not None and tuple(images.shape[-2:]) != (self.size, self.size):
             images = F.interpolate(
@@ -97,8 +100,7 @@ class Parser(nn.Module):
                 antialias=True,
                 align_corners=False,
             )
-        answer = self.network(images if self.prepare is None else self.prepare(images))
-        logits = _logits(answer)
+        logits = _logits(self.network(images if self.prepare is None else self.prepare(images)))
         if logits.ndim != 4 or logits.shape[1] != len(self.labels):
             raise InputError(
                 f"the segmentation network gives {tuple(logits.shape)}, but {len(self.labels)} labels were "
@@ -111,16 +113,16 @@ class Parser(nn.Module):
         return torch.einsum("blhw,rl->brhw", shares, table)
 
 
-def _logits(answer: Any) -> Tensor:
-    if isinstance(answer, Mapping):
-        answer = answer.get("out", next(iter(answer.values()), None))
-    if isinstance(answer, (tuple, list)) and answer:
-        answer = answer[-1]
-    if not isinstance(answer, Tensor):
+def _logits(output: Any) -> Tensor:
+    if isinstance(output, Mapping):
+        output = output.get("out", next(iter(output.values()), None))
+    if isinstance(output, (tuple, list)) and output:
+        output = output[-1]
+    if not isinstance(output, Tensor):
         raise InputError(
-            f"the segmentation network gives {type(answer).__name__}, not logits (B, labels, h, w)."
+            f"the segmentation network gives {type(output).__name__}, not logits (B, labels, h, w)."
         )
-    return answer
+    return output
 
 
 def load_parser(path: str | Path | None = None) -> Parser:
@@ -128,7 +130,7 @@ def load_parser(path: str | Path | None = None) -> Parser:
 
     Args:
         path: A file that [`save_parser`][attnguide_segmentation.parser.save_parser] wrote; by default the
-            one that comes along, which knows drawn faces.
+            embedded parser, which knows drawn faces.
 
     Returns:
         The parser, on the CPU.
@@ -142,7 +144,7 @@ def load_parser(path: str | Path | None = None) -> Parser:
             about = json.loads((file.metadata() or {})["parser"])
             weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
         network = ParsingNetwork(int(about["width"]), len(about["labels"]))
-        prepare = standardised if about["prepare"] == "standardised" else None
+        prepare = standardized if about["prepare"] == _STANDARDIZED else None
         size = None if about["size"] is None else int(about["size"])
         parser = Parser(network, labels=[str(name) for name in about["labels"]], size=size, prepare=prepare)
     except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
@@ -158,7 +160,7 @@ def load_parser(path: str | Path | None = None) -> Parser:
 def save_parser(path: str | Path, parser: Parser) -> None:
     """Save a parser whose network is a [`ParsingNetwork`][attnguide_segmentation.parsing.ParsingNetwork].
 
-    Weights are kept in half precision.
+    Weights are saved in half precision.
 
     Args:
         path: The `.safetensors` file, written atomically.
@@ -172,15 +174,15 @@ def save_parser(path: str | Path, parser: Parser) -> None:
             f"the parser holds {type(parser.network).__name__}; only a ParsingNetwork is saved. Save the "
             "weights of another network yourself, and wrap it in Parser again."
         )
-    if parser.prepare not in (None, standardised):
+    if parser.prepare not in (None, standardized):
         raise InputError(
-            "the parser prepares images in a way of its own, which cannot be saved; use `standardised`."
+            "the parser prepares images by another function, which cannot be saved; use `standardized`."
         )
     about = {
         "width": parser.network.width,
         "size": parser.size,
         "labels": parser.labels,
-        "prepare": None if parser.prepare is None else "standardised",
+        "prepare": None if parser.prepare is None else _STANDARDIZED,
     }
     weights = {
         name: (value.half() if value.is_floating_point() else value).cpu().contiguous()

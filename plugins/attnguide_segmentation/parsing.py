@@ -16,8 +16,12 @@ __all__ = ["ParsingNetwork", "block", "encoder", "halved", "parsing_loss"]
 def block(channels: Sequence[int], kind: type[nn.Conv2d] | type[nn.ConvTranspose2d]) -> nn.Sequential:
     """Stack 3×3 convolutions, or deconvolutions, each followed by batch normalisation and PReLU."""
     layers: list[nn.Module] = []
-    for given, made in pairwise(channels):
-        layers += [kind(given, made, 3, padding=1, bias=False), nn.BatchNorm2d(made), nn.PReLU(made)]
+    for inputs, outputs in pairwise(channels):
+        layers += [
+            kind(inputs, outputs, 3, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.PReLU(outputs),
+        ]
     return nn.Sequential(*layers)
 
 
@@ -25,14 +29,14 @@ def encoder(width: int, blocks: int = 4, channels: int = 3) -> nn.ModuleList:
     """Build blocks of two convolutions, each with twice the channels of the one before.
 
     Args:
-        width: Channels of the first block; 64 in the publication.
-        blocks: How many; maxima over 2×2 are taken between them.
-        channels: Channels of the image.
+        width: Number of channels of the first block; 64 in the publication.
+        blocks: Number of blocks; maxima over 2×2 are taken between them.
+        channels: Number of channels of the image.
     """
     widths = [width * 2**depth for depth in range(blocks)]
-    given = [channels, *widths]
+    inputs = [channels, *widths]
     return nn.ModuleList(
-        block([given[depth], widths[depth], widths[depth]], nn.Conv2d) for depth in range(blocks)
+        block([inputs[depth], widths[depth], widths[depth]], nn.Conv2d) for depth in range(blocks)
     )
 
 
@@ -42,13 +46,13 @@ def halved(features: Tensor) -> Tensor:
 
 
 class ParsingNetwork(nn.Module):
-    """Tells for each pixel of a face which region it belongs to, at four scales.
+    """Predicts the region of each pixel of a face, at four scales.
 
-    The encoder halves the image three times; the decoder mirrors it with nearest upsampling, and answers
+    The encoder halves the image three times; the decoder mirrors it with nearest upsampling, and predicts
     before each of its upsamplings, and at the end.
 
     Args:
-        width: Channels of the first block; 64 in the publication, which makes 11.7 million parameters.
+        width: Number of channels of the first block; 64 in the publication, with 11.7 million parameters.
         regions: Number of regions.
 
     Source: Kalayeh, Gong and Shah, CVPR 2017, section 3.2 and Table 1.
@@ -60,17 +64,17 @@ class ParsingNetwork(nn.Module):
         self.encoder = encoder(width)
         widths = [width * 2**depth for depth in range(4)]
         self.decoder = nn.ModuleList(
-            # What comes from below has as many channels as the block below.
+            # Features from below have the channels of the block below.
             block([widths[min(depth + 1, 3)], widths[depth], widths[depth]], nn.ConvTranspose2d)
             for depth in range(4)
         )
         self.heads = nn.ModuleList(nn.ConvTranspose2d(wide, regions, 3, padding=1) for wide in widths)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Compute scores of the regions.
+        """Compute logits of the regions.
 
         Args:
-            images: `(B, 3, H, W)`, of any size.
+            images: Images `(B, 3, H, W)`, of any size.
 
         Returns:
             Logits `(B, R, h, w)` at an eighth, a quarter, a half (rounded up), and the whole of the image's
@@ -96,13 +100,13 @@ def parsing_loss(scores: Sequence[Tensor], labels: Tensor, weight: Tensor | None
         scores: Logits `(B, R, h, w)` at each scale.
         labels: Indices of the regions `(B, H, W)`; taken at the nearest pixel for smaller scales. −100 is
             ignored.
-        weight: How much each region counts `(R,)`; by default the same, as in the publication.
+        weight: Weight of each region `(R,)`; equal weights by default, as in the publication.
 
     Returns:
         A scalar.
     """
     losses = []
-    for one in scores:
-        target = F.interpolate(labels[:, None].float(), size=one.shape[-2:], mode="nearest-exact")
-        losses.append(F.cross_entropy(one, target[:, 0].long(), weight))
+    for logits in scores:
+        target = F.interpolate(labels[:, None].float(), size=logits.shape[-2:], mode="nearest-exact")
+        losses.append(F.cross_entropy(logits, target[:, 0].long(), weight))
     return sum(losses[1:], losses[0]) / len(losses)

@@ -9,7 +9,7 @@ __all__ = ["attnguide_parts"]
 
 @hookimpl
 def attnguide_parts() -> list[Part]:
-    """Declare the prior and the adapters."""
+    """Declare the prior, the adapters and the regions of the parser."""
     package = "attnguide_segmentation"
     return [
         Part(
@@ -19,10 +19,16 @@ def attnguide_parts() -> list[Part]:
             "the regions of a face that show an attribute",
         ),
         Part(
+            "regions",
+            "face_parser",
+            f"{package}.region_source:ParsedRegions",
+            "the seven regions of a face, found by a parser",
+        ),
+        Part(
             "adapter",
             "ssp",
             f"{package}.pooling:SSP",
-            "pools inside the regions of a face, and learns which to believe",
+            "pools inside the regions of a face, and learns their weights",
         ),
         Part("adapter", "ssg", f"{package}.gating:SSG", "gates features by the regions of a face"),
         Part(

@@ -22,11 +22,11 @@ def region_means(features: Tensor, masks: Tensor) -> Tensor:
     """Average features inside each region.
 
     Args:
-        features: `(B, C, h, w)`.
-        masks: `(B, R, h, w)`, at least 0.
+        features: Features `(B, C, h, w)`.
+        masks: Masks `(B, R, h, w)`, at least 0.
 
     Returns:
-        `(B, R, C)`; zeros for a region that is empty.
+        `(B, R, C)`; zeros for an empty region.
     """
     flat, weights = full_precision(features).flatten(2), full_precision(masks).flatten(2)
     total = weights.sum(dim=2, keepdim=True)
@@ -35,21 +35,21 @@ def region_means(features: Tensor, masks: Tensor) -> Tensor:
 
 
 class SSP(Adapter):
-    """Semantic-segmentation-based pooling: answers from each region by itself, and learns which to believe.
+    """Semantic-segmentation-based pooling: predicts from each region separately, and learns their weights.
 
     The features of a layer are averaged inside each region. One linear branch recognises the attributes in
-    each region, another one says where to look: its softmax over the regions, for each attribute, weighs the
-    answers.
+    each region; the softmax of another one over the regions, for each attribute, gives the weights of these
+    predictions.
 
     Args:
-        channels: C, of the layer's features.
-        classes: K, the number of attributes.
-        regions: Where the masks come from.
-        layer: The layer; the last one that has rows and columns by default.
+        channels: Number of channels C of the layer's features.
+        classes: Number of attributes K.
+        regions: Source of the masks.
+        layer: Name of the layer; by default the last one that has rows and columns.
         names: Names of the regions.
-        normalize: Bring the features of each region to mean 0 and deviation 1 over the channels, so that
-            regions compete on equal terms; let all count the same at first, and learn slowly which to
-            believe. As published, those whose features are largest win early.
+        normalize: Whether to scale the features of each region to mean 0 and deviation 1 over the channels,
+            so that regions compete on equal terms; all weights are then equal at first, and are learned
+            slowly. As published, the regions with the largest features win early.
 
     Source: Kalayeh, Gong and Shah, CVPR 2017, section 3.1.2.
     """
@@ -83,16 +83,16 @@ class SSP(Adapter):
             nn.init.zeros_(self.localisation.bias)
 
     def forward(self, trace: Trace) -> Tensor:
-        """Weigh the answers of the regions; logits `(B, K)`."""
+        """Average the scores of the regions by their weights; logits `(B, K)`."""
         scores, weights = self.branches(trace.feature.spatial, self.finder(trace.images))
         return (scores * weights).sum(dim=1)
 
     def branches(self, features: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute what each region says, and how much it counts.
+        """Compute scores and weights of each region.
 
         Args:
-            features: `(B, C, h, w)`.
-            masks: `(B, R, H, W)`, of any resolution.
+            features: Features `(B, C, h, w)`.
+            masks: Masks `(B, R, H, W)`, of any resolution.
 
         Returns:
             Scores and weights, both `(B, R, K)`; weights sum to 1 over the regions.
@@ -101,25 +101,25 @@ class SSP(Adapter):
         pooled = region_means(features, resized(masks, size, self.names)).to(self.recognition.weight.dtype)
         if self.normalize:
             pooled = F.layer_norm(pooled, pooled.shape[-1:])
-        beliefs = self.localisation(pooled)
+        logits = self.localisation(pooled)
         if self.normalize:  # as in attention: else steps are larger than for one feature by √C
-            beliefs = beliefs / pooled.shape[-1] ** 0.5
-        return self.recognition(pooled), beliefs.softmax(dim=1)
+            logits = logits / pooled.shape[-1] ** 0.5
+        return self.recognition(pooled), logits.softmax(dim=1)
 
 
 class PyramidPooling(Adapter):
-    """Answers from a spatial pyramid: means over the whole, over quarters, and so on.
+    """Predicts from a spatial pyramid: means over the whole, over quarters, and so on.
 
     With `levels=(1,)` it is average pooling and one linear layer, with `(1, 2)` the publication's SPPNet*.
 
     Args:
-        channels: C, of the layer's features.
-        classes: K, the number of attributes.
-        levels: Cells on a side, for each level.
-        layer: The layer; the last one that has rows and columns by default.
+        channels: Number of channels C of the layer's features.
+        classes: Number of attributes K.
+        levels: Number of cells on a side, for each level.
+        layer: Name of the layer; by default the last one that has rows and columns.
 
     Raises:
-        InputError: If there are no levels, or one is below 1.
+        InputError: If `levels` is empty, or a level is below 1.
     """
 
     name = "pyramid"

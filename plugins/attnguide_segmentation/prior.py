@@ -22,16 +22,16 @@ __all__ = ["SegmentationPrior"]
 class SegmentationPrior(TargetPrior):
     """The regions that show a pair's class: the hair for hair colours, the mouth for lipstick.
 
-    With `guide.loss(labels, regions=…)` they are a label map `(B, H, W)` of indices into
-    `REGIONS`, or masks `(B, 7, H, W)`. Without, the parser finds
-    them in the images. A class that no region shows, and a sample in which its regions are empty, drop out
-    (weight 0).
+    With `guide.loss(labels, regions=…)` they are a label map `(B, H, W)` of indices into `REGIONS`, or masks
+    `(B, 7, H, W)`. Without, the parser finds them in the images. A class without a region, and a sample in
+    which the regions of the class are empty, drop out (weight 0).
 
     Args:
         classes: Name of each class of the model.
-        attributes: Which regions show an attribute, as a mapping or a TOML file; by default a table for
-            CelebA's attributes and those of the drawn faces.
-        parser: Gives masks `(B, 7, h, w)` for images; by default the one that comes along, for drawn faces.
+        attributes: Regions that show each attribute, as a mapping or a TOML file; by default a table for the
+            attributes of CelebA and of the drawn faces.
+        parser: Function that returns masks `(B, 7, h, w)` for images; by default the embedded parser, for
+            drawn faces.
 
     Raises:
         UnknownNameError: If the table lacks a class.
@@ -73,13 +73,13 @@ class SegmentationPrior(TargetPrior):
             masks = as_masks(regions)
         masks = masks.to(device)
         chosen = self.table.to(device)[pairs.cls]
-        # A region is seen if some pixel is mostly of it; a parser is never quite sure that there is none.
-        seen = (masks.amax(dim=(2, 3)) >= 0.5).to(masks.dtype)[pairs.sample]
+        # A region is present if some pixel is mostly of it; a parser's shares are never exactly 0.
+        present = (masks.amax(dim=(2, 3)) >= 0.5).to(masks.dtype)[pairs.sample]
         masks = resized(masks, size)
         # Regions exclude each other, so that their union is their sum; parts that were grown overlap a
         # little.
         maps = torch.einsum("nrhw,nr->nhw", masks[pairs.sample], chosen).clamp(max=1)
-        return PriorMaps(maps, ((seen * chosen).amax(dim=1) > 0).to(maps.dtype))
+        return PriorMaps(maps, ((present * chosen).amax(dim=1) > 0).to(maps.dtype))
 
     def __repr__(self) -> str:
         return f"SegmentationPrior(classes={list(self.classes)})"

@@ -1,4 +1,4 @@
-"""The regions of a face: their names, how others' labels merge into them, and how masks are resized."""
+"""The regions of a face: their names, the merging of other labels into them, and the resizing of masks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from attnguide.errors import InputError, UnknownNameError
 from attnguide.functional import may_read
 
-__all__ = ["PARTS", "REGIONS", "SCHEMES", "as_masks", "merged", "normalised", "resized"]
+__all__ = ["PARTS", "REGIONS", "SCHEMES", "as_masks", "merged", "normalized", "resized"]
 
 #: The seven regions of the method, in the order of its masks.
 REGIONS: tuple[str, ...] = ("background", "hair", "face_skin", "eyes", "eyebrows", "mouth", "nose")
@@ -23,11 +23,11 @@ _HELEN = (
     "hair",
 )  # fmt: skip
 
-#: What the numbers in the label maps of data sets stand for.
+#: Meaning of the numbers in the label maps of data sets.
 #: `helen`: background, face skin, left and right brow, left and right eye, nose, upper lip, inner mouth,
 #: lower lip, hair; LaPa and `ProceduralFaces` have the same order. `celebamask`: the 19 labels of
 #: CelebAMask-HQ in the order of its parts; ears, hats, jewellery, neck and clothes are background, and
-#: glasses are looked through.
+#: glasses are ignored.
 SCHEMES: dict[str, tuple[str, ...]] = {
     "regions": REGIONS,
     "helen": _HELEN,
@@ -44,15 +44,15 @@ def merged(labels: Tensor, scheme: str | Sequence[str] | Mapping[int, str] = "he
     """Merge the labels of a data set into the seven regions.
 
     Args:
-        labels: Integers of any shape.
-        scheme: A name in `SCHEMES`, or the region of each label.
+        labels: Labels, integers of any shape.
+        scheme: Name in `SCHEMES`, or the region of each label.
 
     Returns:
         Indices into `REGIONS`, uint8, of the same shape.
 
     Raises:
-        UnknownNameError: If there is no such scheme or region.
-        InputError: If the labels are no integers, or one is not in the scheme; the message names it.
+        UnknownNameError: If the scheme or a region is unknown.
+        InputError: If the labels are not integers, or one is not in the scheme; the message names it.
     """
     if isinstance(scheme, str):
         if scheme not in SCHEMES:
@@ -79,17 +79,17 @@ def merged(labels: Tensor, scheme: str | Sequence[str] | Mapping[int, str] = "he
 
 
 def as_masks(regions: Tensor, count: int = len(REGIONS)) -> Tensor:
-    """Bring regions as users have them to masks.
+    """Convert regions of any accepted form to masks.
 
     Args:
         regions: A label map `(B, H, W)` of integers below `count`, or masks `(B, count, H, W)`, at least 0.
-        count: R, the number of regions.
+        count: Number of regions R.
 
     Returns:
         `(B, R, H, W)`, float32.
 
     Raises:
-        InputError: If the shape is another, or a label is unknown.
+        InputError: If the shape is wrong, or a label is unknown.
     """
     if regions.ndim == 3 and not regions.is_floating_point():
         whole = regions.long()
@@ -116,9 +116,9 @@ def resized(masks: Tensor, size: tuple[int, int], names: Sequence[str] = REGIONS
     """Resize masks: eyes, brows, mouth and nose by their maximum, which grows them; others by their mean.
 
     Args:
-        masks: `(B, R, H, W)`.
-        size: `(h, w)`.
-        names: Names of the regions, which tell the small ones.
+        masks: Masks `(B, R, H, W)`.
+        size: Target size `(h, w)`.
+        names: Names of the regions; small regions are known by name.
 
     Returns:
         `(B, R, h, w)`.
@@ -131,7 +131,7 @@ def resized(masks: Tensor, size: tuple[int, int], names: Sequence[str] = REGIONS
     )
 
 
-def normalised(masks: Tensor) -> Tensor:
-    """Scale each mask to a sum of 1, `(B, R, h, w)`; a region that is empty stays zero."""
+def normalized(masks: Tensor) -> Tensor:
+    """Scale each mask to a sum of 1, `(B, R, h, w)`; an empty region stays zero."""
     total = masks.sum(dim=(-2, -1), keepdim=True)
     return masks / torch.where(total > 0, total, torch.ones_like(total))

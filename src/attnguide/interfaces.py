@@ -11,6 +11,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
@@ -20,7 +21,15 @@ from attnguide.errors import GuidanceError
 from attnguide.pairs import Pairs
 from attnguide.trace import Trace
 
-__all__ = ["Adapter", "AlignmentLoss", "AttributionSource", "PriorMaps", "TargetPrior", "maps_of"]
+__all__ = [
+    "Adapter",
+    "AlignmentLoss",
+    "AttributionSource",
+    "PriorMaps",
+    "RegionSource",
+    "TargetPrior",
+    "maps_of",
+]
 
 
 class AttributionSource(ABC):
@@ -206,6 +215,35 @@ class Adapter(nn.Module):
     def annotations(self) -> dict[str, bool]:
         """Names of the annotations that the loss reads, and whether each is required."""
         return _keyword_only(self.loss)
+
+
+class RegionSource(ABC):
+    """Finds named regions of images, such as the parts of a face.
+
+    Attributes:
+        names: Names of the R regions.
+    """
+
+    names: tuple[str, ...]
+
+    @abstractmethod
+    def __call__(self, images: Tensor, files: Sequence[Sequence[Path]]) -> Tensor:
+        """Find the regions.
+
+        Args:
+            images: Images `(B, 3, H, W)` in [0, 1].
+            files: For each image the files that it comes from: one, or several aligned files if the image is
+                their mean.
+
+        Returns:
+            Masks `(B, R, h, w)` in [0, 1], of any resolution; all zero for a region that is not in an image.
+
+        Raises:
+            DataError: If nothing is known about an image.
+        """
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
 
 
 def _keyword_only(function: Callable[..., Any]) -> dict[str, bool]:

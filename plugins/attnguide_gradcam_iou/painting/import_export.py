@@ -1,4 +1,4 @@
-"""Masks out of and into the files of other tools: LabelMe, of one image, and COCO, of many."""
+"""Import and export of masks: LabelMe, a file for each image, and COCO, one for many images."""
 
 from __future__ import annotations
 
@@ -21,31 +21,25 @@ if TYPE_CHECKING:
 
 __all__ = ["Imported", "as_coco", "as_labelme", "outlines", "read_into"]
 
-#: Pixels that an image of a file may have; those of the page are smaller.
+#: Greatest number of pixels of an image in a file; images of the page are smaller.
 _LARGEST = 100_000_000
-#: What masks are called where there are no classes.
+#: Name of the masks if there are no classes.
 WHOLE = "region"
 
 
 class Imported(NamedTuple):
-    """What became of a file: how many masks were taken, and what was left out, in words."""
+    """Result of an import: the number of masks, and a reason for each entry that was skipped."""
 
     masks: int
     skipped: list[str]
 
 
 def as_labelme(sheets: Sheets, store: MaskStore, number: int) -> dict[str, Any]:
-    """Tell one sheet's masks as LabelMe does: polygons that hold exactly the pixels of the masks."""
+    """Export one sheet's masks to LabelMe: polygons that hold exactly the pixels of the masks."""
     width, height = sheets.picture(number).size
+    common = {"group_id": None, "description": "", "shape_type": "polygon", "flags": {}}
     shapes: list[dict[str, Any]] = [
-        {
-            "label": name,
-            "points": points,
-            "group_id": None,
-            "description": "",
-            "shape_type": "polygon",
-            "flags": {},
-        }
+        {"label": name, "points": points, **common}
         for name, mask in _masks(sheets, store, number)
         for points in outlines(mask)
     ]
@@ -61,7 +55,7 @@ def as_labelme(sheets: Sheets, store: MaskStore, number: int) -> dict[str, Any]:
 
 
 def as_coco(sheets: Sheets, store: MaskStore) -> dict[str, Any]:
-    """Tell all masks as COCO does, in run lengths."""
+    """Export all masks to COCO, as run lengths."""
     names = store.classes or (WHOLE,)
     document: dict[str, Any] = {
         "info": {"description": "masks painted with attnguide annotate"},
@@ -102,13 +96,13 @@ def as_coco(sheets: Sheets, store: MaskStore) -> dict[str, Any]:
 
 
 def read_into(sheets: Sheets, store: MaskStore, content: bytes, number: int) -> Imported:
-    """Take the masks of a LabelMe or COCO file; they replace those that were there.
+    """Import the masks of a LabelMe or COCO file; they replace existing ones.
 
     Args:
-        sheets: What is painted on.
-        store: Where the masks go.
-        content: The file.
-        number: The sheet that a LabelMe file is about, if none has the name that it tells.
+        sheets: Sheets that are painted on.
+        store: Folder of the masks.
+        content: Content of the file.
+        number: The sheet that a LabelMe file belongs to, if no sheet has the name in the file.
 
     Raises:
         DataError: If the file is neither.
@@ -119,23 +113,23 @@ def read_into(sheets: Sheets, store: MaskStore, content: bytes, number: int) -> 
         path.write_bytes(content)
         document = read_json(path)
         stems = {sheets.stem(n): n for n in range(len(sheets))}
-        found: list[tuple[int, LabelledMasks]] = []
+        imported: list[tuple[int, LabelledMasks]] = []
         skipped = []
         if isinstance(document, dict) and "annotations" in document:
             for name, masks in read_coco(path).items():
                 place = 0 if sheets.template is not None else stems.get(Path(name).stem)
                 if place is not None:
-                    found.append((place, masks))
+                    imported.append((place, masks))
                 elif masks.shapes:
                     skipped.append(f"{name}: there is no such image")
         elif isinstance(document, dict) and "shapes" in document:
-            told = str(document.get("imagePath", ""))
-            found.append((stems.get(Path(told.replace("\\", "/")).stem, number), read_labelme(path)))
+            image = str(document.get("imagePath", "")).replace("\\", "/")
+            imported.append((stems.get(Path(image).stem, number), read_labelme(path)))
         else:
             raise DataError("this is neither a LabelMe nor a COCO file. Export it again.")
     # All is drawn before anything is written, so that an error changes nothing.
     drawn: dict[tuple[int, int], Bits] = {}
-    for place, masks in found:
+    for place, masks in imported:
         skipped += [f"{count} of kind {kind}" for kind, count in masks.skipped.items()]
         skipped += _draw(drawn, place, masks, sheets.picture(place).size[::-1], store.classes)
     for (place, cls), bits in drawn.items():
@@ -150,7 +144,7 @@ def _draw(
     size: tuple[int, int],
     classes: Sequence[str],
 ) -> list[str]:
-    """Add an image's masks to those of the same place and class; tells what was left out."""
+    """Add an image's masks to those of the same sheet and class; return reasons for what was skipped."""
     from attnguide.masks.class_names import ClassNames
 
     names = ClassNames(classes or (WHOLE,))
@@ -175,7 +169,7 @@ def _draw(
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Tell of a file as its owner knows it."""
+    """Name the file in errors as its owner knows it."""
     try:
         yield
     except DataError as error:
@@ -183,10 +177,10 @@ def _named(path: Path) -> Iterator[None]:
 
 
 def outlines(mask: Bits) -> list[list[list[float]]]:
-    """Draw polygons, `[x, y]` in pixels, around what is connected in a mask.
+    """Draw polygons, `[x, y]` in pixels, around the connected parts of a mask.
 
     Drawn by the even–odd rule at the centres of pixels they give the mask again. A hole is joined to the
-    outline by a cut, which is gone through twice and encloses nothing.
+    outline by a cut, which runs there and back and encloses nothing.
     """
     from skimage.measure import find_contours, label
 
@@ -206,7 +200,7 @@ def outlines(mask: Bits) -> list[list[list[float]]]:
 
 
 def _without_straight(loop: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """A closed contour without its last point, which is its first, and without points on straight ways."""
+    """Remove the last point of a closed contour, which is its first, and points on straight lines."""
     points = loop[:-1]
     into, out = points - np.roll(points, 1, axis=0), np.roll(points, -1, axis=0) - points
     turns = (into != out).any(axis=1)
@@ -225,7 +219,7 @@ def _masks(sheets: Sheets, store: MaskStore, number: int) -> Iterator[tuple[str,
 
 
 def _run_lengths(mask: Bits) -> list[int]:
-    """COCO's counts: lengths of outside and inside in turn, column by column."""
+    """Return COCO's counts: lengths of outside and inside in turn, column by column."""
     flat = np.concatenate([[False], mask.T.ravel()])
     ends = np.flatnonzero(flat[1:] != flat[:-1])
     return [int(n) for n in np.diff([0, *ends, mask.size])]

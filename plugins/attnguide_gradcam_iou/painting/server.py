@@ -1,4 +1,4 @@
-"""The server of the page: on this machine only, for who has the address, and for nothing but the masks."""
+"""The server of the page: it serves clients with the token, and nothing but the images and masks."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from attnguide_gradcam_iou.painting.sheets import LONGEST, Sheets
 from attnguide_gradcam_iou.painting.store import MaskStore
 
 if TYPE_CHECKING:
-    from attnguide_gradcam_iou.painting.parts import FaceParts
+    from attnguide_gradcam_iou.painting.parts import SheetRegions
     from attnguide_gradcam_iou.painting.tuning import FineTuning
     from attnguide_gradcam_iou.painting.watching import Watcher
 
 __all__ = ["LARGEST_FILE", "Studio", "application"]
 
-#: Bytes that a file to import may have.
+#: Greatest number of bytes of an imported file.
 LARGEST_FILE = 64 * 2**20
-#: Bytes of any other request: a mask has a bit for each pixel.
+#: Greatest number of bytes of other requests: a mask has a bit for each pixel.
 _LARGEST_BODY = LONGEST * LONGEST // 8 + 1
 _PAGE = Path(__file__).parent / "page"
 _log = logging.getLogger(__name__)
@@ -44,31 +44,31 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class Studio:
-    """All that the page shows and changes.
+    """Everything that the page shows and changes.
 
     Attributes:
-        sheets: What is painted on.
-        store: Where the masks go.
-        watchers: The model before (`"before"`) and after a fine-tuning (`"after"`), as far as there are any.
-        numbers: The class of the model for each class that is painted, None where it has none of that name.
-        parts: Parts of faces to be taken as masks.
-        tuning: Fine-tuning, where there are labelled images.
+        sheets: Sheets that are painted on.
+        store: Folder of the masks.
+        watchers: Maps of the model before (`"before"`) and after fine-tuning (`"after"`), if there are any.
+        numbers: For each painted class its index in the model; None if the model has no class of that name.
+        parts: Regions that can be added to a mask.
+        tuning: Fine-tuning, if there are labelled images.
     """
 
     sheets: Sheets
     store: MaskStore
     watchers: dict[str, Watcher]
     numbers: list[int | None]
-    parts: FaceParts | None = None
+    parts: SheetRegions | None = None
     tuning: FineTuning | None = None
 
     @cached_property
     def stems(self) -> list[str]:
-        """What the masks of each sheet are called."""
+        """Name of each sheet's masks."""
         return [self.sheets.stem(number) for number in range(len(self.sheets))]
 
     def state(self) -> dict[str, Any]:
-        """What the page needs to begin with."""
+        """Collect what the page needs to begin with."""
         first = self.store.next_to_paint(self.stems, len(self.sheets) - 1)
         return {
             "version": __version__,
@@ -88,9 +88,9 @@ def application(studio: Studio, token: str, serves: Callable[[str], bool]) -> _A
     """Make the application.
 
     Args:
-        studio: What it serves.
-        token: What every request must have, in the address or as `X-Token`.
-        serves: Whether it may be called by a name and port, such as `127.0.0.1:8765`.
+        studio: Sheets, masks and model to serve.
+        token: Token that every request must carry, in the address or as `X-Token`.
+        serves: Whether a host and port, such as `127.0.0.1:8765`, may be in the address of a request.
 
     Returns:
         An ASGI application. Requests for another host, from another origin, without the token, or with too
@@ -114,15 +114,11 @@ def application(studio: Studio, token: str, serves: Callable[[str], bool]) -> _A
         Route("/api/tuning", api.tune, methods=["POST"]),
         Route("/api/tuning", api.stop, methods=["DELETE"]),
     ]
-    handlers: Mapping[Any, Any] = {
-        AttnGuideError: _refused,
-        HTTPException: _http_error,
-        Exception: _failed,
-    }
+    handlers: Mapping[Any, Any] = {AttnGuideError: _refused, HTTPException: _http_error, Exception: _failed}
     return _Guard(Starlette(routes=routes, exception_handlers=handlers), token, serves)
 
 
-# ---------------------------------------------------------------------- what it answers
+# ----------------------------------------------------------------------------- requests
 
 
 class _Api:
@@ -130,7 +126,7 @@ class _Api:
         self.studio = studio
 
     def page(self, request: Request) -> Response:
-        """The page, all in one, so that nothing else is asked for."""
+        """The page in one document, so that it requests no other file."""
         nonce = secrets.token_urlsafe(16)
         parts = {name: (_PAGE / name).read_text(encoding="utf-8") for name in _FILES}
         text = parts["index.html"].replace("{nonce}", nonce).replace("{style}", parts["style.css"])
@@ -219,8 +215,8 @@ class _Api:
         number = self._sheet(request)
 
         def taken() -> dict[str, Any]:
-            found = import_export.read_into(self.studio.sheets, self.studio.store, content, number)
-            return {**found._asdict(), **self._progress(number)}
+            imported = import_export.read_into(self.studio.sheets, self.studio.store, content, number)
+            return {**imported._asdict(), **self._progress(number)}
 
         return JSONResponse(await run_in_threadpool(taken))
 
@@ -228,8 +224,8 @@ class _Api:
         return JSONResponse({**self._tuning().progress.as_dict(), "maps": sorted(self.studio.watchers)})
 
     async def tune(self, request: Request) -> Response:
-        asked = _settings(await _body(request, 2**16))
-        await run_in_threadpool(self._tuning().start, **asked)
+        settings = _settings(await _body(request, 2**16))
+        await run_in_threadpool(self._tuning().start, **settings)
         return JSONResponse(self._tuning().progress.as_dict())
 
     def stop(self, request: Request) -> Response:
@@ -262,7 +258,7 @@ def _download(document: Mapping[str, Any], name: str) -> Response:
 
 
 async def _body(request: Request, longest: int) -> bytes:
-    """Read what was sent, and no more than is allowed."""
+    """Read the body of a request, up to the allowed length."""
     content = bytearray()
     try:
         async for chunk in request.stream():
@@ -270,27 +266,24 @@ async def _body(request: Request, longest: int) -> bytes:
             if len(content) > longest:
                 raise HTTPException(413, f"more than {longest} bytes were sent.", {"Connection": "close"})
     except ClientDisconnect as error:
-        raise HTTPException(400, "the connection ended before all was sent.") from error
+        raise HTTPException(400, "the connection ended before the whole body was sent.") from error
     return bytes(content)
 
 
 def _settings(body: bytes) -> dict[str, Any]:
     """Read the settings of a fine-tuning."""
-    kinds: dict[str, tuple[type, ...]] = {
-        "epochs": (int,),
-        "weight": (int, float),
-        "learning_rate": (int, float),
-    }
+    kinds: dict[str, tuple[type, ...]] = {"epochs": (int,)}
+    kinds |= {"weight": (int, float), "learning_rate": (int, float)}
     try:
-        given = json.loads(body)
+        settings = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"this is no JSON: {error}.") from error
-    if not isinstance(given, dict) or set(given) != set(kinds):
+        raise InputError(f"the body is not JSON: {error}.") from error
+    if not isinstance(settings, dict) or set(settings) != set(kinds):
         raise InputError(f"give {', '.join(kinds)}, and nothing else.")
     for name, kind in kinds.items():
-        if type(given[name]) not in kind:
-            raise InputError(f"{name}={given[name]!r} must be a number.")
-    return given
+        if type(settings[name]) not in kind:
+            raise InputError(f"{name}={settings[name]!r} must be a number.")
+    return settings
 
 
 def _refused(request: Request, error: Exception) -> Response:
@@ -306,14 +299,14 @@ def _failed(request: Request, error: Exception) -> Response:
     return JSONResponse({"error": f"{type(error).__name__}: {error}"}, 500)
 
 
-# ----------------------------------------------------------------------- who may ask it
+# ------------------------------------------------------------------------------- access
 
 _Scope: TypeAlias = Any
 _ASGI: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
 
 
 class _Guard:
-    """Refuses what does not come from the page, before it is read."""
+    """Refuses requests that do not come from the page, before their bodies are read."""
 
     def __init__(self, app: _ASGI, token: str, serves: Callable[[str], bool]) -> None:
         self.app, self.token, self.serves = app, token, serves
@@ -324,7 +317,7 @@ class _Guard:
             return
         if scope["type"] != "http":  # no web sockets here
             return
-        # Kept as lists: a header that comes twice is not to be trusted.
+        # Kept as lists: a header that occurs twice is not trusted.
         headers: dict[str, list[str]] = {}
         for name, value in scope["headers"]:
             headers.setdefault(name.decode("latin-1").lower(), []).append(value.decode("latin-1"))
@@ -343,14 +336,14 @@ class _Guard:
         await self.app(scope, receive, secured)
 
     def _problem(self, headers: Mapping[str, list[str]], query: bytes) -> tuple[int, str] | None:
-        # Another site's name may lead to this machine: what was asked for tells.
+        # Another site's name may lead to this machine; the Host header shows it.
         hosts = [host.lower() for host in headers.get("host", [])]
         if len(hosts) != 1 or not self.serves(hosts[0]):
             return 403, "this host is not served here."
         if any(origin.lower() != f"http://{hosts[0]}" for origin in headers.get("origin", [])):
             return 403, "requests of other sites are not served."
-        asked = parse_qs(query.decode("latin-1"))
-        token = [*headers.get("x-token", []), *asked.get("token", [])]
+        tokens = parse_qs(query.decode("latin-1")).get("token", [])
+        token = [*headers.get("x-token", []), *tokens]
         if len(token) != 1 or not secrets.compare_digest(token[0].encode(), self.token.encode()):
             return 403, "the token is missing or wrong. Open the address that attnguide annotate printed."
         length = headers.get("content-length", ["0"])[0]

@@ -1,4 +1,4 @@
-"""What is painted on: images one by one, or one template that stands for all of them."""
+"""Sheets to paint on: images one by one, or one template for all of them."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ __all__ = ["AVERAGED", "LONGEST", "Sheets", "find_sheets", "mean_image", "spaced
 
 #: Larger images are painted at this length of their longer side, in pixels.
 LONGEST = 2048
-#: A mean image is that of at most so many images, evenly spaced among all.
+#: Greatest number of images in a mean, evenly spaced among all.
 AVERAGED = 200
-#: So many pictures are kept in memory.
+#: Number of pictures in memory.
 _KEPT = 4
 
 
 @dataclass
 class Sheets:
-    """The pictures to paint on; each is read when it is looked at, and only the last few are kept.
+    """The pictures to paint on; each is read when it is shown, and only the last few are kept.
 
     Attributes:
-        paths: The image files: what is walked through, or what the template stands for.
-        template: The one picture that is painted on; None to walk through the images.
-        about: What the template is, for the record.
-        links: How many images of a folder were left out, being links to elsewhere.
+        paths: Image files: the sheets, or the images that the template stands for.
+        template: The one picture to paint on; None to paint on each image.
+        about: Description of the template, for the record.
+        links: Number of images of a folder that were left out, as links to elsewhere.
         file: The template's file, if it has one.
     """
 
@@ -48,19 +48,21 @@ class Sheets:
         return len(self.paths) if self.template is None else 1
 
     def name(self, number: int) -> str:
-        """What a sheet is called on the page."""
+        """Name of a sheet on the page."""
         return self.paths[number].name if self.template is None else self.about or "template"
 
     def stem(self, number: int) -> str:
-        """What its masks are called; a template's are called like their classes."""
+        """Name of a sheet's masks; a template's masks are named like their classes."""
         return self.paths[number].stem if self.template is None else ""
 
-    def picture(self, number: int) -> Image.Image:
-        """Read a sheet, RGB, at most `LONGEST` pixels long.
+    def files(self, number: int) -> list[Path]:
+        """The file that a sheet is read from, or the files that it is the mean of."""
+        if self.template is None:
+            return [self.paths[number]]
+        return spaced(self.paths, AVERAGED) if self.file is None else [self.file]
 
-        Raises:
-            DataError: If the file cannot be read.
-        """
+    def picture(self, number: int) -> Image.Image:
+        """Read a sheet, RGB, at most `LONGEST` pixels long; DataError if its file cannot be read."""
         if self.template is not None:
             return self.template
         with self._lock:
@@ -81,16 +83,16 @@ def find_sheets(
     out: Path,
     advance: Callable[[int, int], None] = lambda done, of: None,
 ) -> Sheets:
-    """Find what is to be painted on.
+    """Find the images or the template to paint on.
 
     Args:
         images: Files, folders and patterns.
-        template: `"average"` for the mean of the images, or an image file; None to walk through the images.
-        out: Where the masks go: what lies there is no image to paint on.
-        advance: Called while a mean is computed: how many images are done, and of how many.
+        template: `"average"` for the mean of the images, or an image file; None to paint on each image.
+        out: Folder of the masks; images in it are left out.
+        advance: Called while a mean is computed, with the number of images that are done, and of all.
 
     Raises:
-        InputError: If there is nothing, two images would share one mask, or they lie where the masks go.
+        InputError: If there are no images, two would share one mask, or they lie in the folder of the masks.
         DataError: If the template cannot be read.
     """
     paths, links = _within(images) if images else ([], 0)
@@ -117,21 +119,17 @@ def find_sheets(
 
 
 def spaced(paths: Sequence[Path], most: int) -> list[Path]:
-    """At most so many of the files, evenly spaced."""
+    """Return at most `most` of the files, evenly spaced."""
     return [paths[int(n)] for n in np.linspace(0, len(paths) - 1, min(len(paths), most))]
 
 
 def mean_image(
     paths: Sequence[Path], advance: Callable[[int, int], None] = lambda done, of: None
 ) -> tuple[Image.Image, int]:
-    """Average aligned images; others than the first are resized to its size.
-
-    Args:
-        paths: The files.
-        advance: Called with how many are done, and of how many.
+    """Average aligned images, resized to the size of the first; see `find_sheets`.
 
     Returns:
-        The mean, RGB, and how many files could not be read.
+        The mean, RGB, and the number of files that could not be read.
 
     Raises:
         DataError: If none can be read.
@@ -155,20 +153,20 @@ def mean_image(
 
 
 def _within(images: Sequence[str]) -> tuple[list[Path], int]:
-    """The images that were given, and how many links out of the given folders were left out."""
-    found = find_images(images)
-    named = {Path(each).absolute() for each in images}
-    roots = [each.resolve() for each in map(Path, images) if each.is_dir()]
+    """List images, and count the links out of the listed folders, which are left out."""
+    paths = find_images(images)
+    named = {Path(image).absolute() for image in images}
+    roots = [folder.resolve() for folder in map(Path, images) if folder.is_dir()]
     kept = [
         path
-        for path in found
+        for path in paths
         if not path.is_symlink()
         or path.absolute() in named
         or any(path.resolve().is_relative_to(root) for root in roots)
     ]
     if not kept:
-        raise InputError(f"all {len(found)} images are links to other folders. Give these folders.")
-    return kept, len(found) - len(kept)
+        raise InputError(f"all {len(paths)} images are links to other folders. Give these folders.")
+    return kept, len(paths) - len(kept)
 
 
 def _check_stems(paths: Sequence[Path]) -> None:
@@ -183,6 +181,6 @@ def _check_stems(paths: Sequence[Path]) -> None:
 
 
 def _shrunk(picture: Image.Image) -> Image.Image:
-    """At most `LONGEST` pixels long."""
+    """Shrink a picture to at most `LONGEST` pixels on its longer side."""
     picture.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
     return picture

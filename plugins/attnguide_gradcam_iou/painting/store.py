@@ -1,7 +1,7 @@
-"""Where masks are kept: PNG files as the prior `mask` reads them, and `masks.json` beside them.
+"""A folder of masks: PNG files as the prior `mask` reads them, and `masks.json`, which lists the classes.
 
-A template's masks are `<class>.png`; those of single images `<class>/<image>.png`, or `<image>.png` where
-there are no classes. Each is written in one step, so that nothing is ever half there.
+A template's masks are `<class>.png`; masks of single images `<class>/<image>.png`, or `<image>.png` if there
+are no classes. Each is written in one step, so that no file is ever incomplete.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["INDEX", "Bits", "MaskStore", "recorded_classes"]
 #: A mask: `(H, W)`, bool.
 Bits = npt.NDArray[np.bool_]
 
-#: Tells what the masks are, for people and for the page when it opens again.
+#: Describes the masks, for people and for the page when it opens again.
 INDEX = "masks.json"
 
 
@@ -36,13 +36,13 @@ class MaskStore:
     """A folder of masks.
 
     Args:
-        root: The folder; made if it is not there.
-        classes: Names of the classes; none if masks are for whole images.
+        root: The folder; made if it does not exist.
+        classes: Names of the classes; empty if masks are for whole images.
         template: Whether there is one mask for each class, or one for each image and class.
 
     Raises:
-        InputError: If the folder cannot be used, a name cannot be that of a file, or there are masks of
-            other classes in it.
+        InputError: If the folder cannot be used, a class name cannot be a file name, or the folder holds
+            masks of other classes.
     """
 
     def __init__(self, root: Path, classes: Sequence[str], *, template: bool) -> None:
@@ -52,8 +52,8 @@ class MaskStore:
             _check_name(name)
         keys = [class_key(name) for name in self.classes]
         if len(set(keys)) < len(keys):
-            twice = next(name for name, key in zip(self.classes, keys, strict=True) if keys.count(key) > 1)
-            raise InputError(f"two classes are called {twice!r}. Give them names that differ.")
+            doubled = next(name for name, key in zip(self.classes, keys, strict=True) if keys.count(key) > 1)
+            raise InputError(f"two classes are called {doubled!r}. Give them names that differ.")
         try:
             root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -63,17 +63,13 @@ class MaskStore:
         before = recorded_classes(root)
         if before is not None and not {class_key(name) for name in before} <= set(keys):
             raise InputError(
-                f"{root / INDEX} tells of masks for {', '.join(before)}, not only for "
+                f"{root / INDEX} lists masks for {', '.join(before)}, not only for "
                 f"{', '.join(self.classes) or 'whole images'}. Give the same classes, or another --out."
             )
         self._files = self._found()
 
     def record(self, about: Mapping[str, Any]) -> None:
-        """Write what the masks are.
-
-        Args:
-            about: What to tell besides the classes.
-        """
+        """Write the index: the classes, and a description of the masks."""
         document = {"classes": list(self.classes), **about}
         with self._lock, atomic_write(self._checked(self.root / INDEX)) as temporary:
             temporary.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -82,16 +78,16 @@ class MaskStore:
         """Read a mask.
 
         Args:
-            stem: Name of the image; of no account for a template.
-            cls: The class; 0 where there are none.
-            size: Rows and columns of the picture; a mask of another size is resized. None for its own.
+            stem: Name of the image; ignored for a template.
+            cls: The class; 0 if there are no classes.
+            size: Rows and columns that the mask is resized to; None for the size of its file.
 
         Returns:
-            `(H, W)`, True where more than half of a pixel was painted; None if there is no mask.
+            `(H, W)`, True where at least half of a pixel is painted; None if there is no mask.
 
         Raises:
             DataError: If the file cannot be read.
-            InputError: If it lies elsewhere.
+            InputError: If the file is a link out of the folder.
         """
         path = self._files.get(self._place(stem, cls))
         if path is None:
@@ -103,10 +99,10 @@ class MaskStore:
         return levels >= 0.5
 
     def write(self, stem: str, cls: int, mask: Bits) -> None:
-        """Keep a mask; an empty one is none, and its file is removed.
+        """Write a mask, or remove its file if the mask is empty.
 
         Raises:
-            InputError: If the file cannot be written, or would lie elsewhere.
+            InputError: If the file cannot be written, or lies behind a link out of the folder.
         """
         key, path = self._place(stem, cls), self._path(stem, cls)
         painted = bool(mask.any())
@@ -117,29 +113,29 @@ class MaskStore:
                     self._checked(path.parent).mkdir()
                 with atomic_write(self._checked(path)) as temporary:
                     image = Image.fromarray(mask.astype(np.uint8) * 255)
-                    # Runs of equal pixels are all that there is to find in a mask.
+                    # A mask consists of runs of equal pixels.
                     image.save(temporary, format="PNG", compress_type=zlib.Z_RLE)
                 self._files[key] = path
             else:
                 self._files.pop(key, None)
-            # What was there under another spelling, or is no more.
+            # A file of another spelling, or of a mask that is now empty.
             if before is not None and not (painted and before == path):
                 self._checked(before).unlink(missing_ok=True)
 
     def painted(self, stem: str) -> list[int]:
-        """The classes that have a mask for an image."""
+        """List the classes that have a mask for an image."""
         return [cls for cls in range(max(1, len(self.classes))) if self._place(stem, cls) in self._files]
 
     def count(self, stems: Sequence[str]) -> int:
-        """How many of these images have a mask."""
-        there = {stem for stem, _ in self._files}
-        return sum(stem in there for stem in stems)
+        """Count the images that have a mask."""
+        painted = {stem for stem, _ in self._files}
+        return sum(stem in painted for stem in stems)
 
     def next_to_paint(self, stems: Sequence[str], after: int) -> int | None:
-        """The first image after one, going round, that has no mask; None if all have."""
-        there = {stem for stem, _ in self._files}
+        """Return the next image without a mask, from the first again after the last; None if all have one."""
+        painted = {stem for stem, _ in self._files}
         order = [*range(after + 1, len(stems)), *range(after + 1)]
-        return next((number for number in order if stems[number] not in there), None)
+        return next((number for number in order if stems[number] not in painted), None)
 
     def _place(self, stem: str, cls: int) -> tuple[str, int]:
         return ("" if self.template else stem, cls)
@@ -151,34 +147,30 @@ class MaskStore:
         return self.root / f"{name}.png" if self.template else self.root / name / f"{stem}.png"
 
     def _checked(self, path: Path) -> Path:
-        """Refuse what a link has elsewhere."""
+        """Refuse a path that a link leads out of the folder."""
         root = self.root.resolve()
         if path.is_symlink() or not path.parent.resolve().is_relative_to(root):
             raise InputError(f"{path} is a link, or in one, that leads out of {root}. Remove the link.")
         return path
 
     def _found(self) -> dict[tuple[str, int], Path]:
-        """The masks that are there, under any spelling of their class.
-
-        Raises:
-            InputError: If others are there, with which these could not be read together.
-        """
+        """Find existing masks, under any spelling of their class; InputError if others are among them."""
         number = {class_key(name): cls for cls, name in enumerate(self.classes)}
         found: dict[tuple[str, int], Path] = {}
         for path in sorted(self.root.iterdir()):
             if path.name.startswith("."):
                 continue
             if path.is_dir() and not path.is_symlink():
-                inside = [each for each in sorted(path.iterdir()) if _is_mask(each)]
+                inside = [file for file in sorted(path.iterdir()) if _is_mask(file)]
                 if inside and (self.template or not self.classes):
                     raise self._mixed(inside[0], "of a class in a single image")
                 if class_key(path.name) in number:
-                    found.update({(each.stem, number[class_key(path.name)]): each for each in inside})
+                    found.update({(file.stem, number[class_key(path.name)]): file for file in inside})
                     continue
-                for each in inside:
-                    if class_key(each.stem) not in number:
-                        raise self._mixed(each, "of no class")
-                    found[path.name, number[class_key(each.stem)]] = each
+                for file in inside:
+                    if class_key(file.stem) not in number:
+                        raise self._mixed(file, "of no class")
+                    found[path.name, number[class_key(file.stem)]] = file
             elif _is_mask(path):
                 if self.classes and not self.template:
                     raise self._mixed(path, "of a whole image, or of a template")
@@ -200,7 +192,7 @@ class MaskStore:
 
 
 def recorded_classes(root: Path) -> list[str] | None:
-    """The classes of the masks in a folder, as its index tells them; None if it has none.
+    """Read the classes of the masks in a folder from its index; None if it has no index.
 
     Raises:
         DataError: If the index cannot be read.
@@ -220,7 +212,7 @@ def _is_mask(path: Path) -> bool:
 
 
 def _check_name(name: str) -> None:
-    """Refuse names that cannot be those of files."""
+    """Refuse a class name that cannot be a file name."""
     bad = not name.strip() or name.startswith(".") or any(c in '/\\:*?"<>|' or ord(c) < 32 for c in name)
     if bad or len(name.encode()) > 200:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Fine-tuning towards what was painted, in the background: started, watched and stopped from the page."""
+"""Fine-tuning towards the painted masks, in the background; the page starts and stops it."""
 
 from __future__ import annotations
 
@@ -26,32 +26,32 @@ from attnguide.masks.class_names import ClassNames
 from attnguide.models.loading import LoadedModel
 from attnguide_gradcam_iou.finetune import Epoch, finetune
 
-__all__ = ["Answered", "FineTuning", "Progress", "read_answers"]
+__all__ = ["FineTuning", "LabeledImage", "Progress", "read_attributes"]
 
 _BATCH = 16
-#: The share of the images that is for validation.
+#: Share of the images that are held out for validation.
 _HELD_OUT = 0.2
 
 
 @dataclass(frozen=True)
-class Answered:
-    """An image file and what the model should answer: its class, or for each attribute 1, 0, or NaN."""
+class LabeledImage:
+    """An image file with its label: a class index, or for each attribute 1, 0, or NaN if unknown."""
 
     path: Path
-    answer: int | tuple[float, ...]
+    label: int | tuple[float, ...]
 
 
 @dataclass
 class Progress:
-    """How far it is.
+    """Progress of a fine-tuning.
 
     Attributes:
-        state: What is going on.
-        step: Batches that are done.
-        steps: Batches in all.
-        epochs: What each epoch brought; the first entry tells what there was before.
-        error: Why it failed.
-        file: Where the weights are.
+        state: State of the fine-tuning.
+        step: Number of batches that are done.
+        steps: Number of batches in all.
+        epochs: Losses and scores of each epoch; the first entry holds the scores before.
+        error: Reason of a failure.
+        file: File of the new weights.
     """
 
     state: Literal["idle", "running", "done", "stopped", "failed"] = "idle"
@@ -62,17 +62,17 @@ class Progress:
     file: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """For the page; NaN is None."""
-        told = asdict(self)
-        told["epochs"] = [
+        """Convert to values for JSON; NaN becomes None."""
+        values = asdict(self)
+        values["epochs"] = [
             {name: None if value != value else value for name, value in epoch.items()}
-            for epoch in told["epochs"]
+            for epoch in values["epochs"]
         ]
-        return told
+        return values
 
 
 class _Stopped(Exception):  # noqa: N818  (no error)
-    """Ends a training that is no longer wanted."""
+    """Ends a training that the user has stopped."""
 
 
 class FineTuning:
@@ -80,12 +80,11 @@ class FineTuning:
 
     Args:
         loaded: The model; it stays as it is.
-        images: Files, with classes or attributes as the model has them.
-        masks: The folder that is painted in; the new weights become its `finetuned.safetensors`.
-        device: Where to train.
-        on_model: Given the model that was trained, also when it was stopped.
-        checkpoint: Where the model's weights come from. What a `.safetensors` file tells besides them is told
-            again.
+        images: LabeledImage image files.
+        masks: Folder of the masks; the new weights become its `finetuned.safetensors`.
+        device: Device to train on.
+        on_model: Function that receives the trained model, also of a training that was stopped.
+        checkpoint: File of the model's weights; the metadata of a `.safetensors` file are kept.
 
     Raises:
         InputError: If there are fewer than two images.
@@ -94,7 +93,7 @@ class FineTuning:
     def __init__(
         self,
         loaded: LoadedModel,
-        images: Sequence[Answered],
+        images: Sequence[LabeledImage],
         masks: Path,
         device: torch.device,
         on_model: Callable[[LoadedModel], None],
@@ -106,18 +105,14 @@ class FineTuning:
         self.out, self.device, self.on_model = masks / "finetuned.safetensors", device, on_model
         self.checkpoint = checkpoint
         self.progress = Progress()
-        # Copied before anything looks at the model: what looks puts hooks on it meanwhile.
+        # Copied before maps are computed: for that time there are hooks on the model.
         self._fresh = copy.deepcopy(loaded.model)
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
     def start(self, epochs: int, weight: float, learning_rate: float) -> None:
-        """Begin.
-
-        Raises:
-            InputError: If it is going on already, or a number is out of range.
-        """
+        """Start the training; InputError if one is running, or a number is out of range."""
         if not 1 <= epochs <= 1000 or not 0 <= weight <= 1e6 or not 0 < learning_rate <= 10:
             raise InputError(
                 f"epochs={epochs}, weight={weight:g}, learning_rate={learning_rate:g}: give 1 to 1000 "
@@ -125,20 +120,20 @@ class FineTuning:
             )
         with self._lock:
             if self.progress.state == "running":
-                raise InputError("a fine-tuning is going on. Stop it first.")
+                raise InputError("a fine-tuning is running. Stop it first.")
             self.progress = Progress("running")
             self._stop.clear()
-            # A daemon, so that it is never in the way when the server ends.
+            # A daemon, so that the server can end at any time.
             settings = (epochs, weight, learning_rate)
             self._thread = threading.Thread(target=self._run, args=settings, daemon=True)
             self._thread.start()
 
     def stop(self) -> None:
-        """End after the batch that is being computed; what was learned till then is kept."""
+        """Stop after the current batch; the weights so far are kept."""
         self._stop.set()
 
     def wait(self, seconds: float | None = None) -> None:
-        """Wait until nothing is going on."""
+        """Wait until the training has ended."""
         if self._thread is not None:
             self._thread.join(seconds)
 
@@ -147,14 +142,14 @@ class FineTuning:
             self._tune(epochs, weight, learning_rate)
         except AttnGuideError as error:
             self.progress.error, self.progress.state = str(error), "failed"
-        except Exception as error:  # whatever it was, the page shall not wait for ever
+        except Exception as error:  # any failure must be shown: the page waits for an end
             logging.getLogger(__name__).exception("the fine-tuning failed")
             self.progress.error, self.progress.state = f"{type(error).__name__}: {error}", "failed"
 
     def _tune(self, epochs: int, weight: float, learning_rate: float) -> None:
         tuned = replace(self.loaded, model=copy.deepcopy(self._fresh))
         data = _Painted(self.loaded, self.images, self.masks)
-        train, held_out = _split([each.answer for each in self.images])
+        train, held_out = _split([image.label for image in self.images])
         batches = [math.ceil(len(part) / _BATCH) for part in (train, held_out)]
         self.progress.steps = epochs * sum(batches) + batches[1]
 
@@ -190,18 +185,18 @@ class FineTuning:
 
 
 def _metadata(checkpoint: Path | None) -> dict[str, str] | None:
-    """What a file of weights tells besides them, such as the structure of the small network."""
+    """Read the metadata of a file of weights, such as the structure of the small network."""
     if checkpoint is None or checkpoint.suffix != ".safetensors":
         return None
     with safe_open(checkpoint, "pt") as file:
-        told: dict[str, str] | None = file.metadata()
-    return told
+        metadata: dict[str, str] | None = file.metadata()
+    return metadata
 
 
 class _Painted(Dataset[tuple[Tensor, Tensor, Tensor]]):
-    """Images with answers and with what was painted for them; NaN where there is no mask."""
+    """Images with labels and painted masks; NaN where there is no mask."""
 
-    def __init__(self, loaded: LoadedModel, images: Sequence[Answered], masks: Path) -> None:
+    def __init__(self, loaded: LoadedModel, images: Sequence[LabeledImage], masks: Path) -> None:
         self.loaded, self.images = loaded, images
         self.mask_for = mask_reader(masks, loaded.classes)
 
@@ -209,74 +204,74 @@ class _Painted(Dataset[tuple[Tensor, Tensor, Tensor]]):
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return an image, its answer, and its mask `(h, w)`, or `(K, h, w)` for K attributes."""
-        one = self.images[index]
-        picture = read_image(one.path)
-        image = self.loaded.prepared(picture, one.path)
+        """Return an image, its label, and its mask `(h, w)`, or `(K, h, w)` for K attributes."""
+        path, label = self.images[index].path, self.images[index].label
+        picture = read_image(path)
+        image = self.loaded.prepared(picture, path)
         missing = torch.full(image.shape[-2:], torch.nan)
 
         def mask(cls: int) -> Tensor:
-            painted = self.mask_for(one.path, cls)
-            seen = None if painted is None else as_seen(self.loaded, painted, picture.size)
-            return missing if seen is None or not bool(seen.any()) else seen
+            painted = self.mask_for(path, cls)
+            cropped = None if painted is None else as_seen(self.loaded, painted, picture.size)
+            return missing if cropped is None or not bool(cropped.any()) else cropped
 
-        if isinstance(one.answer, int):
-            return image, torch.tensor(one.answer), mask(one.answer)
-        return image, torch.tensor(one.answer), torch.stack([mask(cls) for cls in range(len(one.answer))])
+        if isinstance(label, int):
+            return image, torch.tensor(label), mask(label)
+        return image, torch.tensor(label), torch.stack([mask(cls) for cls in range(len(label))])
 
 
-def read_answers(table: Path, folder: Path, classes: Sequence[str]) -> list[Answered]:
-    """Read what each image has of several attributes.
+def read_attributes(table: Path, folder: Path, classes: Sequence[str]) -> list[LabeledImage]:
+    """Read the attributes of images.
 
     Args:
-        table: A CSV file: its first row names the file and the attributes, the others give a file relative to
-            the folder, and for each attribute 1, 0 or −1 (as CelebA writes "no"), or nothing if unknown.
-        folder: Where the images are.
-        classes: The model's attributes; one without a column is unknown, a column that is none is an error.
+        table: A CSV file: its first row is `file` and the names of attributes; each other row holds a file
+            relative to the folder, and for each attribute 1, 0 or −1 (CelebA's "no"), or nothing if unknown.
+        folder: Folder of the images.
+        classes: The model's attributes; an attribute without a column is unknown.
 
     Raises:
-        DataError: If the table cannot be read, or tells something else.
-        UnknownNameError: If a column names no attribute of the model.
+        DataError: If the table cannot be read, or has another form.
+        UnknownNameError: If a column is not an attribute of the model.
     """
     rows = list(csv.reader(read_text(table).splitlines(), skipinitialspace=True))
     if len(rows) < 2 or len(rows[0]) < 2:
-        raise DataError(f"{table} tells nothing. Its first row is file,{','.join(classes[:2])},…")
+        raise DataError(f"{table} is empty. Its first row must be file,{','.join(classes[:2])},…")
     names = ClassNames(classes)
     columns = [names.names.index(names.get(name, f"{table}, first row")) for name in rows[0][1:]]
-    found = []
+    images = []
     for line, row in enumerate(rows[1:], 2):
         if not row:
             continue
         cells = [cell.strip() for cell in row[1:]]
-        if len(row) != len(rows[0]) or not all(cell in _ANSWERS for cell in cells):
+        if len(row) != len(rows[0]) or not all(cell in _LABELS for cell in cells):
             raise DataError(
-                f"{table}, line {line}: expected a file and {len(columns)} answers of 1, 0 or -1, got "
+                f"{table}, line {line}: expected a file and {len(columns)} labels of 1, 0 or -1, got "
                 f"{','.join(row)[:60]!r}."
             )
-        answer = [math.nan] * len(classes)
+        label = [math.nan] * len(classes)
         for column, cell in zip(columns, cells, strict=True):
-            answer[column] = _ANSWERS[cell]
-        found.append(Answered(folder / row[0], tuple(answer)))
-    lost = [each.path for each in found if not each.path.is_file()]
-    if lost:
-        raise DataError(f"{table} tells of {lost[0]}, which is no file, and of {len(lost) - 1} more.")
-    return found
+            label[column] = _LABELS[cell]
+        images.append(LabeledImage(folder / row[0], tuple(label)))
+    missing = [image.path for image in images if not image.path.is_file()]
+    if missing:
+        raise DataError(f"{table} lists {len(missing)} files that do not exist; the first is {missing[0]}.")
+    return images
 
 
-_ANSWERS = {"1": 1.0, "0": 0.0, "-1": 0.0, "": math.nan}
+_LABELS = {"1": 1.0, "0": 0.0, "-1": 0.0, "": math.nan}
 
 
-def _split(answers: Sequence[object]) -> tuple[list[int], list[int]]:
-    """Positions for training and for validation, drawn answer by answer, the same each time."""
+def _split(labels: Sequence[object]) -> tuple[list[int], list[int]]:
+    """Draw positions for training and for validation from each class, the same each time."""
     generator = torch.Generator().manual_seed(0)
     train: list[int] = []
     held_out: list[int] = []
-    kinds: list[object] = sorted(set(answers), key=str) if isinstance(answers[0], int) else [None]
-    for kind in kinds:
-        own = [n for n, each in enumerate(answers) if kind is None or each == kind]
+    classes: list[object] = sorted(set(labels), key=str) if isinstance(labels[0], int) else [None]
+    for cls in classes:
+        own = [n for n, label in enumerate(labels) if cls is None or label == cls]
         own = [own[n] for n in torch.randperm(len(own), generator=generator).tolist()]
         count = min(max(1, round(_HELD_OUT * len(own))), len(own) - 1)
         held_out += own[:count]
         train += own[count:]
-    # Where each class has one image.
+    # If each class has one image, it is for both.
     return sorted(train), sorted(held_out or train)

@@ -1,4 +1,4 @@
-"""What a model looks at while masks are painted."""
+"""Attribution maps of a model, shown while masks are painted."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ from attnguide_gradcam_iou.painting.sheets import Sheets, spaced
 
 __all__ = ["SeenMap", "Watcher", "seen_box"]
 
-#: A template's map is the mean of those of at most so many images.
-_LOOKED_AT = 32
+#: Greatest number of images whose maps are averaged for a template.
+_AVERAGED_MAPS = 32
+#: Number of maps in memory.
 _KEPT = 256
 
 
 @dataclass(frozen=True)
 class SeenMap:
-    """A map, and where on the picture it lies.
+    """An attribution map, and its place on the picture.
 
     Attributes:
         values: Rows of numbers in [0, 1].
-        box: Left, top, right and bottom, in pixels of the picture; outside the model does not look.
-        score: Probability of the class, the mean where there are several images.
+        box: Left, top, right and bottom, in pixels of the picture; the model does not see the rest.
+        score: Probability of the class; the mean if there are several images.
     """
 
     values: list[list[float]]
@@ -40,12 +41,12 @@ class SeenMap:
 
 
 class Watcher:
-    """Computes what a model looks at in the sheets, and remembers it.
+    """Computes a model's attribution maps of the sheets, and keeps the last ones.
 
     Args:
         loaded: The model.
-        sheets: What is painted on.
-        device: Where the model runs.
+        sheets: Sheets that are painted on.
+        device: Device that the model runs on.
         source: Attribution source.
     """
 
@@ -60,15 +61,7 @@ class Watcher:
         self._lock = threading.Lock()
 
     def map(self, number: int, cls: int) -> SeenMap:
-        """Compute the map of a class.
-
-        Args:
-            number: The sheet.
-            cls: The class, as the model counts.
-
-        Raises:
-            DataError: If no image can be read.
-        """
+        """Compute a sheet's map for a class of the model; DataError if no image can be read."""
         with self._lock:
             if (number, cls) not in self._maps:
                 self._maps[number, cls] = self._computed(number, cls)
@@ -79,10 +72,10 @@ class Watcher:
     def _computed(self, number: int, cls: int) -> SeenMap:
         picture = self.sheets.picture(number)
         images = torch.stack(self._images(number, picture)).to(self.device)
-        shown = explain(self.loaded.model, images, self.source, [cls])
-        raw = next(iter(shown.raw.values()))[:, 0].float().relu()
+        explanation = explain(self.loaded.model, images, self.source, [cls])
+        raw = next(iter(explanation.raw.values()))[:, 0].float().relu()
         mean = functional.unit(functional.unit(raw).mean(dim=0, keepdim=True))[0]
-        score = float(self.loaded.probabilities(shown.logits)[:, cls].mean())
+        score = float(self.loaded.probabilities(explanation.logits)[:, cls].mean())
         values = [[round(value, 4) for value in row] for row in mean.tolist()]
         # The same for all classes, and for all pictures of one size.
         if picture.size not in self._boxes:
@@ -93,29 +86,25 @@ class Watcher:
         paths = self.sheets.paths
         if self.sheets.template is None or not paths:
             return [self.loaded.prepared(picture, self.sheets.name(number))]
-        chosen = spaced(paths, _LOOKED_AT)
-        found, last = [], ""
+        chosen = spaced(paths, _AVERAGED_MAPS)
+        images, last = [], ""
         for path in chosen:
             try:
-                found.append(self.loaded.read(path))
+                images.append(self.loaded.read(path))
             except DataError as error:
                 last = str(error)
-        if not found:
+        if not images:
             raise DataError(f"none of {len(chosen)} images can be read. The last one: {last}")
-        return found
+        return images
 
 
 def seen_box(loaded: LoadedModel, size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """Find out which part of a picture a model's transform lets through.
-
-    Args:
-        loaded: The model.
-        size: Columns and rows of the picture.
+    """Measure which part of a picture of `size`, columns and rows, a model's transform lets through.
 
     Returns:
         Left, top, right and bottom, in pixels of the picture.
     """
-    # The transform is anybody's: it is shown a picture whose colours tell the place.
+    # The transform is unknown: it is given a picture whose colours encode the place.
     width, height = size
     x, y = (np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height
     ramps = np.zeros((height, width, 3))

@@ -27,8 +27,8 @@ hookspec = pluggy.HookspecMarker(PROJECT)
 #: Marks a function as an implementation of a hook.
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
-Kind = Literal["source", "prior", "loss", "adapter", "recipe", "command"]
-KINDS: tuple[Kind, ...] = ("source", "prior", "loss", "adapter", "recipe", "command")
+Kind = Literal["source", "prior", "loss", "adapter", "regions", "recipe", "command"]
+KINDS: tuple[Kind, ...] = ("source", "prior", "loss", "adapter", "regions", "recipe", "command")
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Part:
     """One named thing that a plugin provides.
 
     Attributes:
-        kind: `"source"`, `"prior"`, `"loss"`, `"adapter"`: a class, or a function that returns an instance;
-            `"recipe"`: a TOML file in a package; `"command"`: a click command that joins the command line.
+        kind: `"source"`, `"prior"`, `"loss"`, `"adapter"`, `"regions"`: a class, or a function that returns an
+            instance (of [`RegionSource`][attnguide.interfaces.RegionSource] for `"regions"`); `"recipe"`: a TOML file in a package; `"command"`: a click command that joins the command line.
         name: The name that users write.
         path: `"package.module:attribute"`, or for a recipe `"package:folder/file.toml"`.
         summary: One line for listings.

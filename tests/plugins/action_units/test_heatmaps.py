@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from attnguide_action_units._heatmaps import Regions, heat_maps
 from attnguide_action_units.codebook import Codebook, default
-from attnguide_action_units.heatmaps import Regions, heat_maps
 from attnguide_action_units.landmarks import CANONICAL, MIRROR
 
 BOOK = default()

@@ -16,8 +16,8 @@ from torchvision.transforms import v2
 
 from attnguide.data.procedural.faces import ProceduralFaces
 from attnguide.errors import DataError, InputError
-from attnguide_action_units.command import landmarks
-from attnguide_action_units.extract import extract
+from attnguide_action_units._command import landmarks
+from attnguide_action_units.extraction import extract
 from attnguide_action_units.landmarks import (
     CANONICAL,
     FROM_98,

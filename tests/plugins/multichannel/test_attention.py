@@ -21,7 +21,7 @@ from attnguide_multichannel.adapted import attach, load_adapters, multichannel_o
 from attnguide_multichannel.attention import MultiChannel
 from attnguide_multichannel.pruning import magnitude_ranking, prune, without_channels
 from attnguide_multichannel.source import MultiChannelMaps
-from attnguide_multichannel.transform import emphasised, important, suppressed, transformed
+from attnguide_multichannel.transform import emphasized, important, suppressed, transformed
 
 SIDE, CLASSES = 64, 5
 
@@ -265,14 +265,14 @@ def test_channels_are_emphasised_and_suppressed() -> None:
     importance = torch.tensor([[5.0, 4, 1, 1, 1, 1], [1, 5, 4, 1, 1, 1], [1, 1, 1, 1, 4, 5]])
     chosen = important(importance, 1 / 3)
     assert chosen.nonzero()[:, 1].tolist() == [0, 1, 1, 2, 4, 5]
-    with emphasised(adapter, importance, share=1 / 3, factor=0.5):
+    with emphasized(adapter, importance, share=1 / 3, factor=0.5):
         assert torch.equal(adapter.factors, torch.where(chosen, 1.0, 0.5))
     with suppressed(adapter, importance, 0, of=[1], share=1 / 3):
         # Channel 1 is more important to the other; channel 0 is its own.
         assert adapter.factors[0].tolist() == [1, 0, 0, 1, 1, 1]
         assert (adapter.factors[1:] == 1).all()
     assert (adapter.factors == 1).all()
-    with pytest.raises(InputError, match="share=0"), emphasised(adapter, importance, share=0):
+    with pytest.raises(InputError, match="share=0"), emphasized(adapter, importance, share=0):
         pass
     with pytest.raises(InputError, match="at least 0"), transformed(adapter, -torch.ones(3, 6)):
         pass

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 import attnguide as ag
 from attnguide.errors import AttnGuideError
+from attnguide_segmentation._hosts import find_gate, first_convolution
 from attnguide_segmentation.adapted import Average, attach, load_adapters
 from attnguide_segmentation.finder import RegionFinder
 from attnguide_segmentation.gating import SSG
-from attnguide_segmentation.hosts import find_gate, first_convolution
 from attnguide_segmentation.pooling import SSP, region_means
-from attnguide_segmentation.regions import as_masks, normalised, resized
+from attnguide_segmentation.regions import as_masks, normalized, resized
 
 SIDE, CLASSES = 64, 5
 
@@ -122,7 +122,7 @@ def test_gated_maxima_are_those_of_each_region() -> None:
     seen = model(batch)
     for handle in handles:
         handle.remove()
-    share = normalised(stripes(batch))[:, 3:4] * 14 * 14  # what the normalisation would take out again
+    share = normalized(stripes(batch))[:, 3:4] * 14 * 14  # what the normalisation would take out again
     expected = F.max_pool2d((model[0](batch) * share / (1 + 1e-5) ** 0.5).relu(), 2)
     torch.testing.assert_close(seen, expected)
 

@@ -21,7 +21,7 @@ from attnguide_segmentation.datasets import LabelMaps, celebamask, helen, lapa, 
 from attnguide_segmentation.lfwa import LFWA
 from attnguide_segmentation.metrics import region_iou
 from attnguide_segmentation.network import JointNetwork, attribute_network
-from attnguide_segmentation.parser import EMBEDDED, Parser, load_parser, save_parser, standardised
+from attnguide_segmentation.parser import EMBEDDED, Parser, load_parser, save_parser, standardized
 from attnguide_segmentation.parsing import ParsingNetwork, parsing_loss
 from attnguide_segmentation.prior import SegmentationPrior
 from attnguide_segmentation.regions import REGIONS, SCHEMES, as_masks, merged
@@ -101,7 +101,7 @@ def test_normalisation_does_not_matter() -> None:
     made, images = parser(), torch.rand(2, 3, 32, 32)
     as_trained = v2.functional.normalize(images, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     torch.testing.assert_close(made(images), made(as_trained), atol=1e-4, rtol=1e-4)
-    assert bool(standardised(torch.ones(1, 3, 8, 8)).isfinite().all())
+    assert bool(standardized(torch.ones(1, 3, 8, 8)).isfinite().all())
 
 
 class Foreign(nn.Module):

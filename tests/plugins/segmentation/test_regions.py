@@ -13,7 +13,7 @@ from attnguide.data.procedural.faces import HELEN_LABELS, ProceduralFaces
 from attnguide.errors import AttnGuideError
 from attnguide_segmentation.attributes import CELEBA, attribute_table, load_attributes
 from attnguide_segmentation.boxes import landmark_boxes
-from attnguide_segmentation.regions import REGIONS, SCHEMES, as_masks, merged, normalised, resized
+from attnguide_segmentation.regions import REGIONS, SCHEMES, as_masks, merged, normalized, resized
 
 MOUTH, HAIR = REGIONS.index("mouth"), REGIONS.index("hair")
 
@@ -86,7 +86,7 @@ def test_small_parts_grow_and_large_ones_are_averaged() -> None:
 
 def test_masks_are_scaled_to_a_sum_of_one_or_stay_empty() -> None:
     masks = as_masks(torch.tensor([[[1, 1], [1, 5]]]))
-    sums = normalised(masks).sum(dim=(2, 3))
+    sums = normalized(masks).sum(dim=(2, 3))
     assert sums.tolist() == [[0, 1, 0, 0, 0, 1, 0]]
 
 

@@ -1,21 +1,22 @@
-// The page: tools, history, saving, and what the server tells.
+// The page: tools, history, saving, and requests to the server.
 const $ = (id) => document.getElementById(id);
+const on = (id, type, action) => $(id).addEventListener(type, action);
 const token = new URLSearchParams(location.search).get("token");
 
 async function ask(path, options = {}) {
-  const answer = await fetch(path, {...options, headers: {"X-Token": token, ...options.headers}});
-  if (answer.ok) return answer;
-  let text = `${answer.status} ${answer.statusText}`;
-  if ((answer.headers.get("content-type") || "").includes("json")) text = (await answer.json()).error || text;
-  throw Object.assign(new Error(text), {status: answer.status});
+  const response = await fetch(path, {...options, headers: {"X-Token": token, ...options.headers}});
+  if (response.ok) return response;
+  let text = `${response.status} ${response.statusText}`;
+  if ((response.headers.get("content-type") || "").includes("json")) text = (await response.json()).error || text;
+  throw Object.assign(new Error(text), {status: response.status});
 }
 const askJson = async (path, options) => (await ask(path, options)).json();
 
-// ------------------------------------------------------------------ what is shown
+// -------------------------------------------------------------------------- state
 
 const view = new View($("canvas"));
 let state, sheet = 0, about = null, cls = 0, mask = null, tool = "brush";
-let stroke = null;   // what is being drawn: {tool, points, before}
+let stroke = null;   // the shape being drawn: {tool, points, before}
 const subtracts = (event) => Boolean(event && event.altKey) !== $("subtract").checked;
 
 function complain(text) {
@@ -33,25 +34,21 @@ function guarded(action) {
 
 // ------------------------------------------------------------------------ saving
 
-// The newest state of each mask is sent, one after the other. What the server cannot be reached for is sent again,
-// after the others; what it refuses is told.
+// The newest state of each mask is sent, one after the other. A mask that did not reach the server is sent again after
+// the others; one that the server refuses is reported.
 const saver = {
   waiting: new Map(), busy: false, failed: "",
   get pending() { return this.busy || this.waiting.size > 0; },
-  keep(number, kind, bits) {
-    this.waiting.set(`${number}/${kind}`, bits);
-    this.tell();
-    this.run();
-  },
+  keep(number, kind, bits) { this.waiting.set(`${number}/${kind}`, bits); this.show(); this.run(); },
   async run() {
     if (this.busy) return;
     this.busy = true;
     while (this.waiting.size) {
       const [key, bits] = this.waiting.entries().next().value;
       try {
-        const found = await askJson(`/api/mask/${key}`, {method: "PUT", body: bits});
+        const progress = await askJson(`/api/mask/${key}`, {method: "PUT", body: bits});
         if (this.waiting.get(key) === bits) this.waiting.delete(key);
-        noteProgress(Number(key.split("/")[0]), found);
+        noteProgress(Number(key.split("/")[0]), progress);
         this.failed = "";
       } catch (error) {
         if (this.failed !== error.message) complain(`Not saved: ${error.message}`);
@@ -60,15 +57,15 @@ const saver = {
         this.waiting.delete(key);
         const refused = error.status >= 400 && error.status < 500;
         if (newest !== bits || !refused) this.waiting.set(key, newest);
-        this.tell();
+        this.show();
         if (!refused) await new Promise((done) => setTimeout(done, 1500));
       }
     }
     this.busy = false;
-    this.tell();
+    this.show();
   },
   async idle() { while (this.pending) await new Promise((done) => setTimeout(done, 20)); },
-  tell() {
+  show() {
     $("saved").className = this.failed ? "bad" : this.pending ? "busy" : "";
     $("saved").textContent = this.failed ? "Not saved" : this.pending ? "Saving …" : "Saved";
   },
@@ -93,14 +90,14 @@ function showProgress() {
 
 // ----------------------------------------------------------------------- history
 
-// What a mask was before each change, packed; for the masks that were changed last.
+// The state of a mask before each change, packed; for the masks that were changed last.
 const histories = new Map();
 function history() {
-  const key = `${sheet}/${cls}`, found = histories.get(key) || {undo: [], redo: []};
+  const key = `${sheet}/${cls}`, past = histories.get(key) || {undo: [], redo: []};
   histories.delete(key);
-  histories.set(key, found);
+  histories.set(key, past);
   if (histories.size > 12) histories.delete(histories.keys().next().value);
-  return found;
+  return past;
 }
 
 function changed(before) {
@@ -136,11 +133,12 @@ function shown() {
   showOverlap();
 }
 
-function bold(text) {
-  const element = document.createElement("b");
-  element.textContent = text;
+function make(tag, values, ...children) {
+  const element = Object.assign(document.createElement(tag), values);
+  element.append(...children);
   return element;
 }
+const bold = (text) => make("b", {}, text);
 
 function change(action) {
   if (!mask || stroke) return;
@@ -152,10 +150,10 @@ function change(action) {
 
 // ------------------------------------------------------------------ images, classes
 
-const pictures = new Map();  // the image that is shown, and its neighbours
+const pictures = new Map();  // the current image and its neighbours
 async function picture(number) {
   if (!pictures.has(number)) {
-    const loading = ask(`/api/image/${number}`).then((answer) => answer.blob()).then((blob) => createImageBitmap(blob));
+    const loading = ask(`/api/image/${number}`).then((response) => response.blob()).then((blob) => createImageBitmap(blob));
     pictures.set(number, loading);
     loading.catch(() => pictures.delete(number));
     for (const other of pictures.keys()) if (Math.abs(other - number) > 1) pictures.delete(other);
@@ -163,7 +161,7 @@ async function picture(number) {
   return pictures.get(number);
 }
 
-// What is gone to: until it is there, nothing can be painted.
+// The sheet and class that are being loaded; nothing can be painted until they are there.
 let visit = 0, target = 0, wanted = 0;
 
 async function visitSheet(number, index) {
@@ -179,30 +177,30 @@ async function visitSheet(number, index) {
   $("next").disabled = target === state.sheets - 1;
   const input = document.querySelector(`#classes input[value="${wanted}"]`);
   if (input) input.checked = true;
-  let told, image, bits;
+  let info, image, bits;
   try {
     const key = `${target}/${wanted}`;
-    [told, image] = await Promise.all([askJson(`/api/sheet/${target}`), picture(target)]);
+    [info, image] = await Promise.all([askJson(`/api/sheet/${target}`), picture(target)]);
     bits = saver.waiting.get(key);
     if (!bits) {
-      const answer = await ask(`/api/mask/${key}`);
-      bits = answer.status === 204 ? new Uint8Array(0) : new Uint8Array(await answer.arrayBuffer());
+      const response = await ask(`/api/mask/${key}`);
+      bits = response.status === 204 ? new Uint8Array(0) : new Uint8Array(await response.arrayBuffer());
       bits = saver.waiting.get(key) || bits;
     }
   } catch (error) {
-    // One that cannot be shown is passed by.
+    // An image that cannot be read is skipped.
     if (own !== visit) return;
     [sheet, cls, about, view.image] = [target, wanted, null, null];
     view.draw();
     $("name").textContent = "–";
     throw error;
   }
-  if (own !== visit) return;  // gone on in the meantime
+  if (own !== visit) return;  // another one was chosen in the meantime
   if (sheet !== target || view.image !== image) view.show(image);
-  [sheet, cls, about] = [target, wanted, told];
-  mask = Raster.unpack(bits, told.width * told.height);
+  [sheet, cls, about] = [target, wanted, info];
+  mask = Raster.unpack(bits, info.width * info.height);
   view.cross = null;
-  $("name").textContent = `${told.name} · ${told.width} × ${told.height}`;
+  $("name").textContent = `${info.name} · ${info.width} × ${info.height}`;
   if (!sized) startSize();
   view.paint(mask);
   showProgress();
@@ -225,32 +223,23 @@ function startSize() {
 }
 
 async function nextToPaint() {
-  const found = await askJson(`/api/next/${target}`);
-  if (found.sheet === null) announce("all are painted");
-  else await go(found.sheet);
+  const {sheet: next} = await askJson(`/api/next/${target}`);
+  if (next === null) announce("all images are painted");
+  else await go(next);
 }
 
 function listClasses() {
   if (!state.classes.length) { $("classbox").hidden = true; return; }
   state.classes.forEach((name, index) => {
-    const label = document.createElement("label"), input = document.createElement("input");
-    const dot = document.createElement("i"), text = document.createElement("b");
-    Object.assign(input, {type: "radio", name: "class", value: String(index)});
+    const input = make("input", {type: "radio", name: "class", value: String(index)});
     input.addEventListener("change", () => choose(index));
-    text.textContent = name;
-    label.append(input, dot, text);
-    if (index < 9) {
-      const key = document.createElement("kbd");
-      key.textContent = index + 1;
-      label.append(key);
-    }
-    $("classes").append(label);
+    $("classes").append(make("label", {}, input, make("i"), bold(name), ...index < 9 ? [make("kbd", {}, index + 1)] : []));
   });
   $("filter").hidden = state.classes.length <= 12;
-  $("filter").addEventListener("input", () => {
-    const wanted = $("filter").value.toLowerCase();
+  on("filter", "input", () => {
+    const text = $("filter").value.toLowerCase();
     document.querySelectorAll("#classes label").forEach((label) => {
-      label.hidden = !label.querySelector("b").textContent.toLowerCase().includes(wanted);
+      label.hidden = !label.querySelector("b").textContent.toLowerCase().includes(text);
     });
   });
 }
@@ -280,10 +269,8 @@ function pick(name) {
 
 function listTools() {
   for (const [name, [key, title, path]] of Object.entries(TOOLS)) {
-    const button = document.createElement("button");
+    const button = make("button", {title: `${title} (${key})`, ariaLabel: title});
     button.dataset.tool = name;
-    button.title = `${title} (${key})`;
-    button.setAttribute("aria-label", title);
     const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
     const shape = document.createElementNS("http://www.w3.org/2000/svg", "path");
     svg.setAttribute("viewBox", "0 0 24 24");
@@ -340,7 +327,7 @@ function extend(point, event) {
   view.draw();
 }
 
-// Ends what is being drawn, and keeps it or not.
+// Ends the shape being drawn, and keeps or discards it.
 function endStroke(kept = true) {
   if (!stroke) return;
   const {tool: kind, points, before, value} = stroke;
@@ -366,8 +353,8 @@ function corner(point, event) {
 
 view.sketch = (context, scale) => {
   const twice = (path) => {  // visible on light and dark
-    for (const [colour, width] of [["#000c", 3], ["#fff", 1.3]]) {
-      context.strokeStyle = colour;
+    for (const [color, width] of [["#000c", 3], ["#fff", 1.3]]) {
+      context.strokeStyle = color;
       context.lineWidth = width / scale;
       path();
       context.stroke();
@@ -409,13 +396,13 @@ view.sketch = (context, scale) => {
 // ------------------------------------------------------------------ pointers and wheel
 
 const fingers = new Map();
-// Who draws, what a finger will do if no second one comes, and what moves the image.
+// The pointer that draws, the action of a finger if no second one follows, and the event that moves the image.
 let drawing = null, tap = null, panning = null, pinch = null;
 
-$("canvas").addEventListener("pointerdown", (event) => {
+on("canvas", "pointerdown", (event) => {
   if (!about) return;
   const touches = event.pointerType === "touch";
-  if (drawing !== null && !(touches && fingers.has(drawing))) return;  // a palm beside a pen, a second button
+  if (drawing !== null && !(touches && fingers.has(drawing))) return;  // a palm next to a pen, a second button
   $("canvas").focus({preventScroll: true});
   view.cross = null;
   $("canvas").setPointerCapture(event.pointerId);
@@ -438,7 +425,7 @@ $("canvas").addEventListener("pointerdown", (event) => {
   else act();
 });
 
-$("canvas").addEventListener("pointermove", (event) => {
+on("canvas", "pointermove", (event) => {
   if (!about) return;
   if (fingers.has(event.pointerId)) fingers.set(event.pointerId, event);
   if (pinch) {
@@ -460,7 +447,7 @@ $("canvas").addEventListener("pointermove", (event) => {
   if (!stroke || stroke.byKeys) { view.draw(); return; }
   // All places since the last event, so that a quick stroke is round.
   const events = event.getCoalescedEvents ? event.getCoalescedEvents() : [];
-  for (const one of events.length ? events : [event]) extend(view.toImage(one.clientX, one.clientY), event);
+  for (const {clientX, clientY} of events.length ? events : [event]) extend(view.toImage(clientX, clientY), event);
 });
 
 function lift(event) {
@@ -473,12 +460,11 @@ function lift(event) {
   tap = null;
   if (stroke && stroke.tool !== "polygon") endStroke();
 }
-$("canvas").addEventListener("pointerup", lift);
-$("canvas").addEventListener("pointercancel", lift);
-$("canvas").addEventListener("pointerleave", () => { view.pointer = null; view.draw(); });
-$("canvas").addEventListener("dblclick", () => { if (stroke && stroke.tool === "polygon") endStroke(); });
-$("canvas").addEventListener("contextmenu", (event) => event.preventDefault());
-$("canvas").addEventListener("wheel", (event) => {
+for (const type of ["pointerup", "pointercancel"]) on("canvas", type, lift);
+on("canvas", "pointerleave", () => { view.pointer = null; view.draw(); });
+on("canvas", "dblclick", () => { if (stroke && stroke.tool === "polygon") endStroke(); });
+on("canvas", "contextmenu", (event) => event.preventDefault());
+on("canvas", "wheel", (event) => {
   event.preventDefault();
   const frame = $("canvas").getBoundingClientRect();
   view.zoom(Math.exp(-event.deltaY / (event.deltaMode ? 20 : 400)), event.clientX - frame.left, event.clientY - frame.top);
@@ -499,7 +485,7 @@ const ARROWS = {ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowD
 // On the image the cross stands at the middle of a pixel; for polygons, at its corner.
 const offset = () => tool === "polygon" ? 0 : 0.5;
 const middle = () => ({x: Math.floor(about.width / 2) + offset(), y: Math.floor(about.height / 2) + offset()});
-$("canvas").addEventListener("keydown", (event) => {
+on("canvas", "keydown", (event) => {
   if (!about || event.ctrlKey || event.metaKey) return;
   const arrow = ARROWS[event.key];
   if (arrow) {
@@ -522,7 +508,7 @@ $("canvas").addEventListener("keydown", (event) => {
     view.draw();
   }
 });
-$("canvas").addEventListener("keyup", (event) => {
+on("canvas", "keyup", (event) => {
   if (event.key === " " && stroke && draws(stroke.tool)) endStroke();
 });
 
@@ -585,23 +571,22 @@ const showHeat = guarded(async () => {
   view.values = view.heat = null;
   view.draw();
   if (!there) return;
-  $("overlap").textContent = "looking …";
-  let found;
+  $("overlap").textContent = "computing …";
+  let map;
   try {
-    found = await seenMap(sheet, cls, which());
+    map = await seenMap(sheet, cls, which());
   } catch (error) {
     if (own === look) $("overlap").textContent = "";
     throw error;
   }
   if (own !== look) return;
-  view.values = found;
-  view.box = found.box;
-  view.heat = $("heat").checked ? heatImage(found.values) : null;
+  [view.values, view.box] = [map, map.box];
+  view.heat = $("heat").checked ? heatImage(map.values) : null;
   view.draw();
   showOverlap();
 });
 
-// The share of what the model looks at that lies in the mask.
+// The share of the map that lies in the mask.
 function showOverlap() {
   if (!view.values || !mask) return;
   const {values, box: [left, top, right, bottom], score} = view.values;
@@ -621,18 +606,15 @@ function showOverlap() {
     }
   }
   const share = all ? `${(100 * inside / all).toFixed(0)} %` : "nothing";
-  $("overlap").replaceChildren(bold(share), " of it lies in the mask · probability ", bold(score.toFixed(2)));
+  $("overlap").replaceChildren(bold(share), " of the map lies in the mask · probability ", bold(score.toFixed(2)));
 }
 
 function listParts() {
   $("partbox").hidden = !state.parts.length;
   state.parts.forEach((name, index) => {
-    const button = document.createElement("button");
-    button.textContent = name.replaceAll("_", " ");
-    button.title = `Add the ${button.textContent} to the mask`;
+    const text = name.replaceAll("_", " "), button = make("button", {title: `Add the ${text} to the mask`}, text);
     button.addEventListener("click", guarded(async () => {
-      const own = visit, answer = await ask(`/api/part/${sheet}/${index}`);
-      const bytes = new Uint8Array(await answer.arrayBuffer());
+      const own = visit, bytes = new Uint8Array(await (await ask(`/api/part/${sheet}/${index}`)).arrayBuffer());
       if (own !== visit || !mask) return;
       const part = Raster.unpack(bytes, mask.length);
       change(() => part.forEach((value, place) => { if (value) mask[place] = $("subtract").checked ? 0 : 1; }));
@@ -643,37 +625,33 @@ function listParts() {
 
 // ---------------------------------------------------------------------- fine-tuning
 
-const percent = (value) => value === null || value === undefined ? "–" : `${(100 * value).toFixed(1)} %`;
-const short = (value) => value === null || value === undefined ? "–" : value.toFixed(3);
+const percent = (value) => typeof value === "number" ? `${(100 * value).toFixed(1)} %` : "–";
+const short = (value) => typeof value === "number" ? value.toFixed(3) : "–";
 
 async function watch() {
-  const told = await askJson("/api/tuning");
-  const running = told.state === "running";
+  const status = await askJson("/api/tuning");
+  const running = status.state === "running";
   $("tune").hidden = running;
   $("stop").hidden = !running;
   $("progress").hidden = !running;
-  if (told.steps) $("progress").value = told.step / told.steps;
-  const file = `${told.file.split(/[\\/]/).pop()}, beside the masks.`;
+  if (status.steps) $("progress").value = status.step / status.steps;
+  const file = `${status.file.split(/[\\/]/).pop()}, in the folder of the masks.`;
   const texts = {
-    running: told.steps ? `batch ${told.step} of ${told.steps}` : "reading the images …",
-    done: `Done. Weights: ${file}`, stopped: `Stopped. Weights: ${file}`, failed: told.error, idle: "",
+    running: status.steps ? `batch ${status.step} of ${status.steps}` : "reading the images …",
+    done: `Done. Weights: ${file}`, stopped: `Stopped. Weights: ${file}`, failed: status.error, idle: "",
   };
-  $("tuned").textContent = texts[told.state];
-  $("tuned").title = told.file;
-  const rows = [];
-  for (const one of told.epochs) {
-    rows.push([one.number || "before", one.attribute_loss, one.guidance_loss, one.accuracy, one.iou]);
-  }
-  $("epochtable").hidden = !rows.length;
-  $("epochtable").tBodies[0].replaceChildren(...rows.map(([name, loss, guidance, accuracy, iou]) => {
-    const row = document.createElement("tr");
-    for (const text of [name, short(loss), short(guidance), percent(accuracy), short(iou)]) {
+  $("tuned").textContent = texts[status.state];
+  $("tuned").title = status.file;
+  $("epochtable").hidden = !status.epochs.length;
+  $("epochtable").tBodies[0].replaceChildren(...status.epochs.map((epoch) => {
+    const row = document.createElement("tr"), losses = [short(epoch.attribute_loss), short(epoch.guidance_loss)];
+    for (const text of [epoch.number || "before", ...losses, percent(epoch.accuracy), short(epoch.iou)]) {
       row.insertCell().textContent = text;
     }
     return row;
   }));
   if (running) setTimeout(guarded(watch), 500);
-  else if (told.maps.includes("after")) await compare();
+  else if (status.maps.includes("after")) await compare();
 }
 
 async function compare() {
@@ -706,29 +684,26 @@ async function showPair() {
 // --------------------------------------------------------------------------- files
 
 async function download(path) {
-  const answer = await ask(path), link = document.createElement("a");
-  link.href = URL.createObjectURL(await answer.blob());
-  link.download = JSON.parse(answer.headers.get("x-filename"));
+  const response = await ask(path), href = URL.createObjectURL(await response.blob());
+  const link = make("a", {href, download: JSON.parse(response.headers.get("x-filename"))});
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }
 
 // ------------------------------------------------------------------------ the buttons
 
-$("previous").addEventListener("click", () => go(target - 1));
-$("next").addEventListener("click", () => go(target + 1));
-$("todo").addEventListener("click", guarded(nextToPaint));
-$("number").addEventListener("change", () => go(Number($("number").value) - 1));
-$("undo").addEventListener("click", () => step("undo", "redo"));
-$("redo").addEventListener("click", () => step("redo", "undo"));
-$("clear").addEventListener("click", () => change(() => mask.fill(0)));
-$("invert").addEventListener("click", () => change(() => mask.forEach((value, place) => { mask[place] = 1 - value; })));
-$("size").addEventListener("input", showSize);
-$("in").addEventListener("click", () => view.zoom(1.25));
-$("out").addEventListener("click", () => view.zoom(0.8));
-$("fit").addEventListener("click", () => view.fit());
-$("help").addEventListener("click", () => $("keys").showModal());
-$("heat").addEventListener("change", () => showHeat());
+const CLICKS = {
+  previous: () => go(target - 1), next: () => go(target + 1), todo: guarded(nextToPaint),
+  undo: () => step("undo", "redo"), redo: () => step("redo", "undo"), clear: () => change(() => mask.fill(0)),
+  invert: () => change(() => mask.forEach((value, place) => { mask[place] = 1 - value; })),
+  in: () => view.zoom(1.25), out: () => view.zoom(0.8), fit: () => view.fit(), help: () => $("keys").showModal(),
+  labelme: guarded(() => download(`/api/labelme/${sheet}`)), coco: guarded(() => download("/api/coco")),
+  stop: guarded(() => askJson("/api/tuning", {method: "DELETE"})),
+};
+for (const [id, action] of Object.entries(CLICKS)) on(id, "click", action);
+on("number", "change", () => go(Number($("number").value) - 1));
+on("size", "input", showSize);
+on("heat", "change", () => showHeat());
 document.querySelectorAll("input[name=which]").forEach((input) => input.addEventListener("change", () => showHeat()));
 for (const [slider, text, name] of [["opacity", "opacitytext", "maskOpacity"], ["heatopacity", "heattext", "heatOpacity"]]) {
   const show = () => {
@@ -739,9 +714,7 @@ for (const [slider, text, name] of [["opacity", "opacitytext", "maskOpacity"], [
   $(slider).addEventListener("input", show);
   show();
 }
-$("labelme").addEventListener("click", guarded(() => download(`/api/labelme/${sheet}`)));
-$("coco").addEventListener("click", guarded(() => download("/api/coco")));
-$("import").addEventListener("change", guarded(async () => {
+on("import", "change", guarded(async () => {
   const [file] = $("import").files;
   if (!file) return;
   $("import").value = "";
@@ -749,30 +722,28 @@ $("import").addEventListener("change", guarded(async () => {
   if (stroke) endStroke(false);
   mask = null;  // nothing can be painted meanwhile
   view.forget();
-  let found;
+  let imported;
   try {
     await saver.idle();
-    found = await askJson(`/api/import/${number}`, {method: "POST", body: file});
+    imported = await askJson(`/api/import/${number}`, {method: "POST", body: file});
     histories.clear();
-    noteProgress(number, found);
+    noteProgress(number, imported);
   } finally {
     await go(target);
   }
-  const left = found.skipped.length ? ` Left out: ${found.skipped.join("; ")}.` : "";
-  announce(`${found.masks} masks imported.${left}`);
-  if (left) complain(`${found.masks} masks imported.${left}`);
+  const skipped = imported.skipped.length ? ` Skipped: ${imported.skipped.join("; ")}.` : "";
+  announce(`${imported.masks} masks imported.${skipped}`);
+  if (skipped) complain(`${imported.masks} masks imported.${skipped}`);
 }));
-$("tune").addEventListener("click", guarded(async () => {
+on("tune", "click", guarded(async () => {
   const settings = {
     epochs: Number($("epochs").value), weight: Number($("weight").value), learning_rate: Number($("rate").value),
   };
   $("pair").hidden = true;
-  await askJson("/api/tuning", {
-    method: "POST", body: JSON.stringify(settings), headers: {"Content-Type": "application/json"},
-  });
+  const headers = {"Content-Type": "application/json"};
+  await askJson("/api/tuning", {method: "POST", body: JSON.stringify(settings), headers});
   await watch();
 }));
-$("stop").addEventListener("click", guarded(() => askJson("/api/tuning", {method: "DELETE"})));
 view.onmove = () => { $("fit").textContent = `${Math.round(100 * view.scale)} %`; };
 
 guarded(async () => {
@@ -789,7 +760,7 @@ guarded(async () => {
   $("hint").hidden = state.tuning;
   $("hint").textContent = state.seen.some(Boolean)
     ? "Start with --data FOLDER, images in a subfolder for each class, to fine-tune the model here."
-    : "Start with --model or --checkpoint to see what a model looks at while you paint.";
+    : "Start with --model or --checkpoint to see where a model looks while you paint.";
   document.title = `attnguide annotate · ${state.folder}`;
   await go(state.first);
   if (state.tuning) guarded(watch)();

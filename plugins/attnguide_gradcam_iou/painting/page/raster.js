@@ -1,6 +1,6 @@
 // Masks as bytes, one for each pixel, row by row. A pixel belongs to a shape if its centre does.
 const Raster = {
-  // A disc that is drawn from one point to another. A pixel that is pointed at always belongs to it. Gives the
+  // A disc that is drawn from one point to another. The pixels at both points always belong to it. Returns the
   // rectangle that may have changed.
   stroke(mask, width, height, from, to, radius, value) {
     const left = Math.max(0, Math.floor(Math.min(from.x, to.x) - radius - 1));
@@ -61,7 +61,7 @@ const Raster = {
     }
   },
 
-  // What is connected to a pixel, side by side, and equal to it.
+  // The pixels that are connected to a pixel, side by side, and equal to it.
   fill(mask, width, height, point, value) {
     const column = Math.floor(point.x), row = Math.floor(point.y);
     if (column < 0 || column >= width || row < 0 || row >= height) return;
@@ -79,7 +79,7 @@ const Raster = {
     }
   },
 
-  // Eight pixels a byte, the first in the highest bit.
+  // Eight pixels per byte, the first in the highest bit.
   pack(mask) {
     const bytes = new Uint8Array(Math.ceil(mask.length / 8));
     for (let place = 0; place < mask.length; place++) if (mask[place]) bytes[place >> 3] |= 128 >> (place & 7);

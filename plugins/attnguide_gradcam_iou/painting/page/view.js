@@ -1,5 +1,5 @@
-// Shows an image with its mask and a map, zoomed and moved; knows which pixel a pointer is at.
-const MASK_COLOUR = 0xfff8bd38;  // opacity, blue, green, red
+// Shows an image with its mask and a map, zoomed and moved; finds the pixel at a pointer.
+const MASK_COLOR = 0xfff8bd38;  // opacity, blue, green, red
 
 class View {
   constructor(canvas) {
@@ -17,7 +17,7 @@ class View {
     new ResizeObserver(() => this.resized()).observe(canvas);
   }
 
-  // Shows nothing of what belongs to another image or class.
+  // Removes mask and map of another image or class.
   forget() {
     this.mask = this.values = this.heat = null;
     for (const canvas of [this.tint, this.edge]) canvas.getContext("2d").clearRect(0, 0, canvas.width, canvas.height);
@@ -77,7 +77,7 @@ class View {
   }
 
   moved() {
-    // For those who must find a pixel from outside.
+    // For scripts that must find a pixel from outside.
     Object.assign(this.canvas.dataset, {scale: this.scale, left: this.left, top: this.top});
     if (this.onmove) this.onmove();
     this.draw();
@@ -102,9 +102,9 @@ class View {
       for (let x = left; x < right; x++, at++) {
         const place = y * width + x;
         if (!mask[place]) continue;
-        inside[at] = MASK_COLOUR;
+        inside[at] = MASK_COLOR;
         if (!x || x === width - 1 || !mask[place - 1] || !mask[place + 1] ||
-            !y || y === height - 1 || !mask[place - width] || !mask[place + width]) border[at] = MASK_COLOUR;
+            !y || y === height - 1 || !mask[place - width] || !mask[place + width]) border[at] = MASK_COLOR;
       }
     }
     this.tint.getContext("2d").putImageData(tint, left, top);
@@ -112,7 +112,7 @@ class View {
     this.draw();
   }
 
-  // A thin line around the mask where pixels are large; only what is in sight is looked at.
+  // A thin line around the mask where pixels are large; only its visible part is drawn.
   outline(context) {
     const {mask, scale} = this, {width, height} = this.tint;
     if (!mask) return;
@@ -173,7 +173,7 @@ class View {
   }
 }
 
-// A map as a small image, from nothing to red over yellow; transparent where nothing is seen.
+// A map as a small image, from transparent at 0 over yellow to red at 1.
 function heatImage(values) {
   const canvas = document.createElement("canvas");
   canvas.width = values[0].length;

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from attnguide.cli.console import exit_if, note_skipped, track
+
 __all__ = ["landmarks"]
 
 
@@ -22,44 +24,38 @@ __all__ = ["landmarks"]
 @click.option(
     "--model-file",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="face_landmarker.task, for versions of mediapipe that bring no model.",
+    help="face_landmarker.task, for versions of mediapipe without a model.",
 )
 def landmarks(images: tuple[str, ...], out: Path, model_file: Path | None) -> None:
     r"""Find the 68 landmarks of the foremost face in each of IMAGES, files or folders.
 
     Writes a table that read_landmarks reads, and that data sets take as landmarks=. Images without a face are
-    listed; they stay in the table, without landmarks, and the exit status is 1. Needs mediapipe: pip install
-    'attnguide[landmarks]'. Versions from 0.10.30 on bring no model: download face_landmarker.task from
-    ai.google.dev/edge/mediapipe/solutions/vision/face_landmarker.
+    reported as skipped; they stay in the table, without landmarks, and the exit status is 1. Needs mediapipe:
+    pip install 'attnguide[landmarks]'. Versions from 0.10.30 on contain no model: download
+    face_landmarker.task from ai.google.dev/edge/mediapipe/solutions/vision/face_landmarker.
 
     \b
     Examples:
       attnguide landmarks photos/
       attnguide landmarks photos/ --out faces.npz --model-file face_landmarker.task
     """
-    from rich.console import Console
-    from rich.progress import Progress
-
     from attnguide.data.images import find_images
     from attnguide.errors import InputError
-    from attnguide_action_units.extract import extract, face_mesh
+    from attnguide_action_units.extraction import extract, face_mesh
 
     if out.suffix != ".npz":
         raise InputError(
-            f"--out {out} must end in .npz; read_landmarks reads other formats, and this is written."
+            f"--out {out} must end in .npz; read_landmarks reads other formats, but only .npz is written."
         )
     if not out.absolute().parent.is_dir():
         raise InputError(f"--out {out}: there is no folder {out.absolute().parent}; make it first.")
-    # mediapipe's own, one for each image.
+    # mediapipe warns for each image.
     warnings.filterwarnings("ignore", message="SymbolDatabase.GetPrototype", category=UserWarning)
     files = find_images(images)
     extractor = face_mesh(model_file)
     root = Path(images[0]) if len(images) == 1 and Path(images[0]).is_dir() else None
-    with Progress(console=Console(stderr=True)) as progress:
-        table, failures = extract(progress.track(files, description="landmarks"), extractor, root)
+    table, failures = extract(track(files, "Finding landmarks", unit="images", keep=True), extractor, root)
     table.save(out)
-    for name, reason in failures.items():
-        click.echo(f"{name}: {reason}", err=True)
+    note_skipped(f"{name}: {reason}" for name, reason in failures.items())
     click.echo(f"{out}: landmarks of {len(table) - len(failures)} of {len(table)} images")
-    if failures:
-        raise click.exceptions.Exit(1)
+    exit_if(failures)

@@ -1,4 +1,4 @@
-"""Finds the places in a model where an adapter goes: what follows a layer, and the first convolution."""
+"""Finds the modules of a model that an adapter changes: those after a layer, and the first convolution."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _ACTIVATIONS = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish,
 )  # fmt: skip
 _POOLINGS = (nn.MaxPool2d, nn.AvgPool2d)
-#: What SSG gates at if nobody says where: the stage whose grid is nearest to this share of the image's.
+#: SSG gates the stage whose grid is nearest to this share of the image's, by default.
 _SCALE = 1 / 8
 
 
 @dataclass(frozen=True)
 class Gate:
-    """Where SSG goes.
+    """The place of SSG in a model.
 
     Attributes:
         after: Name of the layer that is gated.
-        channels: Its channels.
+        channels: Number of its channels.
         through: Names of the activations and the pooling that its output passes.
         instead_of: Name of the module whose output is replaced.
     """
@@ -44,19 +44,19 @@ class Gate:
 
 @dataclass(frozen=True)
 class _Step:
-    """A module without children that ran: which tensor it was given, and which it gave, in which state."""
+    """A run of a module without children: the address and version of its input and of its output."""
 
     name: str
     module: nn.Module
-    given: tuple[int, int]
-    gave: tuple[int, int]
+    input: tuple[int, int]
+    output: tuple[int, int]
 
 
 def find_gate(model: nn.Module, images: Tensor, layer: str | None = None) -> Gate:
     """Find the convolution behind a layer's output, and the pooling that follows.
 
-    From the layer one goes back over activation and normalisation to what they were given, and forth over
-    them to the pooling, as long as each takes exactly what the one before gave.
+    The search goes back from the layer over activation and normalisation, and then forward over them to the
+    pooling, as long as the input of each module is exactly the output of the one before.
 
     Args:
         model: The model.
@@ -64,17 +64,17 @@ def find_gate(model: nn.Module, images: Tensor, layer: str | None = None) -> Gat
         layer: A layer, as in `find_layers`; by default the stage at about an eighth of the image's size.
 
     Returns:
-        The place.
+        The place of the gate.
 
     Raises:
-        LayerError: If there is no such layer, or its output has no rows and columns behind the channels.
+        LayerError: If the layer is unknown, or its output has no rows and columns behind the channels.
     """
-    found = _default(model, images) if layer is None else find_layers(model, images, layer)[0]
-    name, module = found.name, Tap.parse(found.name).module
+    chosen = _default(model, images) if layer is None else find_layers(model, images, layer)[0]
+    name, module = chosen.name, Tap.parse(chosen.name).module
     steps, outputs, calls = _run(model, images)
-    if found.layout.kind != "nchw" or found.layout.order is not None:
+    if chosen.layout.kind != "nchw" or chosen.layout.order is not None:
         raise LayerError(
-            f"layer {name!r} is arranged as {found.layout}; SSG gates rows and columns behind the channels. "
+            f"layer {name!r} is arranged as {chosen.layout}; SSG gates rows and columns behind the channels. "
             "Choose another layer, or SSP."
         )
     if calls[module] > 1:
@@ -82,46 +82,46 @@ def find_gate(model: nn.Module, images: Tensor, layer: str | None = None) -> Gat
             f"module {module!r} runs {calls[module]} times in a forward pass, and SSG cannot tell the calls "
             "apart. Name the block that holds it."
         )
-    gives = {step.gave: step for step in steps}
-    takes = {step.given: step for step in reversed(steps)}
+    gives = {step.output: step for step in steps}
+    takes = {step.input: step for step in reversed(steps)}
     if module not in outputs:
         raise LayerError(
             f"layer {name!r} gives no tensor (B, C, h, w), which SSG gates. Choose another one, or SSP."
         )
     after, state, shape = module, *outputs[module]
-    # Back to what is normalised and activated, if that is all that happens to it.
+    # Back to the convolution, if its output is only normalised and activated.
     while (step := gives.get(state)) is not None and isinstance(step.module, (*_NORMS, *_ACTIVATIONS)):
-        before = gives.get(step.given)
+        before = gives.get(step.input)
         if before is None:
             break
-        state, after = step.given, before.name
+        state, after = step.input, before.name
     shape = outputs[after][1]
     through, instead_of = [], after
     while (step := takes.get(state)) is not None and isinstance(
         step.module, (*_NORMS, *_ACTIVATIONS, *_POOLINGS)
     ):
-        # Normalisation is the adapter's own.
+        # The adapter has its own normalisation.
         if not isinstance(step.module, _NORMS):
             through.append(step.name)
-        state, instead_of = step.gave, step.name
+        state, instead_of = step.output, step.name
         if isinstance(step.module, _POOLINGS):
             break
     return Gate(after, shape[1], tuple(through), instead_of)
 
 
 def _default(model: nn.Module, images: Tensor) -> Layer:
-    """The stage at about an eighth of the image's size; for a module that runs again, the block around it."""
+    """Find the stage at about an eighth of the image's size, or the block around it if it runs again."""
     calls = _run(model, images)[2]
     best: tuple[float, Layer] | None = None
     for stage in range(16):
         try:
-            found = find_layers(model, images, f"stage:{stage}")[0]
+            candidate = find_layers(model, images, f"stage:{stage}")[0]
         except LayerError:
             break
-        share = found.layout.grid[0] / images.shape[-2]
+        share = candidate.layout.grid[0] / images.shape[-2]
         misfit = max(share / _SCALE, _SCALE / share)
         if best is None or misfit < best[0] - 1e-6:
-            best = (misfit, found)
+            best = (misfit, candidate)
     chosen = best[1] if best is not None else find_layers(model, images)[0]
     name = Tap.parse(chosen.name).module
     while calls[name] > 1 and "." in name:
@@ -130,10 +130,10 @@ def _default(model: nn.Module, images: Tensor) -> Layer:
 
 
 def first_convolution(model: nn.Module, images: Tensor) -> tuple[str, nn.Conv2d]:
-    """Find the convolution that is given the images.
+    """Find the convolution whose input are the images.
 
     Raises:
-        LayerError: If the first module that computes something is none.
+        LayerError: If the model does not begin with a convolution.
     """
     for step in _run(model, images)[0]:
         if isinstance(step.module, nn.Conv2d):
@@ -150,7 +150,7 @@ def first_convolution(model: nn.Module, images: Tensor) -> tuple[str, nn.Conv2d]
 def _run(
     model: nn.Module, images: Tensor
 ) -> tuple[list[_Step], dict[str, tuple[tuple[int, int], tuple[int, ...]]], Counter[str]]:
-    """Run the model and note what each module without children takes and gives, and what all give."""
+    """Run the model; note inputs and outputs of modules without children, outputs of all, and their calls."""
     steps: list[_Step] = []
     calls: Counter[str] = Counter()
     outputs: dict[str, tuple[tuple[int, int], tuple[int, ...]]] = {}
@@ -172,7 +172,7 @@ def _run(
             return
         if output.ndim == 4:
             outputs[name] = state(output), tuple(output.shape)
-        # What hands its input on (an identity) is as if it were not there.
+        # A module that returns its input (an identity) is ignored.
         if name in entered and not any(True for _ in module.children()) and state(output) != entered[name]:
             steps.append(_Step(name, module, entered[name], state(output)))
 
@@ -190,5 +190,5 @@ def _run(
     finally:
         for handle in handles:
             handle.remove()
-    # A module that runs several times is no step of a chain.
+    # A module that runs several times is not a step of a chain.
     return [step for step in steps if calls[step.name] == 1], outputs, calls

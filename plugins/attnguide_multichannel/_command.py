@@ -1,4 +1,4 @@
-"""`attnguide analyze`: what has multi-channel attention learned?"""
+"""`attnguide analyze`: similar attributes and important channels of a multi-channel attention."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from pathlib import Path
 
 import click
 
+from attnguide.cli.console import exit_if, note_skipped, track
 from attnguide.cli.options import device_option, pick_device, read_class_names
 
 __all__ = ["analyze"]
 
 
-@click.command(short_help="Tell which attributes are alike, and which channels matter.")
+@click.command(short_help="Find similar attributes, and the channels that matter to them.")
 @click.argument("images", nargs=-1, required=True, metavar="IMAGES...")
 @click.option("--model", required=True, metavar="NAME", help="Model of timm, or torchvision/NAME.")
 @click.option(
@@ -34,7 +35,7 @@ __all__ = ["analyze"]
     "--class-names",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Names of the attributes, in order: one a line, or a JSON list; numbers without.",
+    help="Names of the attributes, in order: one per line, or a JSON list.  [default: numbers]",
 )
 @click.option(
     "--out",
@@ -42,10 +43,14 @@ __all__ = ["analyze"]
     default=Path("attnguide-analysis"),
     show_default=True,
     metavar="DIR",
-    help="Where to write.",
+    help="Folder of the results.",
 )
 @click.option(
-    "--top", type=click.IntRange(1), default=5, show_default=True, help="Attributes listed for each."
+    "--top",
+    type=click.IntRange(1),
+    default=5,
+    show_default=True,
+    help="Number of similar attributes listed for each.",
 )
 @click.option(
     "--batch-size", type=click.IntRange(1), default=32, show_default=True, metavar="N", help="Images at once."
@@ -62,14 +67,15 @@ def analyze(
     batch_size: int,
     device: str,
 ) -> None:
-    r"""Tell which attributes are alike, and which channels matter to them.
+    r"""Find similar attributes, and the channels that matter to them.
 
-    IMAGES are files, folders (with their subfolders) and patterns such as 'photos/*.jpg'. The model and its
-    multi-channel attention, trained by attnguide_multichannel.adapted.attach, are looked at over all of them.
-    Prints for each attribute those that are most alike, by their masks and their scores, and writes
-    analysis.json and report.html (which needs matplotlib: pip install 'attnguide[figures]').
+    IMAGES are files, folders (with their subfolders) and patterns such as 'photos/*.jpg'. The masks and
+    scores of the multi-channel attention, attached by attnguide_multichannel.attach, are compared over all
+    images.
+    Prints for each attribute the most similar ones, by masks and scores, and writes analysis.json and
+    report.html (which needs matplotlib: pip install 'attnguide[figures]').
 
-    Images that cannot be read are listed, and the exit status is 1 then.
+    Images that cannot be read are reported as skipped, and the exit status is then 1.
 
     \b
     Example:
@@ -77,8 +83,6 @@ def analyze(
         --adapters attention.safetensors --class-names names.txt
     """
     import torch
-    from rich.console import Console
-    from rich.progress import track
 
     from attnguide import models
     from attnguide.data.files import atomic_write, check_file
@@ -101,18 +105,18 @@ def analyze(
     if names is not None and len(names) != count:
         raise InputError(f"--class-names {class_names} has {len(names)} names for {count} attributes.")
     failures: dict[Path, str] = {}
-    some: list[torch.Tensor] = []
+    samples: list[torch.Tensor] = []
 
     def batches() -> Iterator[torch.Tensor]:
         waiting: list[torch.Tensor] = []
-        for path in track(paths, "analysing", console=Console(stderr=True), transient=True):
+        for path in track(paths, "Analyzing", unit="images"):
             try:
                 waiting.append(loaded.read(path))
             except DataError as error:
                 failures[path] = str(error)
                 continue
-            if len(some) < 8:
-                some.append(waiting[-1])
+            if len(samples) < 8:
+                samples.append(waiting[-1])
             if len(waiting) == batch_size:
                 yield torch.stack(waiting).to(place)
                 waiting = []
@@ -122,11 +126,10 @@ def analyze(
     try:
         analysis = analyze(adapted, batches(), classes)
     finally:
-        for path, reason in failures.items():
-            click.echo(f"{path}: {reason}", err=True)
+        note_skipped(f"{path}: {reason}" for path, reason in failures.items())
     out.mkdir(parents=True, exist_ok=True)
     correlated = analysis.correlated(top)
-    found = {
+    results = {
         "samples": analysis.samples,
         "classes": list(classes),
         "correlated": correlated,
@@ -136,10 +139,11 @@ def analyze(
         "ranking": analysis.ranking.tolist(),
     }
     with atomic_write(out / "analysis.json") as temporary:
-        temporary.write_text(json.dumps(found) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(results) + "\n", encoding="utf-8")
     for name, others in correlated.items():
         click.echo(f"{name}: {', '.join(f'{other} ({value:.2f})' for other, value in others)}")
-    write_report(adapted, analysis, torch.stack(some).to(place), out / "report.html", about={"model": model})
+    write_report(
+        adapted, analysis, torch.stack(samples).to(place), out / "report.html", about={"model": model}
+    )
     click.echo(f"{out}: analysis.json and report.html, of {analysis.samples} of {len(paths)} images")
-    if failures:
-        raise click.exceptions.Exit(1)
+    exit_if(failures)

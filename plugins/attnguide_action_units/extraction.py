@@ -27,7 +27,7 @@ def face_mesh(model_file: str | Path | None = None) -> Extractor:
     """Make an extractor of mediapipe.
 
     Args:
-        model_file: `face_landmarker.task`, for versions of mediapipe that bring no model (0.10.30 and later).
+        model_file: The file `face_landmarker.task`, for versions of mediapipe without a model (from 0.10.30).
 
     Raises:
         InputError: If mediapipe is not installed, or needs a model file.
@@ -37,7 +37,7 @@ def face_mesh(model_file: str | Path | None = None) -> Extractor:
     except ImportError as error:
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
         late = (
-            f" There may be no mediapipe for Python {version} yet: use 3.12, and bring the table here."
+            f" There may be no mediapipe for Python {version} yet: use 3.12, and copy the table here."
             if sys.version_info >= (3, 13)
             else ""
         )
@@ -49,11 +49,11 @@ def face_mesh(model_file: str | Path | None = None) -> Extractor:
         return _solution(mediapipe)
     if model_file is None:
         raise InputError(
-            f"mediapipe {getattr(mediapipe, '__version__', '')} brings no model. Download "
+            f"mediapipe {getattr(mediapipe, '__version__', '')} contains no model. Download "
             "face_landmarker.task from mediapipe's site and name it: --model-file face_landmarker.task."
         )
     if not Path(model_file).is_file():
-        raise InputError(f"{model_file} does not exist; it is to be mediapipe's face_landmarker.task.")
+        raise InputError(f"{model_file} does not exist; give mediapipe's face_landmarker.task.")
     return _task(mediapipe, Path(model_file))
 
 
@@ -84,7 +84,7 @@ def _task(mediapipe: Any, model_file: Path) -> Extractor:
 
 
 def _in_pixels(points: Any, image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Shares of the sides as pixels, whose centres are whole numbers."""
+    """Convert shares of the sides to pixels, whose centres are whole numbers."""
     height, width = image.shape[:2]
     shares = np.array([(point.x, point.y) for point in points], dtype=np.float32)
     return shares * np.array([width, height], dtype=np.float32) - 0.5
@@ -96,12 +96,13 @@ def extract(
     """Find the landmarks of images.
 
     Args:
-        files: The images.
-        extractor: What finds points in one image.
-        root: Names in the table are relative to this folder.
+        files: Image files.
+        extractor: Function that finds points in an image.
+        root: Folder that names in the table are relative to.
 
     Returns:
-        A table with an entry for every image, NaN where nothing was found; and for each of those the reason.
+        A table with an entry for each image, NaN for an image without landmarks; and the reason for each of
+        these.
     """
     names: list[str] = []
     points: list[Tensor] = []
@@ -111,14 +112,14 @@ def extract(
         names.append(name)
         points.append(torch.full((68, 2), torch.nan))
         try:
-            found = extractor(np.asarray(read_image(file).convert("RGB")))
-        except Exception as error:  # noqa: BLE001  (one image must not end a long run, whatever is wrong with it)
+            face = extractor(np.asarray(read_image(file).convert("RGB")))
+        except Exception as error:  # noqa: BLE001  (no error of a single image may end a long run)
             known = isinstance(error, AttnGuideError)
             failures[name] = str(error) if known else f"{type(error).__name__}: {error}"
             continue
-        if found is None:
+        if face is None:
             failures[name] = "no face was found"
         else:
-            points[-1] = to_68(found)
+            points[-1] = to_68(face)
     stacked = torch.stack(points) if points else torch.empty(0, 68, 2)
     return LandmarkTable(tuple(names), stacked), failures

@@ -23,9 +23,9 @@ EYE_CORNERS = (36, 45)
 CHIN = 8
 #: A map fades from 1 to 0 between these distances from the centre, in radii of the ellipse.
 _INSIDE, _OUTSIDE = 0.6, 1.4
-#: Maps are drawn at least so finely, and averaged, so that no region falls between two cells.
+#: Least number of cells on a side; coarser maps are averages, so that no region falls between two cells.
 _FINEST = 56
-#: So many values are in flight at once: what fits a cache on a processor, and a launch on an accelerator.
+#: Number of values that are computed at once: what fits a processor's cache, or fills an accelerator.
 _AT_ONCE = {"cpu": 2**20, "other": 2**26}
 
 
@@ -33,8 +33,8 @@ class Regions:
     """Regions as tables of indices, to place them for many faces at once.
 
     Args:
-        regions: R of them, at least one.
-        device: Where the tables are.
+        regions: R regions, at least one.
+        device: Device of the tables.
     """
 
     def __init__(self, regions: Sequence[Region], device: torch.device) -> None:
@@ -73,7 +73,7 @@ class Regions:
 def heat_maps(
     landmarks: Tensor, regions: Regions, chosen: Tensor, size: tuple[int, int], image_size: tuple[int, int]
 ) -> Tensor:
-    """Draw for each sample the regions that are chosen for it.
+    """Draw the chosen regions of each sample.
 
     A map is the maximum over its regions, with smooth edges, scaled to a maximum of 1. Landmarks get no
     gradient.

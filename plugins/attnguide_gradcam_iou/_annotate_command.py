@@ -1,4 +1,4 @@
-"""`attnguide annotate`: the page on which one paints where a model should look."""
+"""`attnguide annotate`: a page in the browser, to paint where a model should look."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from attnguide.cli.console import warn_of_random_weights
+from attnguide.cli.console import note, note_skipped, progress, warn, warn_of_random_weights
 from attnguide.cli.options import ModelChoice, device_option, model_options, pick_device, read_class_names
 from attnguide.errors import InputError
 
 if TYPE_CHECKING:
     from attnguide.models.loading import LoadedModel
     from attnguide_gradcam_iou.painting.server import Studio
-    from attnguide_gradcam_iou.painting.tuning import Answered
+    from attnguide_gradcam_iou.painting.tuning import LabeledImage
 
 __all__ = ["annotate"]
 
 _PORT = 8765
 _LOCAL = ("127.0.0.1", "localhost", "::1")
-#: All addresses of this machine.
+#: These stand for all addresses of this machine.
 _EVERY = ("0.0.0.0", "::")  # noqa: S104  (only if asked for)
+_file_option = partial(click.option, type=click.Path(path_type=Path), metavar="FILE")
 
 
 @click.command(short_help="Paint where a model should look, in the browser.")
@@ -35,23 +36,20 @@ _EVERY = ("0.0.0.0", "::")  # noqa: S104  (only if asked for)
 @click.option(
     "--template",
     metavar="average|FILE",
-    help="Paint once for all images: on their mean, if they are aligned, or on one image.",
+    help="Paint once for all images: on their mean if they are aligned, or on one image.",
 )
-@click.option(
-    "--classes",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Names of the classes to paint: one a line, or a JSON list.  [default: the model's]",
+@_file_option(
+    "--classes", help="Names of the classes to paint: one per line, or a JSON list.  [default: the model's]"
 )
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     required=True,
     metavar="FOLDER",
-    help="Where the masks go; what is there already is gone on with.",
+    help="Folder of the masks; existing masks are kept and can be edited.",
 )
 @click.option(
-    "--model", metavar="NAME", help="Show what this model looks at: one of timm, or torchvision/NAME."
+    "--model", metavar="NAME", help="Show where this model looks: a model of timm, or torchvision/NAME."
 )
 @model_options
 @click.option("--source", default="grad_cam", show_default=True, metavar="NAME", help="Attribution source.")
@@ -59,27 +57,17 @@ _EVERY = ("0.0.0.0", "::")  # noqa: S104  (only if asked for)
     "--data",
     type=click.Path(path_type=Path),
     metavar="FOLDER",
-    help="Fine-tune the model on these images, a subfolder for each class.",
+    help="Images to fine-tune the model on, a subfolder for each class.",
 )
-@click.option(
+@_file_option(
     "--labels",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="With --data, for a model of attributes: CSV with a row file,attribute,… and 1, 0 or -1 below.",
+    help="With --data, for a model of attributes: CSV with a row file,attribute,… and 1, 0 or -1 below it.",
 )
-@click.option("--parts", is_flag=True, help="Offer the parts of faces that a parser finds.")
-@click.option(
-    "--landmarks",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Offer the parts of faces between landmarks: a table of attnguide landmarks.",
+@click.option("--parts", is_flag=True, help="Offer parts of faces, found by a parser.")
+@_file_option(
+    "--landmarks", help="Offer parts of faces, drawn around landmarks: a table of attnguide landmarks."
 )
-@click.option(
-    "--parser",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="A parser's weights; the one that comes along knows drawn faces.",
-)
+@_file_option("--parser", help="Weights of the parser; the default parser knows drawn faces only.")
 @device_option
 @click.option(
     "--port", type=click.IntRange(0, 65535), metavar="N", help=f"Port.  [default: {_PORT}, or a free one]"
@@ -89,9 +77,9 @@ _EVERY = ("0.0.0.0", "::")  # noqa: S104  (only if asked for)
     default=_LOCAL[0],
     show_default=True,
     metavar="ADDRESS",
-    help="Address to listen at. Any other lets the whole network in that has the token.",
+    help="Address to listen at. With any other, the whole network can connect; the token is still required.",
 )
-@click.option("--no-browser", is_flag=True, help="Print the address, and open nothing.")
+@click.option("--no-browser", is_flag=True, help="Print the address, and open no browser.")
 def annotate(
     choice: ModelChoice,
     images: tuple[str, ...],
@@ -111,20 +99,20 @@ def annotate(
 ) -> None:
     """Paint where a model should look, in the browser.
 
-    IMAGES are files, folders or patterns. One walks through them, and paints a mask for each; or paints once
-    for all with --template, on the mean of aligned images, or on one image. Every change is written at once
-    into the folder --out, as PNG files that the prior `mask` reads. Ctrl-C ends the server.
+    IMAGES are files, folders or patterns; each gets its own mask. With --template one mask holds for all:
+    it is painted on the mean of aligned images, or on one image. Every change is saved at once in the folder
+    --out, as PNG files that the prior `mask` reads. Ctrl-C ends the server.
 
-    With --model or --checkpoint the page shows what the model looks at; with --data as well it can be
-    fine-tuned towards the masks, and its new weights are FOLDER/finetuned.safetensors.
+    With --model or --checkpoint the page shows where the model looks. With --data the model can also be
+    fine-tuned towards the masks; its new weights are FOLDER/finetuned.safetensors.
 
-    The page needs no network. It is served on this machine only, to who has the address with its token.
+    The page needs no network. The server listens on this machine only and requires the token in the address.
 
     \b
     Examples:
       attnguide annotate faces/ --template average --classes attributes.txt --out masks/
       attnguide annotate photos/ --model resnet18 --checkpoint mine.safetensors --data train/ --out masks/
-    """  # noqa: D301  (click's mark for "leave these lines as they are")
+    """  # noqa: D301  (click's mark for lines that are not wrapped)
     try:
         import uvicorn
 
@@ -143,22 +131,17 @@ def annotate(
     with listener:
         studio = _studio(choice, images, template, classes, out, source, (data, labels), device)
         if landmarks is not None:
-            from attnguide_gradcam_iou.painting.parts import LandmarkParts
-
-            studio.parts = LandmarkParts(studio.sheets, landmarks)
+            _with_regions(studio, "landmarks", landmarks=landmarks)
         elif parts or parser is not None:
-            from attnguide_gradcam_iou.painting.parts import ParsedParts
-
-            studio.parts = ParsedParts(studio.sheets, parser)
+            _with_regions(studio, "face_parser", parser=parser)
         token = secrets.token_urlsafe(24)
         port = listener.getsockname()[1]
         shown = _named(_outward(host) if host in _EVERY else host)
         address = f"http://{shown}:{port}/?token={token}"
         if host not in _LOCAL:
-            click.echo(
-                f"Warning: at {host} everyone in the network can reach the page who has the address below. "
-                "It is not encrypted.",
-                err=True,
+            warn(
+                f"at {host} everyone in the network who knows the address below can open the page. The "
+                "connection is not encrypted."
             )
         settings = uvicorn.Config(
             application(studio, token, partial(_serves, host, port)),
@@ -169,12 +152,12 @@ def annotate(
         )
         try:
             click.echo(f"Open {address}")
-            click.echo("Ctrl-C ends.", err=True)
+            note("Ctrl-C ends the server.")
             if not no_browser:
                 threading.Timer(0.3, webbrowser.open, (address,)).start()
             uvicorn.Server(settings).run(sockets=[listener])
         except KeyboardInterrupt:
-            click.echo("", err=True)
+            note("")
         finally:
             if studio.tuning is not None:
                 studio.tuning.stop()
@@ -190,29 +173,23 @@ def _studio(
     data: tuple[Path | None, Path | None],
     device: str,
 ) -> Studio:
-    from rich.console import Console
-    from rich.progress import Progress
-
     from attnguide_gradcam_iou.painting.server import Studio
     from attnguide_gradcam_iou.painting.sheets import find_sheets
     from attnguide_gradcam_iou.painting.store import MaskStore, recorded_classes
 
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("averaging", total=None, visible=template == "average")
-        sheets = find_sheets(
-            images, template, out, lambda done, of: progress.update(task, completed=done, total=of)
-        )
+    with progress("Averaging", unit="images", show=template == "average") as advance:
+        sheets = find_sheets(images, template, out, lambda done, of: advance(total=of))
     if sheets.links:
-        click.echo(f"{sheets.links} images are links to elsewhere, and left out.", err=True)
+        note_skipped([f"{sheets.links} images that are links out of their folder."])
     with_model = choice.name is not None or choice.checkpoint is not None
-    loaded, answered = _answered(choice.load(), *data, out) if with_model else (None, None)
+    loaded, labeled = _labeled(choice.load(), *data, out) if with_model else (None, None)
     if loaded is not None:
         warn_of_random_weights(loaded)
     names: list[str] | None = None
     if classes is not None:
         names = read_class_names(classes)
         if not names:
-            raise InputError(f"{classes} names no class. Write one a line.")
+            raise InputError(f"{classes} names no class. Write one per line.")
     elif loaded is not None:
         names = list(loaded.classes)
     else:
@@ -222,7 +199,7 @@ def _studio(
     store = MaskStore(out, names, template=template is not None)
     studio = Studio(sheets, store, {}, [None] * max(1, len(names)))
     if loaded is not None:
-        _with_model(studio, loaded, names, source, answered, choice.checkpoint, device)
+        _with_model(studio, loaded, names, source, labeled, choice.checkpoint, device)
     about: dict[str, Any] = {"template": None, "size": None}
     if sheets.template is not None:
         about = {"template": sheets.about, "size": list(sheets.template.size[::-1])}
@@ -230,35 +207,31 @@ def _studio(
     return studio
 
 
-def _answered(
+def _labeled(
     loaded: LoadedModel, data: Path | None, labels: Path | None, out: Path
-) -> tuple[LoadedModel, list[Answered] | None]:
-    """Find the images to fine-tune on; their folders may name the model's classes."""
+) -> tuple[LoadedModel, list[LabeledImage] | None]:
+    """List the images to fine-tune on; their folders may name the model's classes."""
     if data is None:
         return loaded, None
     from attnguide.evaluation.evaluate import single_label_images
-    from attnguide_gradcam_iou.painting.tuning import Answered, read_answers
+    from attnguide_gradcam_iou.painting.tuning import LabeledImage, read_attributes
 
     if loaded.multi_label and labels is None:
-        raise InputError(f"{loaded.name} answers a question for each class: give the answers by --labels.")
-    if labels is None:
-        loaded, labelled = single_label_images(loaded, data)
-        _check_apart([each.path for each in labelled], out)
-        return loaded, [Answered(each.path, each.cls) for each in labelled]
-    if not loaded.multi_label:
+        raise InputError(f"{loaded.name} predicts attributes: give the attributes of the images by --labels.")
+    if labels is not None and not loaded.multi_label:
         raise InputError(
             f"--labels is for attributes, but {loaded.name} gives each image one class: --multi-label."
         )
-    answered = read_answers(labels, data, loaded.classes)
-    _check_apart([each.path for each in answered], out)
-    return loaded, answered
-
-
-def _check_apart(paths: list[Path], out: Path) -> None:
-    """Refuse images where masks would take their place."""
-    inside = next((path for path in paths if path.resolve().is_relative_to(out.resolve())), None)
+    if labels is not None:
+        images = read_attributes(labels, data, loaded.classes)
+    else:
+        loaded, in_folders = single_label_images(loaded, data)
+        images = [LabeledImage(image.path, image.cls) for image in in_folders]
+    root = out.resolve()
+    inside = next((image.path for image in images if image.path.resolve().is_relative_to(root)), None)
     if inside is not None:
         raise InputError(f"{inside} of --data lies in {out}, where the masks go. Choose another --out.")
+    return loaded, images
 
 
 def _with_model(
@@ -266,11 +239,11 @@ def _with_model(
     loaded: LoadedModel,
     names: list[str],
     source: str,
-    answered: list[Answered] | None,
+    labeled: list[LabeledImage] | None,
     checkpoint: Path | None,
     device: str,
 ) -> None:
-    """Show what a model looks at, and let it be fine-tuned."""
+    """Show the maps of a model, and offer to fine-tune it."""
     from attnguide.masks.class_names import ClassNames
     from attnguide.parts.registry import registry
     from attnguide_gradcam_iou.painting.tuning import FineTuning
@@ -279,25 +252,35 @@ def _with_model(
     registry().find("source", source)
     place = pick_device(device)
     known = ClassNames(loaded.classes)
-    found = [known.find(name) for name in names]
-    studio.numbers = [None if name is None else loaded.classes.index(name) for name in found] or [0]
+    matches = [known.find(name) for name in names]
+    studio.numbers = [None if match is None else loaded.classes.index(match) for match in matches] or [0]
     if not any(number is not None for number in studio.numbers):
         raise InputError(
             f"none of the classes {', '.join(names[:5])} is one of the model's, such as "
-            f"{', '.join(loaded.classes[:5])}. Name the model's by --class-names."
+            f"{', '.join(loaded.classes[:5])}. Name the model's classes by --class-names."
         )
     studio.watchers["before"] = Watcher(loaded, studio.sheets, place, source)
-    if answered is None:
+    if labeled is None:
         return
 
     def on_model(tuned: LoadedModel) -> None:
         studio.watchers["after"] = Watcher(tuned, studio.sheets, place, source)
 
-    studio.tuning = FineTuning(loaded, answered, studio.store.root, place, on_model, checkpoint)
+    studio.tuning = FineTuning(loaded, labeled, studio.store.root, place, on_model, checkpoint)
+
+
+def _with_regions(studio: Studio, name: str, **options: Any) -> None:
+    """Offer the regions of a source that a plugin provides."""
+    from attnguide.interfaces import RegionSource
+    from attnguide.parts.registry import registry
+    from attnguide_gradcam_iou.painting.parts import SheetRegions
+
+    source = registry().create("regions", name, RegionSource, **options)
+    studio.parts = SheetRegions(studio.sheets, source)
 
 
 def _listen(host: str, port: int | None) -> socket.socket:
-    """Take a port before anything slow begins."""
+    """Take a port, before the images and the model are loaded."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for number in (_PORT, 0) if port is None else (port,):
         listener = socket.socket(family, socket.SOCK_STREAM)
@@ -319,13 +302,13 @@ def _named(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _serves(host: str, port: int, asked: str) -> bool:
-    """Whether the page may be called by a name and port."""
-    name, _, number = asked.rpartition(":")
+def _serves(host: str, port: int, requested: str) -> bool:
+    """Whether the server may be addressed by this host and port."""
+    name, _, number = requested.rpartition(":")
     if number != str(port):
         return False
     if host in _EVERY:
-        # By any address of this machine; a name could be another site's.
+        # Any address of this machine; a name could be another site's.
         try:
             return bool(ip_address(name.strip("[]")))
         except ValueError:
@@ -334,7 +317,7 @@ def _serves(host: str, port: int, asked: str) -> bool:
 
 
 def _outward(host: str) -> str:
-    """The address by which others reach this machine."""
+    """Find the address by which others reach this machine."""
     family, beyond = (socket.AF_INET6, "2001:db8::1") if ":" in host else (socket.AF_INET, "192.0.2.1")
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         try:
