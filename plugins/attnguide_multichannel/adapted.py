@@ -45,7 +45,7 @@ def attach(
         maps: See [`MultiChannel`][attnguide_multichannel.attention.MultiChannel], as for the next two.
         multi_label: α.
         reconstruction: β.
-        **guide: Further arguments of [`Guide`][attnguide.guiding.guide.Guide], as `terms=[…]`.
+        **guide: Further arguments of [`Guide`][attnguide.Guide], as `terms=[…]`.
 
     Returns:
         The guide that holds the adapter, on the model's device.
@@ -74,7 +74,7 @@ def load_adapters(model: nn.Module, path: str | Path, **guide: Any) -> Adapted:
     Args:
         model: The model that it was trained with, with its own weights.
         path: A file that `adapted.save` wrote.
-        **guide: Further arguments of [`Guide`][attnguide.guiding.guide.Guide].
+        **guide: Further arguments of [`Guide`][attnguide.Guide].
 
     Returns:
         The guide that holds it, on the model's device.

@@ -84,7 +84,7 @@ def attach(
             [`SSP`][attnguide_segmentation.pooling.SSP].
         classes: K, if the adapter is to answer for others than the model does.
         regions: Gives masks for images; by default the parser that comes along, for drawn faces.
-        **guide: Further arguments of [`Guide`][attnguide.guiding.guide.Guide], as `terms=[…]`.
+        **guide: Further arguments of [`Guide`][attnguide.Guide], as `terms=[…]`.
 
     Returns:
         The guide that holds the adapters, on the model's device.
@@ -145,9 +145,9 @@ def load_adapters(model: nn.Module, path: str | Path, *, regions: Regions = None
 
     Args:
         model: The model that they were trained with, with its own weights.
-        path: A file that [`Adapted.save`][attnguide.adapters.saving.Adapted.save] wrote.
+        path: A file that [`Adapted.save`][attnguide.adapters.Adapted.save] wrote.
         regions: As for [`attach`][attnguide_segmentation.adapted.attach]; a parser is not saved along.
-        **guide: Further arguments of [`Guide`][attnguide.guiding.guide.Guide].
+        **guide: Further arguments of [`Guide`][attnguide.Guide].
 
     Returns:
         The guide that holds them, on the model's device.

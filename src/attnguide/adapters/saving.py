@@ -46,7 +46,7 @@ class Adapted(Guide):
             model: Any classifier.
             adapters: The adapters.
             images: Some images on the device to use; by default that of the model.
-            **guide: Further arguments of [`Guide`][attnguide.guiding.guide.Guide]; without any term there is none.
+            **guide: Further arguments of [`Guide`][attnguide.Guide]; without any term there is none.
 
         Returns:
             The guide that holds the adapters.
@@ -104,7 +104,7 @@ class Adapted(Guide):
 
 
 class SavedAdapters:
-    """Adapters in a file that [`Adapted.save`][attnguide.adapters.saving.Adapted.save] wrote.
+    """Adapters in a file that [`Adapted.save`][attnguide.adapters.Adapted.save] wrote.
 
     Args:
         path: The file.

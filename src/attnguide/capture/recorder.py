@@ -155,8 +155,7 @@ class Recorder:
         """Record the named layers too; a name that is attached already is left alone.
 
         Args:
-            layers: Names of layers, to be differentiated with respect to: `"input"` for the images, or see
-                [`Tap`][attnguide.capture.calls.Tap].
+            layers: Names of layers, to be differentiated with respect to: `"input"` for the images, or see `Tap`.
             watched: Names of other tensors behind them, recorded as they are.
 
         Raises:

@@ -33,7 +33,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """What the options say about the model; see [`models.load`][attnguide.models.loading.load]."""
+    """What the options say about the model; see [`models.load`][attnguide.models.load]."""
 
     name: str | None
     checkpoint: Path | None

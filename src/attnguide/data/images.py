@@ -71,7 +71,7 @@ def load_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image
         A decoded image that holds no open file.
 
     Raises:
-        DataError: As for [`read_image`][attnguide.data.images.read_image].
+        DataError: As for [`read_image`][attnguide.data.read_image].
     """
     path = check_file(path)
     with _decoding(path), Image.open(path, formats=_FORMATS) as image:

@@ -49,7 +49,7 @@ class Guide:
     Args:
         model: Any classifier: an `nn.Module` whose output is logits, or a tuple, dict or object with
             `.logits`.
-        source: See [`Term`][attnguide.guiding.terms.Term], as for all that follow.
+        source: See [`Term`][attnguide.Term], as for all that follow.
         prior: Where to look.
         loss: The distance.
         weight: λ.
@@ -143,7 +143,7 @@ class Guide:
         Args:
             model: Any classifier.
             recipe: A registered name such as `"gradcam-iou"`, or the path of a TOML file.
-            **overrides: Arguments of [`Guide`][attnguide.guiding.guide.Guide] that take the place of the recipe's.
+            **overrides: Arguments of [`Guide`][attnguide.Guide] that take the place of the recipe's.
 
         Returns:
             The guide.
@@ -216,8 +216,8 @@ class Guide:
 
         Args:
             images: `(B, C, H, W)`.
-            labels: As for [`loss`][attnguide.guiding.guide.Guide.loss].
-            **annotations: As for [`loss`][attnguide.guiding.guide.Guide.loss].
+            labels: As for [`loss`][attnguide.Guide.loss].
+            **annotations: As for [`loss`][attnguide.Guide.loss].
 
         Returns:
             A report; print it for a table.
@@ -247,7 +247,7 @@ class Guide:
 
         Args:
             images: `(B, C, H, W)`, none of which was trained on.
-            labels: As for [`loss`][attnguide.guiding.guide.Guide.loss].
+            labels: As for [`loss`][attnguide.Guide.loss].
             term: Which of the terms.
             before: The report of the model before guidance, or of its unguided twin, on the same images.
             tolerance: Share of the answers, less chance, that may change with what is outside the prior.

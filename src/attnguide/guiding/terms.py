@@ -145,7 +145,7 @@ class BoundTerm:
 
         Args:
             trace: The pass, with this term's layers among others.
-            labels: As for [`Guide.loss`][attnguide.guiding.guide.Guide.loss], like the rest.
+            labels: As for [`Guide.loss`][attnguide.Guide.loss], like the rest.
             weight: How much each annotation counts.
             annotations: What the priors read.
 

@@ -2,7 +2,7 @@
 
 A layer is named by the user, or found: the deepest whose output has rows and columns over which the
 logits' gradient is spread. How the output is arranged (channels first or last, tokens with or without
-prefix, windows) is measured: see [`probe`][attnguide.layers.probe].
+prefix, windows) is measured: see `probe`.
 """
 
 from attnguide.layers.attending import Attending, find_attention

@@ -101,7 +101,7 @@ class Layer:
     """A layer that was found, and how sure that is.
 
     Attributes:
-        name: Name of the module, or a tensor of it; see [`Tap`][attnguide.capture.calls.Tap].
+        name: Name of the module, or a tensor of it; see `Tap`.
         layout: Where rows, columns and channels of its output are.
         how: `"measured"`, `"inherited"` or `"assumed"`; see
             [`Candidate`][attnguide.layers.Candidate].

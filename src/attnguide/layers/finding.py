@@ -111,7 +111,7 @@ def find_layers(
 
     What was found is remembered: for the model as long as it lives, for its like (same classes, same
     settings, same shapes of weights) in this process, and for models of timm, torchvision and transformers
-    on disk; see [`memory`][attnguide.layers.memory].
+    on disk; see `memory`.
 
     Args:
         model: Any classifier.

@@ -80,7 +80,7 @@ class LoadedModel:
         """Turn an image that was read into what the model expects, `(3, H, W)`.
 
         Args:
-            image: Upright RGB, as [`read_image`][attnguide.data.images.read_image] gives it.
+            image: Upright RGB, as [`read_image`][attnguide.data.read_image] gives it.
             path: Where it came from, for the error.
 
         Raises:
@@ -128,8 +128,8 @@ def load(
     Args:
         name: A model of timm (`resnet50.a1_in1k`), or of torchvision as `torchvision/NAME`; None for the
             embedded classifier.
-        checkpoint: File with weights; see [`read_weights`][attnguide.models.checkpoints.read_weights]. Without a
-            name, a file in the format of [`write_embedded`][attnguide.models.loading.write_embedded].
+        checkpoint: File with weights; see [`read_weights`][attnguide.models.read_weights]. Without a
+            name, a file in the format of [`write_embedded`][attnguide.models.write_embedded].
         pretrained: Download the published weights, or take them from the cache.
         num_classes: Number of classes; by default that of the checkpoint's classifier, else the model's own.
         class_names: Name of each class; by default ImageNet's for a model with that many classes, else "class
@@ -180,7 +180,7 @@ def embedded(path: str | Path | None = None) -> LoadedModel:
     """Load the small classifier of faces that comes with the library, or another file of its format.
 
     Args:
-        path: A file that [`write_embedded`][attnguide.models.loading.write_embedded] wrote; by default the one in the
+        path: A file that [`write_embedded`][attnguide.models.write_embedded] wrote; by default the one in the
             package.
 
     Returns:
@@ -238,7 +238,7 @@ def write_embedded(
     reduction: int = 4,
     multi_label: bool = True,
 ) -> None:
-    """Save a [`small_cnn`][attnguide.models.networks.small_cnn] with all that it takes to use it.
+    """Save a [`small_cnn`][attnguide.models.small_cnn] with all that it takes to use it.
 
     Args:
         path: The `.safetensors` file, written atomically.

@@ -54,6 +54,6 @@ def attnguide_parts() -> Iterable[Part | tuple[Any, ...]]:
     """Declare the parts that a plugin provides.
 
     Returns:
-        [`Part`][attnguide.parts.hookspecs.Part]s, or tuples `(kind, name, path)` or `(kind, name, path, summary)`.
+        [`Part`][attnguide.Part]s, or tuples `(kind, name, path)` or `(kind, name, path, summary)`.
     """
     raise NotImplementedError  # a specification; pluggy never calls it

@@ -36,7 +36,7 @@ class Recipe:
     Attributes:
         name: Name of the recipe.
         about: What it is and where it comes from.
-        guide: Arguments of [`Guide`][attnguide.guiding.guide.Guide], parts already made.
+        guide: Arguments of [`Guide`][attnguide.Guide], parts already made.
         train: Settings of the training that go with it, for the tools that train.
     """
 

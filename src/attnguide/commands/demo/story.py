@@ -83,7 +83,7 @@ def run_demo(out: str | Path, *, seed: int = 0, report: Report | None = None) ->
 
     Returns:
         What `result.json` holds: `before`, `after` and `control` (the same fine-tuning without guidance),
-        each with the fields of [`Measures`][attnguide.commands.demo.story.Measures], `seconds`, and the settings.
+        each with the fields of `Measures`, `seconds`, and the settings.
 
     Raises:
         InputError: If the folder cannot be made or written to.

@@ -22,7 +22,7 @@ class Target:
     """A choice of classes.
 
     Attributes:
-        named: What [`explain`][attnguide.explanation.explain] takes as it is: `"predicted"`, `"all"` or class
+        named: What [`explain`][attnguide.explain] takes as it is: `"predicted"`, `"all"` or class
             indices; None if the answer of the model decides.
         top: So many classes of the highest logits; 0 for those that the model says yes to, and the likeliest
             if it says yes to none.
