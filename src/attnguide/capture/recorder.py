@@ -155,7 +155,8 @@ class Recorder:
         """Record the named layers too; a name that is attached already is left alone.
 
         Args:
-            layers: Names of layers, to be differentiated with respect to: `"input"` for the images, or see `Tap`.
+            layers: Names of layers, to be differentiated with respect to: `"input"` for the images, or see
+                `Tap`.
             watched: Names of other tensors behind them, recorded as they are.
 
         Raises:

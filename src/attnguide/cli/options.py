@@ -112,6 +112,7 @@ _MULTI_LABEL = click.option(
 )
 
 
+#: The option `--device`; see [`pick_device`][attnguide.cli.options.pick_device].
 device_option = click.option(
     "--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda, cuda:1, mps …"
 )

@@ -27,7 +27,9 @@ hookspec = pluggy.HookspecMarker(PROJECT)
 #: Marks a function as an implementation of a hook.
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
+#: The kind of a part.
 Kind = Literal["source", "prior", "loss", "adapter", "recipe", "command"]
+#: All kinds of parts.
 KINDS: tuple[Kind, ...] = ("source", "prior", "loss", "adapter", "recipe", "command")
 
 
