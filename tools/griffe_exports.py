@@ -1,7 +1,8 @@
 """An extension of griffe, with which the site is built: what cannot be read off a module otherwise.
 
-Packages import their names at first use, so their `__init__.py` has no `__all__` that griffe could read without
-running it: a package exports what its `__init__.pyi` imports. And a `#:` comment above a constant documents it.
+Packages import their names at first use, so their `__init__.py` has no `__all__` that griffe could read
+without running it: a package exports what its `__init__.pyi` imports. And a `#:` comment above a constant is
+the docstring of the constant.
 """
 
 from __future__ import annotations

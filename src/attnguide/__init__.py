@@ -16,8 +16,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 __version__ = "0.1.0"
 
-#: The public modules. Public are the names in `attnguide.__all__` and those in the `__all__` of these modules;
-#: every other module is internal and may change at any time.
+#: The public modules. Public are the names in `attnguide.__all__` and those in the `__all__` of these
+#: modules; every other module is internal and may change in any release.
 PUBLIC_MODULES: tuple[str, ...] = (
     "attnguide.adapters",
     "attnguide.cli.console",

@@ -52,7 +52,7 @@ class AttributionSource(ABC):
             pairs: N (sample, class) pairs, at least one.
 
         Returns:
-            Maps `(N, h, w)` of the size that [`size`][attnguide.AttributionSource.size] tells, raw
+            Maps `(N, h, w)` of the size that [`size`][attnguide.interfaces.AttributionSource.size] tells, raw
             values, never detached.
         """
 

@@ -147,7 +147,7 @@ class Trace:
         """Gradient of each pair's score with respect to a feature, averaged over the positions.
 
         The channel weights of Grad-CAM, without the memory that whole gradients take; see
-        [`gradients`][attnguide.Trace.gradients].
+        [`gradients`][attnguide.trace.Trace.gradients].
 
         Args:
             pairs: N pairs.

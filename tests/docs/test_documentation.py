@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import import_module
 
 import click
+import griffe
 import pytest
+import yaml
 from tests.docs.pages import ROOT, blocks
 
 import attnguide
@@ -19,35 +25,95 @@ DEMO = "python3 -m venv .venv && .venv/bin/pip install . && .venv/bin/attnguide 
 TESTS = 'python3 -m venv .venv && .venv/bin/pip install -e ".[dev]" && .venv/bin/python -m tests'
 
 
+@dataclass(frozen=True)
+class Entry:
+    """An entry `::: path` of the reference, with the members that it shows if they are named."""
+
+    path: str
+    members: tuple[str, ...] | None
+
+
+def entries() -> list[Entry]:
+    """Return the entries of all pages of the reference."""
+    found = []
+    for page in sorted((DOCS / "reference").glob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        for match in re.finditer(r"^::: (\S+)\n((?:    .*\n)*)", text, re.M):
+            settings = yaml.safe_load(match[2]) or {}
+            members = settings.get("options", {}).get("members")
+            found.append(Entry(match[1], None if members is None else tuple(members)))
+    return found
+
+
+@pytest.fixture(scope="module")
+def tree() -> griffe.Module:
+    """The package as the site sees it."""
+    extensions = griffe.load_extensions(ROOT / "tools/griffe_exports.py")
+    loader = griffe.GriffeLoader(search_paths=[ROOT / "src"], extensions=extensions)
+    package = loader.load("attnguide")
+    loader.resolve_aliases(implicit=False)
+    assert isinstance(package, griffe.Module)
+    return package
+
+
+def at(tree: griffe.Module, path: str) -> griffe.Object | griffe.Alias:
+    found = tree[path.removeprefix("attnguide.")]
+    assert isinstance(found, griffe.Object | griffe.Alias)
+    return found
+
+
+def homes(tree: griffe.Module, module: str, names: Iterable[str]) -> list[str]:
+    """Return where the names of a module are defined, so that a name of two modules is one object."""
+    return [at(tree, f"{module}.{name}").canonical_path for name in names]
+
+
+def test_the_reference_shows_exactly_what_is_public(tree: griffe.Module) -> None:
+    modules = set(attnguide.PUBLIC_MODULES)
+    public = {home for name in modules for home in homes(tree, name, at(tree, name).exports or ())}
+    public |= {*homes(tree, "attnguide", attnguide.__all__), *modules}
+    shown: Counter[str] = Counter()
+    for entry in entries():
+        if entry.path.partition(".")[0] != "attnguide":
+            continue  # a plugin
+        shown[at(tree, entry.path).canonical_path] += 1
+        if entry.path in modules:
+            exports = at(tree, entry.path).exports or ()
+            shown.update(homes(tree, entry.path, exports if entry.members is None else entry.members))
+    missing = sorted(public - {*shown})
+    assert missing == [], "public, but on no page of docs/reference: add an entry `::: name`"
+    assert sorted({*shown} - public) == [], "in docs/reference, but not public: remove its entry"
+    assert sorted(path for path, times in shown.items() if times > 1) == [], "shown more than once"
+
+
+@pytest.mark.parametrize("module", ["attnguide", *attnguide.PUBLIC_MODULES])
+def test_the_site_sees_the_names_of_a_module(module: str, tree: griffe.Module) -> None:
+    """It reads stubs, and must find there what Python finds."""
+    site = tree if module == "attnguide" else at(tree, module)
+    exports = set(import_module(module).__all__)
+    assert {*(site.exports or ())} == {
+        name for name in exports if f"{module}.{name}" not in attnguide.PUBLIC_MODULES
+    }
+    # What has no docstring is not shown.
+    assert [name for name in site.exports or () if not site[name].has_docstrings] == []
+
+
 @pytest.mark.parametrize("name", attnguide.__all__)
-def test_public_names_are_in_the_reference(name: str) -> None:
+def test_public_names_are_in_the_table_of_the_reference(name: str) -> None:
     assert f"`ag.{name}`" in (DOCS / "reference/index.md").read_text(encoding="utf-8")
-    pages = "\n".join(page.read_text(encoding="utf-8") for page in (DOCS / "reference").glob("*.md"))
-    home = f"attnguide.{attnguide._HOMES.get(name, name)}"
-    assert re.search(rf"^::: {re.escape(home)}(\.|$)", pages, re.M), f"no reference page shows {home}"
-    assert getattr(attnguide, name) is not None
 
 
-@pytest.mark.parametrize(
-    "package",
-    [
-        "src/attnguide",
-        "plugins/attnguide_action_units",
-        "plugins/attnguide_gradcam_iou",
-        "plugins/attnguide_multichannel",
-        "plugins/attnguide_segmentation",
-    ],
-)
-def test_public_modules_are_in_the_reference(package: str) -> None:
-    pages = "\n".join(page.read_text(encoding="utf-8") for page in (DOCS / "reference").glob("*.md"))
-    folder = ROOT / package
-    for file in sorted(folder.rglob("*.py")):
-        steps = file.relative_to(folder.parent).with_suffix("").parts
-        # The command line has a page of its own, assets are data and how it was made, and packages only hold
-        # modules.
-        if steps[1] in ("cli", "assets") or steps[-1].startswith("_"):
-            continue
-        assert f"::: {'.'.join(steps)}\n" in pages + "\n", f"no reference page shows {'.'.join(steps)}"
+@pytest.mark.parametrize("name", attnguide.PUBLIC_MODULES)
+def test_public_modules_are_in_the_table_of_the_reference(name: str) -> None:
+    assert f"`{name}`" in (DOCS / "reference/index.md").read_text(encoding="utf-8")
+
+
+PLUGINS = sorted(stub.parent.name for stub in (ROOT / "plugins").glob("*/__init__.pyi"))
+
+
+@pytest.mark.parametrize("plugin", PLUGINS)
+def test_the_reference_shows_what_a_plugin_exports(plugin: str) -> None:
+    """A plugin has one entry, its package; the site then shows what its stub exports."""
+    assert [entry.path for entry in entries() if entry.path.partition(".")[0] == plugin] == [plugin]
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
