@@ -23,7 +23,6 @@ PUBLIC_MODULES: tuple[str, ...] = (
     "attnguide.cli.console",
     "attnguide.cli.options",
     "attnguide.data",
-    "attnguide.data.files",
     "attnguide.data.procedural",
     "attnguide.errors",
     "attnguide.evaluation",

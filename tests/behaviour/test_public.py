@@ -88,8 +88,8 @@ def problems(src: Path, public: Collection[str], entry_points: Collection[str] =
             f"{path.with_name('__init__.pyi')}{'' if parent in open_packages else ' and list that package'}"
         )
         yield (
-            f"{path} is neither public nor internal. Rename it to _{path.name}, export a name of it from {stub}, "
-            f"or add {name!r} to PUBLIC_MODULES in {listing}."
+            f"{path} is neither public nor internal. Rename it to _{path.name}, export a name of it from "
+            f"{stub}, or add {name!r} to PUBLIC_MODULES in {listing}."
         )
 
 

@@ -1,4 +1,9 @@
-"""Drawn faces with exact labels, masks and landmarks."""
+"""Drawn faces with exact labels, masks and landmarks.
+
+```python
+from attnguide.data.procedural import ProceduralFaces, template
+```
+"""
 
 import lazy_loader
 
