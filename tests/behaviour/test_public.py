@@ -15,6 +15,38 @@ import attnguide
 ROOT = Path(__file__).parents[2]
 SRC = ROOT / "src"
 
+#: Internal names that plugins of this repository may use, since they are released with the core. A shorter
+#: list is better; before it grows, ask whether the name should be public.
+USED_BY_PLUGINS = {
+    "attnguide.__version__",
+    "attnguide.adapters.saving",
+    "attnguide.capture.calls.Call",
+    "attnguide.capture.calls.Tap",
+    "attnguide.capture.calls.find_logits",
+    "attnguide.capture.host_sync.may_read",
+    "attnguide.capture.model_state.evaluating",
+    "attnguide.capture.model_state.full_precision_mode",
+    "attnguide.capture.model_state.is_muted",
+    "attnguide.capture.model_state.muted",
+    "attnguide.capture.recorder.aside",
+    "attnguide.capture.recorder.unwrap",
+    "attnguide.data.files.atomic_write",
+    "attnguide.data.files.check_file",
+    "attnguide.data.files.natural_key",
+    "attnguide.data.files.read_json",
+    "attnguide.data.files.read_text",
+    "attnguide.data.images.IMAGE_SUFFIXES",
+    "attnguide.data.images.load_image",
+    "attnguide.evaluation.evaluate.as_seen",
+    "attnguide.evaluation.evaluate.single_label_images",
+    "attnguide.masks.class_names.Size",
+    "attnguide.masks.class_names.as_size",
+    "attnguide.masks.class_names.class_key",
+    "attnguide.masks.levels.read_levels",
+    "attnguide.masks.shapes.Polygon",
+    "attnguide.pairs.IGNORE_INDEX",
+}
+
 
 def module_name(file: Path, src: Path) -> str:
     """Return the dotted name of a module's file."""
@@ -98,6 +130,35 @@ def entry_points() -> set[str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     named = [*project["scripts"].values(), *project["entry-points"]["attnguide"].values()]
     return {name.partition(":")[0] for name in named}
+
+
+def imported(file: Path) -> Iterator[tuple[str, str]]:
+    """Yield the modules and names that a file imports from the core."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "attnguide":
+            yield from ((node.module or "", alias.name) for alias in node.names)
+
+
+def is_public(module: str, name: str) -> bool:
+    """Whether a name is public: a public module, or exported from where it is defined or from above."""
+    steps = module.split(".")
+    packages = [".".join(steps[:end]) for end in range(1, len(steps) + 1)]
+    return f"{module}.{name}" in attnguide.PUBLIC_MODULES or any(
+        name in importlib.import_module(package).__all__
+        for package in packages
+        if package == "attnguide" or package in attnguide.PUBLIC_MODULES
+    )
+
+
+@pytest.mark.parametrize("plugin", sorted(path.parent.name for path in ROOT.glob("plugins/*/__init__.py")))
+def test_plugins_use_public_names(plugin: str) -> None:
+    used = {
+        f"{module}.{name}"
+        for file in (ROOT / "plugins" / plugin).rglob("*.py")
+        for module, name in imported(file)
+        if not is_public(module, name)
+    }
+    assert sorted(used - USED_BY_PLUGINS) == [], f"{plugin} uses internal names of the core"
 
 
 def test_every_module_is_public_or_internal() -> None:
