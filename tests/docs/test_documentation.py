@@ -158,3 +158,14 @@ def test_links_of_the_readme_exist() -> None:
     """Those inside `docs` are checked when the site is built."""
     for target in re.findall(r"\]\(([^)#:]+)[^)]*\)", README):
         assert (ROOT / target).exists(), target
+
+
+def test_files_of_the_contributing_table_exist() -> None:
+    """`NAME` stands for a new file; its folder exists."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = text.split("## Where does it go?")[1].split("\n\n")[2]
+    paths = re.findall(r"`([\w/]+(?:/|\.\w+))`", table)
+    assert len(paths) > 20
+    for path in paths:
+        file = ROOT / path if path.startswith(("plugins", "docs")) else ROOT / "src/attnguide" / path
+        assert (file.parent if "NAME" in path else file).exists(), path
