@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 import tomllib
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -159,6 +160,24 @@ def test_plugins_use_public_names(plugin: str) -> None:
         if not is_public(module, name)
     }
     assert sorted(used - USED_BY_PLUGINS) == [], f"{plugin} uses internal names of the core"
+
+
+@pytest.mark.parametrize("folder", ["src", "plugins", "docs"])
+def test_references_name_public_paths(folder: str) -> None:
+    """`[Guide][attnguide.Guide]`: what a reference names is public, and written as one imports it."""
+    public = {f"attnguide.{name}" for name in attnguide.__all__} | {*attnguide.PUBLIC_MODULES}
+    public |= {
+        f"{module}.{name}"
+        for module in attnguide.PUBLIC_MODULES
+        for name in importlib.import_module(module).__all__
+    }
+    wrong = []
+    for file in sorted([*(ROOT / folder).rglob("*.py"), *(ROOT / folder).rglob("*.md")]):
+        for path in re.findall(r"\]\s*\[(attnguide(?:\.\w+)+)\]", file.read_text(encoding="utf-8")):
+            owner = path.rpartition(".")[0]  # of a method or an attribute
+            if path not in public and not (owner in public and owner not in attnguide.PUBLIC_MODULES):
+                wrong.append(f"{file.relative_to(ROOT)}: {path}")
+    assert wrong == []
 
 
 def test_every_module_is_public_or_internal() -> None:

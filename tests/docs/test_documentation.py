@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 
 import click
@@ -33,68 +34,78 @@ class Entry:
     members: tuple[str, ...] | None
 
 
-def entries() -> list[Entry]:
-    """Return the entries of all pages of the reference."""
+def entries(package: str) -> list[Entry]:
+    """Return the entries of a package on all pages of the reference."""
     found = []
     for page in sorted((DOCS / "reference").glob("*.md")):
         text = page.read_text(encoding="utf-8")
-        for match in re.finditer(r"^::: (\S+)\n((?:    .*\n)*)", text, re.M):
+        for match in re.finditer(rf"^::: ({package}(?:\.\S+)?)\n((?:    .*\n)*)", text, re.M):
             settings = yaml.safe_load(match[2]) or {}
             members = settings.get("options", {}).get("members")
-            found.append(Entry(match[1], None if members is None else tuple(members)))
+            found.append(Entry(match[1], None if members is None else tuple(members or ())))
     return found
 
 
-@pytest.fixture(scope="module")
-def tree() -> griffe.Module:
-    """The package as the site sees it."""
+@cache
+def site(package: str) -> griffe.Module:
+    """Return a package as the site sees it."""
     extensions = griffe.load_extensions(ROOT / "tools/griffe_exports.py")
-    loader = griffe.GriffeLoader(search_paths=[ROOT / "src"], extensions=extensions)
-    package = loader.load("attnguide")
+    loader = griffe.GriffeLoader(search_paths=[ROOT / "src", ROOT / "plugins"], extensions=extensions)
+    loaded = loader.load(package)
     loader.resolve_aliases(implicit=False)
-    assert isinstance(package, griffe.Module)
-    return package
+    assert isinstance(loaded, griffe.Module)
+    return loaded
 
 
-def at(tree: griffe.Module, path: str) -> griffe.Object | griffe.Alias:
-    found = tree[path.removeprefix("attnguide.")]
+def at(path: str) -> griffe.Object | griffe.Alias:
+    package, _, rest = path.partition(".")
+    found = site(package)[rest] if rest else site(package)
     assert isinstance(found, griffe.Object | griffe.Alias)
     return found
 
 
-def homes(tree: griffe.Module, module: str, names: Iterable[str]) -> list[str]:
+def homes(module: str, names: Iterable[str]) -> list[str]:
     """Return where the names of a module are defined, so that a name of two modules is one object."""
-    return [at(tree, f"{module}.{name}").canonical_path for name in names]
+    return [at(f"{module}.{name}").canonical_path for name in names]
 
 
-def test_the_reference_shows_exactly_what_is_public(tree: griffe.Module) -> None:
-    modules = set(attnguide.PUBLIC_MODULES)
-    public = {home for name in modules for home in homes(tree, name, at(tree, name).exports or ())}
-    public |= {*homes(tree, "attnguide", attnguide.__all__), *modules}
+def modules_of(package: str) -> tuple[str, ...]:
+    """Return the public modules: the listed ones, or a plugin and the packages in it that have a stub."""
+    if package == "attnguide":
+        return attnguide.PUBLIC_MODULES
+    folder = ROOT / "plugins" / package
+    return (package, *(f"{package}.{stub.parent.name}" for stub in folder.glob("*/__init__.pyi")))
+
+
+PLUGINS = [stub.parent.name for stub in sorted((ROOT / "plugins").glob("*/__init__.pyi"))]
+
+
+@pytest.mark.parametrize("package", ["attnguide", *PLUGINS])
+def test_the_reference_shows_exactly_what_is_public(package: str) -> None:
+    modules = modules_of(package)
+    public = {*modules, *homes(package, import_module(package).__all__)}
+    public |= {home for module in modules for home in homes(module, at(module).exports or ())}
     shown: Counter[str] = Counter()
-    for entry in entries():
-        if entry.path.partition(".")[0] != "attnguide":
-            continue  # a plugin
-        shown[at(tree, entry.path).canonical_path] += 1
+    for entry in entries(package):
+        shown[at(entry.path).canonical_path] += 1
         if entry.path in modules:
-            exports = at(tree, entry.path).exports or ()
-            shown.update(homes(tree, entry.path, exports if entry.members is None else entry.members))
+            shown.update(
+                homes(entry.path, (at(entry.path).exports or ()) if entry.members is None else entry.members)
+            )
     missing = sorted(public - {*shown})
     assert missing == [], "public, but on no page of docs/reference: add an entry `::: name`"
     assert sorted({*shown} - public) == [], "in docs/reference, but not public: remove its entry"
     assert sorted(path for path, times in shown.items() if times > 1) == [], "shown more than once"
 
 
-@pytest.mark.parametrize("module", ["attnguide", *attnguide.PUBLIC_MODULES])
-def test_the_site_sees_the_names_of_a_module(module: str, tree: griffe.Module) -> None:
+@pytest.mark.parametrize("module", ["attnguide", *attnguide.PUBLIC_MODULES, *PLUGINS])
+def test_the_site_sees_the_names_of_a_module(module: str) -> None:
     """It reads stubs, and must find there what Python finds."""
-    site = tree if module == "attnguide" else at(tree, module)
-    exports = set(import_module(module).__all__)
-    assert {*(site.exports or ())} == {
-        name for name in exports if f"{module}.{name}" not in attnguide.PUBLIC_MODULES
-    }
+    seen = at(module).exports or ()
+    exports = {name for name in import_module(module).__all__ if not at(f"{module}.{name}").is_module}
+    assert {name for name in map(str, seen) if not at(f"{module}.{name}").is_module} == exports
     # What has no docstring is not shown.
-    assert [name for name in site.exports or () if not site[name].has_docstrings] == []
+    assert [name for name in seen if not at(f"{module}.{name}").has_docstrings] == []
 
 
 @pytest.mark.parametrize("name", attnguide.__all__)
@@ -105,15 +116,6 @@ def test_public_names_are_in_the_table_of_the_reference(name: str) -> None:
 @pytest.mark.parametrize("name", attnguide.PUBLIC_MODULES)
 def test_public_modules_are_in_the_table_of_the_reference(name: str) -> None:
     assert f"`{name}`" in (DOCS / "reference/index.md").read_text(encoding="utf-8")
-
-
-PLUGINS = sorted(stub.parent.name for stub in (ROOT / "plugins").glob("*/__init__.pyi"))
-
-
-@pytest.mark.parametrize("plugin", PLUGINS)
-def test_the_reference_shows_what_a_plugin_exports(plugin: str) -> None:
-    """A plugin has one entry, its package; the site then shows what its stub exports."""
-    assert [entry.path for entry in entries() if entry.path.partition(".")[0] == plugin] == [plugin]
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
