@@ -29,6 +29,7 @@ USED_BY_PLUGINS = {
     "attnguide.capture.model_state.full_precision_mode",
     "attnguide.capture.model_state.is_muted",
     "attnguide.capture.model_state.muted",
+    "attnguide.capture.model_state.unwrap",
     "attnguide.capture.recorder.aside",
     "attnguide.capture.recorder.unwrap",
     "attnguide.data.files.atomic_write",
