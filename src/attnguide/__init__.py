@@ -15,3 +15,28 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 __version__ = "0.1.0"
+
+#: The public modules. Public are the names in `attnguide.__all__` and those in the `__all__` of these
+#: modules; every other module is internal and may change in any release.
+PUBLIC_MODULES: tuple[str, ...] = (
+    "attnguide.adapters",
+    "attnguide.cli.console",
+    "attnguide.cli.options",
+    "attnguide.data",
+    "attnguide.data.procedural",
+    "attnguide.errors",
+    "attnguide.evaluation",
+    "attnguide.functional",
+    "attnguide.interfaces",
+    "attnguide.layers",
+    "attnguide.losses",
+    "attnguide.masks",
+    "attnguide.metrics",
+    "attnguide.models",
+    "attnguide.pairs",
+    "attnguide.parts",
+    "attnguide.priors",
+    "attnguide.sources",
+    "attnguide.trace",
+    "attnguide.visual",
+)

@@ -19,3 +19,4 @@ from .parts.registry import registry as registry
 from .trace import Trace as Trace
 
 __version__: str
+PUBLIC_MODULES: tuple[str, ...]

@@ -1,7 +1,7 @@
 """Every error that attnguide raises on purpose.
 
 Each message names the culprit, the value that it had, and the remedy. All of them derive from
-[`AttnGuideError`][attnguide.errors.AttnGuideError], so that one `except` catches whatever the library has to
+[`AttnGuideError`][attnguide.AttnGuideError], so that one `except` catches whatever the library has to
 say, and most also derive from the built-in that a caller would expect.
 """
 

@@ -2,7 +2,7 @@
 
 An *attribution source* says where the model looks, a *target prior* where it should look, and an *alignment
 loss* how far apart the two are. An *adapter* is for methods that train something of their own beside the
-model. To add a part, subclass one of these and declare it in a plugin (see [hookspecs][attnguide.parts.hookspecs]).
+model. To add a part, subclass one of these and declare it in a plugin (see [`Part`][attnguide.Part]).
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ class Adapter(nn.Module):
         layer: The layer whose feature `forward` and `loss` read: a name, or `"auto"`. With None they are not
             called.
         name: The name that the class is registered by, and `settings` what its constructor is given: with
-            both, [`Adapted`][attnguide.adapters.saving.Adapted] can save it and make it again.
+            both, [`Adapted`][attnguide.adapters.Adapted] can save it and make it again.
         settings: See `name`; plain values that JSON knows.
     """
 
@@ -182,8 +182,7 @@ class Adapter(nn.Module):
     def attach(self, model: nn.Module) -> Iterable[RemovableHandle]:
         """Put hooks on the model, which the guide takes off again.
 
-        They do nothing while [`is_muted`][attnguide.capture.model_state.is_muted] says so: then the library looks at the
-        model itself.
+        They do nothing while the library mutes hooks: then it looks at the model itself.
 
         Args:
             model: The model, without a wrapper for parallel training.

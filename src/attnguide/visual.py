@@ -178,7 +178,7 @@ def _fitted(text: str, width: float, measure: Callable[[str], float]) -> str:
 def save_explanation(
     explanation: Explanation, folder: Path, names: Sequence[str] | None, format: str
 ) -> list[Path]:
-    """Write one file for each map; see [`Explanation.save`][attnguide.explanation.Explanation.save]."""
+    """Write one file for each map; see [`Explanation.save`][attnguide.Explanation.save]."""
     if format not in ("png", "npy", "npz"):
         raise InputError(f"format={format!r} is unknown.{nearest(format, ('png', 'npy', 'npz'))}")
     names = [f"image{index}" for index in range(len(explanation.maps))] if names is None else list(names)

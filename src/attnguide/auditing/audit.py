@@ -213,7 +213,7 @@ def audit(
         source: The attribution that was optimised.
         layer: Where it looks.
         targets: Which (sample, class) pairs.
-        evidence: As in [`Term`][attnguide.guiding.terms.Term].
+        evidence: As in [`Term`][attnguide.Term].
         before: The report of the model before guidance, or of its unguided twin, on the same images.
         tolerance: Share of the answers, less chance, that may change with what is outside the mask; with
             `before`, a quarter of what it was passes too.

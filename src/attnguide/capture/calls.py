@@ -103,7 +103,7 @@ def select(output: Any, path: Path) -> Tensor | None:
 
 
 def replace(output: Any, path: Path, tensor: Tensor) -> Any:
-    """Return the output with another tensor where [`select`][attnguide.capture.calls.select] finds one."""
+    """Return the output with another tensor where `select` finds one."""
     if isinstance(output, Tensor):
         return tensor
     if not path:
@@ -234,7 +234,7 @@ def find_logits(output: Any) -> Tensor:
 
 
 def replace_logits(output: Any, logits: Tensor) -> Any:
-    """Return the output with other logits where [`find_logits`][attnguide.capture.calls.find_logits] finds them."""
+    """Return the output with other logits where `find_logits` finds them."""
     key = _logits_key(output)
     if key is None:
         return _like(output, logits)

@@ -38,7 +38,7 @@ __all__ = [
     "single_label_images",
 ]
 
-#: What tables show of a [`summary`][attnguide.evaluation.evaluate.ClassResult.summary], and its headings.
+#: What tables show of a `summary`, and its headings.
 COLUMNS = {
     "images": "images",
     "accuracy": "accuracy",
@@ -71,7 +71,7 @@ class Record:
         predicted: The class of the highest probability.
         confidence: That probability.
         probability: The probability of the image's own class.
-        scores: Its scores, see [`evaluate_folder`][attnguide.evaluation.evaluate.evaluate_folder]; none
+        scores: Its scores, see [`evaluate_folder`][attnguide.evaluation.evaluate_folder]; none
             without a mask.
     """
 
@@ -177,7 +177,7 @@ def single_label_images(loaded: LoadedModel, root: Path) -> tuple[LoadedModel, l
 
     Raises:
         InputError: If the model answers a question for each class, or the folder does not fit it; see
-            [`labelled_images`][attnguide.evaluation.evaluate.labelled_images].
+            [`labelled_images`][attnguide.evaluation.labelled_images].
         DataError: If there is no image.
     """
     if loaded.multi_label:
@@ -251,7 +251,7 @@ def mask_reader(masks: Path | None, classes: Sequence[str]) -> MaskFor:
     Args:
         masks: One image: the same for all; a folder with an image for each class, named like it: a template;
             or a folder with masks for single images, see
-            [`MaskFolder`][attnguide.masks.folders.MaskFolder]. None: there are no masks.
+            [`MaskFolder`][attnguide.masks.MaskFolder]. None: there are no masks.
         classes: Names of the model's classes.
 
     Raises:

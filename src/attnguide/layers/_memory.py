@@ -50,7 +50,7 @@ class Question(NamedTuple):
     Attributes:
         asked: The layers.
         measure: Whether to measure.
-        signature: What the model was called with besides images; see [`Call`][attnguide.capture.calls.Call].
+        signature: What the model was called with besides images; see `Call`.
     """
 
     asked: tuple[str, ...]

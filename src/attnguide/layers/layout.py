@@ -239,7 +239,7 @@ def codes(grid: tuple[int, int], image_size: tuple[int, int]) -> Tensor:
 
 
 def decode(kind: Kind, grid: tuple[int, int], extras: int, answers: Tensor) -> Layout | None:
-    """Read the order of patches from their answers to [`codes`][attnguide.layers.layout.codes].
+    """Read the order of patches from their answers to `codes`.
 
     Args:
         kind: How the output is taken apart.

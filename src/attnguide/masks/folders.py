@@ -1,8 +1,8 @@
 """Masks that a user painted: one image, a template for all images, or a folder with masks for each image.
 
 Annotations drawn as shapes come out of LabelMe and COCO files: see
-[`read_labelme`][attnguide.masks.annotations.read_labelme] and
-[`read_coco`][attnguide.masks.annotations.read_coco].
+[`read_labelme`][attnguide.masks.read_labelme] and
+[`read_coco`][attnguide.masks.read_coco].
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def read_mask(path: str | Path, size: Size | None = None) -> Tensor:
 
     Args:
         path: An image file, best a PNG.
-        size: Size of the result, reached by [`resize`][attnguide.masks.class_names.resize]; that of the
+        size: Size of the result, reached by `resize`; that of the
             image if None.
 
     Returns:
@@ -77,7 +77,7 @@ def load_template(
         classes: Names of the model's classes, in the order of its logits.
         size: Size of the masks; that of the first one (in natural order) if None.
         legend: A `.json`, `.csv` or `.toml` file; by default the one next to the image that has its name, or
-            the name `legend`. See [`read_legend`][attnguide.masks.legends.read_legend].
+            the name `legend`. See [`read_legend`][attnguide.masks.read_legend].
 
     Returns:
         The masks, and which classes have one.

@@ -14,7 +14,7 @@ __all__ = ["is_grey", "read_levels"]
 
 
 def read_levels(path: str | Path) -> npt.NDArray[np.float64]:
-    """Read a painted mask; see [`read_mask`][attnguide.masks.folders.read_mask].
+    """Read a painted mask; see [`read_mask`][attnguide.masks.read_mask].
 
     Returns:
         Array `(H, W)` in [0, 1].

@@ -178,13 +178,13 @@ class _Gathered(Metric):
 
 
 class AveragePrecision(_Gathered):
-    """[`average_precision`][attnguide.metrics.classification.average_precision] over all batches."""
+    """[`average_precision`][attnguide.metrics.average_precision] over all batches."""
 
     function = staticmethod(average_precision)
 
 
 class BalancedAccuracy(_Gathered):
-    """[`balanced_accuracy`][attnguide.metrics.classification.balanced_accuracy] over all batches."""
+    """[`balanced_accuracy`][attnguide.metrics.balanced_accuracy] over all batches."""
 
     function = staticmethod(balanced_accuracy)
 

@@ -136,7 +136,7 @@ def deletion(
 
     Returns:
         `(B, steps + 1)` in [0, 1], from the whole image to the baseline; their area is the mean of the
-        trapezoids, [`area`][attnguide.metrics.faithfulness.area].
+        trapezoids.
 
     Raises:
         InputError: If shapes do not fit, a map is not finite, or the model has no such class.
@@ -157,7 +157,7 @@ def insertion(
 ) -> Tensor:
     """Insertion curves: the class's probability while pixels come back, the most important first.
 
-    As [`deletion`][attnguide.metrics.faithfulness.deletion], from the baseline to the whole image; a map that
+    As [`deletion`][attnguide.metrics.deletion], from the baseline to the whole image; a map that
     tells what the model looks at makes it rise fast.
 
     Args:
@@ -195,7 +195,7 @@ class _Held:
 
 
 class Deletion(MeanMetric):
-    """Mean area under the [deletion][attnguide.metrics.faithfulness.deletion] curve; low is faithful.
+    """Mean area under the [deletion][attnguide.metrics.deletion] curve; low is faithful.
 
     Args:
         model: Any classifier.
@@ -216,7 +216,7 @@ class Deletion(MeanMetric):
 
 
 class Insertion(Deletion):
-    """Mean area under the [insertion][attnguide.metrics.faithfulness.insertion] curve; high is faithful.
+    """Mean area under the [insertion][attnguide.metrics.insertion] curve; high is faithful.
 
     Args:
         model: Any classifier.

@@ -145,7 +145,7 @@ def _fitting(maps: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class EnergyInMask(MeanMetric):
-    """Mean of [`energy_in_mask`][attnguide.metrics.localisation.energy_in_mask]."""
+    """Mean of [`energy_in_mask`][attnguide.metrics.energy_in_mask]."""
 
     def score(self, maps: Tensor, masks: Tensor) -> Tensor:
         """Scores of a batch, `(N,)`."""
@@ -153,7 +153,7 @@ class EnergyInMask(MeanMetric):
 
 
 class IoU(MeanMetric):
-    """Mean of [`iou`][attnguide.metrics.localisation.iou].
+    """Mean of [`iou`][attnguide.metrics.iou].
 
     Args:
         threshold: In [0, 1).
@@ -169,7 +169,7 @@ class IoU(MeanMetric):
 
 
 class PointingGame(MeanMetric):
-    """Mean of [`pointing_game`][attnguide.metrics.localisation.pointing_game]."""
+    """Mean of [`pointing_game`][attnguide.metrics.pointing_game]."""
 
     def score(self, maps: Tensor, masks: Tensor) -> Tensor:
         """Scores of a batch, `(N,)`."""
@@ -177,7 +177,7 @@ class PointingGame(MeanMetric):
 
 
 class Cosine(MeanMetric):
-    """Mean of [`cosine`][attnguide.metrics.localisation.cosine]."""
+    """Mean of [`cosine`][attnguide.metrics.cosine]."""
 
     def score(self, maps: Tensor, masks: Tensor) -> Tensor:
         """Scores of a batch, `(N,)`."""
@@ -185,7 +185,7 @@ class Cosine(MeanMetric):
 
 
 class RelevanceRank(MeanMetric):
-    """Mean of [`relevance_rank`][attnguide.metrics.localisation.relevance_rank]."""
+    """Mean of [`relevance_rank`][attnguide.metrics.relevance_rank]."""
 
     def score(self, maps: Tensor, masks: Tensor) -> Tensor:
         """Scores of a batch, `(N,)`."""
