@@ -139,26 +139,25 @@ def built(
     model = backbone(options, len(classes))
     adapted: AdapterSet | None = None
     if settings is not None:
-        terms = []
-        if guided:
-            prior = SegmentationPrior(classes=classes)
-            terms = [ag.Term("multichannel", prior, "iou", options.guidance, targets="all")]
-        adapted = attach(model, faces.first(2), terms=terms, **settings)  # type: ignore[arg-type]
-    train(model, adapted, faces, options.epochs, options.rate, guided=guided)
+        adapted = attach(model, faces.first(2), **settings)  # type: ignore[arg-type]
+    if adapted is not None and guided:
+        prior = SegmentationPrior(classes=classes)
+        term = ag.Term("multichannel", prior, "iou", options.guidance, targets="all")
+        train(model, ag.Guide(model, terms=[term], adapters=adapted), faces, options.epochs, options.rate)
+    else:
+        train(model, adapted, faces, options.epochs, options.rate)
     return model, adapted
 
 
 def train(
     model: nn.Module,
-    adapted: AdapterSet | None,
+    auxiliary: AdapterSet | ag.Guide | None,
     faces: Faces,
     epochs: int,
     rate: float,
-    *,
-    guided: bool = False,
 ) -> None:
-    """Train a network on attributes, and leave it in evaluation mode."""
-    own = [] if adapted is None else list(adapted.parameters())
+    """Train a network on attributes, with a further loss if there is one, and leave it in evaluation mode."""
+    own = [] if auxiliary is None else list(auxiliary.parameters())
     optimizer = torch.optim.AdamW([*model.parameters(), *own], lr=rate)
     batches = [part for _ in range(epochs) for part in torch.randperm(len(faces.images)).split(32)]
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=len(batches))
@@ -167,12 +166,12 @@ def train(
         mirror = (torch.rand(len(index)) < 0.5)[:, None, None, None]
         images, labels = faces.batch(index), faces.labels[index]
         loss = F.binary_cross_entropy_with_logits(model(torch.where(mirror, images.flip(3), images)), labels)
-        if adapted is not None:
+        if auxiliary is not None:
             regions = {}
-            if guided and faces.regions is not None:
+            if isinstance(auxiliary, ag.Guide) and faces.regions is not None:
                 masks = faces.regions[index].float() / 255
                 regions = {"regions": torch.where(mirror, masks.flip(3), masks)}
-            loss = loss + adapted.loss(labels, **regions)
+            loss = loss + auxiliary.loss(labels, **regions)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

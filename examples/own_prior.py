@@ -46,7 +46,7 @@ def main() -> None:
 
     model = small_cnn(1, width=12)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.002)
-    with ag.Guide(model, prior=NearPoints(), targets="all", evidence="decision", weight=1.0) as guide:
+    with ag.Guide(model, terms=[ag.Term(prior=NearPoints(), targets="all", evidence="decision")]) as guide:
         print(guide)
         for epoch in range(options.epochs):
             distances = []

@@ -18,7 +18,7 @@ from attnguide.cli.options import ModelChoice, device_option, model_options, pic
 from attnguide.errors import InputError
 
 if TYPE_CHECKING:
-    from attnguide.models.loading import LoadedModel
+    from attnguide.models import LoadedModel
     from attnguide_gradcam_iou.painting.server import Studio
     from attnguide_gradcam_iou.painting.tuning import LabeledImage
 

@@ -1,7 +1,7 @@
 """One forward pass: its images and logits, the features of chosen layers, and gradients that start there.
 
 A [`Layout`][attnguide.trace.Layout] says where rows, columns and channels of a layer's output are, a
-[`Layer`][attnguide.trace.Layer] names the layer, and a [`Trace`][attnguide.trace.Trace] holds what a pass recorded.
+[`Layer`][attnguide.trace.Layer] names the layer, and a [`Trace`][attnguide.Trace] holds what a pass recorded.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def guide_loss(*, guide: dict[str, Any] | None = None, labels: Any = LABELS, **a
         ({"targets": ["nose"]}, InputError, ["targets", "nose"]),
         ({"targets": [True, False]}, InputError, ["targets", "integers"]),
         ({"targets": [(0, 1, 2)]}, InputError, ["targets", r"\(1, 3\)"]),
-        ({"evidence": "logits"}, InputError, ["evidence='logits'", "mean 'logit'"]),
+        ({"terms": [ag.Term(evidence="logits")]}, InputError, ["evidence='logits'", "mean 'logit'"]),
         ({"terms": []}, InputError, ["terms is empty"]),
         ({"terms": [ag.Term()], "weight": 0.5}, InputError, ["terms", "weight="]),
         ({"terms": [ag.Term()], "targets": torch.tensor([1])}, InputError, ["terms", "targets="]),

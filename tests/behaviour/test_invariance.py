@@ -91,11 +91,11 @@ def test_maps_of_several_classes_weigh_like_samples() -> None:
 def test_warming_up_lets_the_weight_grow_step_by_step() -> None:
     model = cnn().eval()
     images, labels, masks = batch(4)
-    with ag.Guide(model, weight=2.0) as plain, ag.Guide(model, weight=2.0, warmup=4) as warm:
+    with ag.Guide(model, weight=2.0) as plain, ag.Guide(model, terms=[ag.Term(weight=2.0, warmup=4)]) as warm:
         for share in (0.25, 0.5, 0.75, 1.0, 1.0):
             model(images)
             whole, found = (float(guide.loss(labels, mask=masks).detach()) for guide in (plain, warm))
             assert found == pytest.approx(share * whole, rel=1e-5)
     for wrong in (-1, 0.5, True):
         with pytest.raises(ag.AttnGuideError, match="warmup"):
-            ag.Guide(model, warmup=wrong)  # type: ignore[arg-type]
+            ag.Guide(model, terms=[ag.Term(warmup=wrong)])  # type: ignore[arg-type]

@@ -80,7 +80,7 @@ def test_guiding_by_shortcuts_gives_the_same_gradients(
 
     def gradients() -> dict[str, Tensor]:
         model.zero_grad()
-        with ag.Guide(model, targets=targets, max_classes=None) as guide:
+        with ag.Guide(model, terms=[ag.Term(targets=targets, max_classes=None)]) as guide:
             logits = model(images)
             (F.cross_entropy(logits, labels) + guide.loss(labels, mask=masks)).backward()
         return {
@@ -135,41 +135,7 @@ def test_a_model_that_gives_more_than_logits_keeps_all_of_its_graph() -> None:
 
     (layer,) = find_layers(WithTokens().eval(), batch()[0])
     assert layer.name == "body.blocks.1.norm1"
-    assert layer.queries == layer.rowwise == ()
-
-
-def test_constant_weights_are_another_gradient() -> None:
-    model = deep_head().eval()
-    images, labels, masks = batch()
-    (layer,) = find_layers(model, images)
-
-    def gradients(**settings: Any) -> tuple[float, dict[str, Tensor]]:
-        model.zero_grad()
-        with ag.Guide(model, loss="cosine", **settings) as guide:
-            model(images)
-            loss = guide.loss(labels, mask=masks)
-            loss.backward()
-        return float(loss.detach()), {
-            key: weight.grad.clone() for key, weight in model.named_parameters() if weight.grad is not None
-        }
-
-    exact, constant = gradients(), gradients(second_order=False)
-    assert exact[0] == pytest.approx(constant[0], rel=1e-6)  # the same loss
-    assert not torch.allclose(exact[1]["0.weight"], constant[1]["0.weight"], rtol=0.01)
-    assert "6.weight" in exact[1]
-    assert not bool(constant[1].get("6.weight", torch.zeros(1)).any())  # what follows is not moved
-    # By hand: the weights of the channels are numbers.
-    kept: list[Tensor] = []
-    handle = model.get_submodule(layer.name).register_forward_hook(lambda _m, _a, out: kept.append(out))
-    logits = model(images)
-    handle.remove()
-    score = logits[torch.arange(4), labels].sum()
-    (gradient,) = torch.autograd.grad(score, kept[0], retain_graph=True)
-    maps = (gradient.mean(dim=(2, 3), keepdim=True) * kept[0]).sum(dim=1)
-    prior = ag.functional.resize(masks, tuple(maps.shape[-2:]))
-    loss = ag.functional.cosine_loss(ag.functional.rectify(maps), prior).mean()
-    (expected,) = torch.autograd.grad(loss, model[0].weight)
-    torch.testing.assert_close(constant[1]["0.weight"], expected, rtol=1e-4, atol=1e-7)
+    assert layer.shortcuts.queries == layer.shortcuts.rowwise == ()
 
 
 @pytest.mark.parametrize("inplace", [False, True])
@@ -249,7 +215,7 @@ def test_drawing_is_the_default_only_where_classes_cost() -> None:
     labels = torch.ones(4, 12)
 
     def pairs_of(model: nn.Module, **settings: Any) -> int:
-        with ag.Guide(model, targets="all", **settings) as guide:
+        with ag.Guide(model, terms=[ag.Term(targets="all", **settings)]) as guide:
             model(images)
             guide.loss(labels, mask=masks)
             return len(guide.records()[0].pairs)
@@ -261,7 +227,7 @@ def test_drawing_is_the_default_only_where_classes_cost() -> None:
     assert pairs_of(tiny_vit(classes=12), source="layer_attention") == 48
     for wrong in (0, -1, "some", 1.5):
         with pytest.raises(InputError, match="max_classes="):
-            ag.Guide(cnn(), max_classes=wrong)
+            ag.Guide(cnn(), terms=[ag.Term(max_classes=wrong)])
 
 
 # -------------------------------------------------------------- without waiting
@@ -293,7 +259,7 @@ def test_a_step_on_an_accelerator_waits_for_nothing(name: str, case: str) -> Non
     labels = labels if case == "classes" else (torch.rand(4, classes) > 0.5).float()
     far = build().to("meta")
     targets = "labels" if case in ("classes", "attributes") else "all"
-    with ag.Guide(far, targets=targets, max_classes=2 if case == "drawn" else "auto") as guide:
+    with ag.Guide(far, terms=[ag.Term(targets=targets, max_classes=2 if case == "drawn" else "auto")]) as guide:
         guide._steps = 1  # the first step checks values
         with NoWaiting():
             loss = F.mse_loss(far(images.to("meta")), torch.zeros(4, classes, device="meta"))

@@ -94,12 +94,6 @@ def test_an_unknown_score_is_refused() -> None:
         Gradient(score="logits")  # type: ignore[arg-type]
 
 
-def test_constant_gradients_leave_nothing_to_guide() -> None:
-    for source in ("input_gradient", "input_x_gradient", "captum:Saliency"):
-        with pytest.raises(InputError, match="second_order=False"):
-            ag.Guide(cnn(), source=source, second_order=False)
-
-
 def test_one_logit_has_no_softmax() -> None:
     model, (images, _, masks) = cnn(classes=1), batch()
     with ag.Guide.from_recipe(model, "rrr") as guide:

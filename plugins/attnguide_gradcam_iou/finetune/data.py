@@ -28,7 +28,7 @@ class WithMasks(Dataset[tuple[Any, Any, Tensor]]):
 
     Args:
         data: Gives `(image, attributes)`.
-        folder: Masks, as for [`MaskFolder`][attnguide.masks.folders.MaskFolder].
+        folder: Masks, as for [`MaskFolder`][attnguide.masks.MaskFolder].
         size: Size of the masks, best that of the images.
         classes: Names of the attributes, for masks of single classes; None for masks of whole images.
         names: File name of each image; by default the data set's `filename`, which CelebA has.

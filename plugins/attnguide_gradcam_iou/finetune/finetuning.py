@@ -81,7 +81,7 @@ def finetune(
 
     Data are batches, or single samples of a data set, of `(image, attributes)` or `(image, attributes,
     mask)`: images as the model expects them, attributes multi-hot with NaN or −100 for an unknown label, and
-    masks as [`MaskPrior`][attnguide.priors.mask.MaskPrior] takes them. Samples of `ProceduralFaces` are fine
+    masks as [`MaskPrior`][attnguide.priors.MaskPrior] takes them. Samples of `ProceduralFaces` are fine
     as they are. Where each image has one class, its index (a whole number, −100 if unknown) stands for the
     attributes, and the loss is the softmax's cross entropy.
 
@@ -93,7 +93,7 @@ def finetune(
             [attnguide.models.with_head] makes one.
         train: Data set or loader. A data set is shuffled; give a loader for worker processes.
         template: Regions that hold for every image: `(K, H, W)` or `(H, W)` in [0, 1], NaN for a class that
-            has none, or a path for [`load_template`][attnguide.masks.folders.load_template]. If None, the
+            has none, or a path for [`load_template`][attnguide.masks.load_template]. If None, the
             data give masks.
         validation: Data set or loader that is measured after each epoch.
         classes: Names of the attributes, to read a template; by default the data set's `classes`.
@@ -184,7 +184,7 @@ def prepare(
     """Load a model by name and give it an output for each attribute.
 
     Args:
-        name: Name of the model, as for [`models.load`][attnguide.models.loading.load]: `"resnet50"`,
+        name: Name of the model, as for [`models.load`][attnguide.models.load]: `"resnet50"`,
             `"torchvision/alexnet"`.
         classes: Names of the attributes.
         pretrained: Whether to begin with the published weights; the head is new.

@@ -23,7 +23,7 @@ from attnguide.data.images import read_image
 from attnguide.errors import AttnGuideError, DataError, InputError
 from attnguide.evaluation.evaluate import as_seen, mask_reader
 from attnguide.masks.class_names import ClassNames
-from attnguide.models.loading import LoadedModel
+from attnguide.models import LoadedModel
 from attnguide_gradcam_iou.finetune import Epoch, finetune
 
 __all__ = ["FineTuning", "LabeledImage", "Progress", "read_attributes"]

@@ -14,7 +14,7 @@ from torch import Tensor
 from attnguide import functional
 from attnguide.errors import DataError
 from attnguide.explanation import explain
-from attnguide.models.loading import LoadedModel
+from attnguide.models import LoadedModel
 from attnguide_gradcam_iou.painting.sheets import Sheets, spaced
 
 __all__ = ["SeenMap", "Watcher", "seen_box"]

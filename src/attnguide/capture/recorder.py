@@ -81,7 +81,7 @@ class Plan:
 
     Attributes:
         layers: Names of layers, to be differentiated with respect to: `"input"` for the images, or see
-            [`Tap`][attnguide.capture.calls.Tap].
+            `Tap`.
         watched: Names of other tensors after them, recorded as they are.
         attention: Names of modules whose attention probabilities are recorded.
         class_token: Names of modules of which only the first tokens matter; for each the number of tokens, and
@@ -112,9 +112,9 @@ class Recording(Shard):
 class Recorder:
     """Records the images, the logits and the outputs of chosen layers of each forward pass.
 
-    Three riders do more during a pass: [`SecondOrder`][attnguide.capture.second_order.SecondOrder],
-    [`AttentionReader`][attnguide.capture.attention_reader.AttentionReader] and
-    [`ClassToken`][attnguide.capture.class_token.ClassToken]; each exists only where it is needed.
+    Three riders do more during a pass: `SecondOrder`,
+    `AttentionReader` and
+    `ClassToken`; each exists only where it is needed.
 
     Args:
         model: The model, wrapped for parallel training or not.

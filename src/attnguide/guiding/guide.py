@@ -211,8 +211,8 @@ class Guide:
 
         Args:
             images: `(B, C, H, W)`.
-            labels: As for [`loss`][attnguide.guiding.guide.Guide.loss].
-            **annotations: As for [`loss`][attnguide.guiding.guide.Guide.loss].
+            labels: As for [`loss`][attnguide.Guide.loss].
+            **annotations: As for [`loss`][attnguide.Guide.loss].
 
         Returns:
             A report; print it for a table.
@@ -242,7 +242,7 @@ class Guide:
 
         Args:
             images: `(B, C, H, W)`, none of which was trained on.
-            labels: As for [`loss`][attnguide.guiding.guide.Guide.loss].
+            labels: As for [`loss`][attnguide.Guide.loss].
             term: Which of the terms.
             before: The report of the model before guidance, or of its unguided twin, on the same images.
             tolerance: Share of the answers, less chance, that may change with what is outside the prior.

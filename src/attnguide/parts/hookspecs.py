@@ -27,7 +27,9 @@ hookspec = pluggy.HookspecMarker(PROJECT)
 #: Marks a function as an implementation of a hook.
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
+#: Kinds of parts.
 Kind = Literal["source", "prior", "loss", "adapter", "regions", "recipe", "command"]
+#: Kinds of parts, in the order of listings.
 KINDS: tuple[Kind, ...] = ("source", "prior", "loss", "adapter", "regions", "recipe", "command")
 
 
@@ -37,7 +39,8 @@ class Part:
 
     Attributes:
         kind: `"source"`, `"prior"`, `"loss"`, `"adapter"`, `"regions"`: a class, or a function that returns an
-            instance (of [`RegionSource`][attnguide.interfaces.RegionSource] for `"regions"`); `"recipe"`: a TOML file in a package; `"command"`: a click command that joins the command line.
+            instance (of [`RegionSource`][attnguide.interfaces.RegionSource] for `"regions"`); `"recipe"`: a TOML
+            file in a package; `"command"`: a click command that joins the command line.
         name: The name that users write.
         path: `"package.module:attribute"`, or for a recipe `"package:folder/file.toml"`.
         summary: One line for listings.
@@ -54,6 +57,6 @@ def attnguide_parts() -> Iterable[Part | tuple[Any, ...]]:
     """Declare the parts that a plugin provides.
 
     Returns:
-        [`Part`][attnguide.parts.hookspecs.Part]s, or tuples `(kind, name, path)` or `(kind, name, path, summary)`.
+        [`Part`][attnguide.Part]s, or tuples `(kind, name, path)` or `(kind, name, path, summary)`.
     """
     raise NotImplementedError  # a specification; pluggy never calls it
