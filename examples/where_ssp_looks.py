@@ -2,9 +2,9 @@
 
 SSP predicts from each region separately, and learns how to weight the predictions (see the recipe of
 segmentation). The weights show a place on two conditions: a position of the layer must not see the whole
-face, and regions must start on equal terms. So a layer is used here whose positions see 24 of the 96 pixels, with
-`normalize=True`. It learns from drawn faces with attributes that are rare, and prints how much each region
-counts for each attribute, on average over other faces that have it; and it writes `result.json` and
+face, and regions must start on equal terms. So a layer is used here whose positions see 24 of the 96 pixels,
+with `normalize=True`. It learns from drawn faces with attributes that are rare, and prints how much each
+region counts for each attribute, on average over other faces that have it; and it writes `result.json` and
 `weights.png`.
 """
 

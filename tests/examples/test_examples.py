@@ -132,7 +132,7 @@ def test_fer_on_a_folder(run: Callable[..., str], tmp_path: Path) -> None:
     assert len(re.findall(r"run \d, auto", printed)) == 2
 
 
-def test_fer_tells_what_is_wrong(tmp_path: Path) -> None:
+def test_fer_reports_wrong_arguments(tmp_path: Path) -> None:
     def said(*options: object) -> str:
         done = subprocess.run(
             [sys.executable, str(EXAMPLES / "fer.py"), *map(str, options), "--out", str(tmp_path / "out")],
@@ -144,7 +144,7 @@ def test_fer_tells_what_is_wrong(tmp_path: Path) -> None:
         assert "Traceback" not in done.stderr
         return done.stderr
 
-    assert "nowhere is no folder" in said("--data", tmp_path / "nowhere")
+    assert "nowhere is not a folder" in said("--data", tmp_path / "nowhere")
     assert "0 tables *.npz; expected one" in said("--data", tmp_path)
     np.savez(tmp_path / "a.npz", files=np.array(["1.png"]), landmarks68=np.zeros((1, 68, 2)))
     assert "a.npz has no labels, classes; it has files, landmarks68" in said("--data", tmp_path)
