@@ -62,7 +62,9 @@ def network(classes: int, width: int = 12) -> nn.Module:
     return nn.Sequential(first, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * width, classes))
 
 
-def train(model: nn.Module, adapted: RegionAdapters, faces: tuple[Tensor, Tensor, Tensor], epochs: int) -> None:
+def train(
+    model: nn.Module, adapted: RegionAdapters, faces: tuple[Tensor, Tensor, Tensor], epochs: int
+) -> None:
     """Train the model and its SSP on the attributes alone."""
     images, labels, masks = faces
     optimizer = torch.optim.AdamW([*model.parameters(), *adapted.parameters()], lr=5e-3)
@@ -79,7 +81,9 @@ def train(model: nn.Module, adapted: RegionAdapters, faces: tuple[Tensor, Tensor
         schedule.step()
 
 
-def look(model: nn.Module, adapted: RegionAdapters, faces: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def look(
+    model: nn.Module, adapted: RegionAdapters, faces: tuple[Tensor, Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
     """Average precision `(K,)`, and how much regions count on faces that have the attribute, `(7, K)`."""
     images, labels, masks = faces
     model.eval()

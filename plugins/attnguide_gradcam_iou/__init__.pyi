@@ -1,2 +1,2 @@
 from . import finetune as finetune
-from .finetune import Epoch as Epoch, WithMasks as WithMasks, prepare as prepare, with_head as with_head
+from .finetune import Epoch as Epoch, WithMasks as WithMasks, prepare as prepare

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from attnguide.adapters import AdapterSet, feature_sizes
 from attnguide.capture.calls import Tap
-from attnguide.capture.model_state import evaluating
-from attnguide.capture.recorder import aside, unwrap
+from attnguide.capture.model_state import evaluating, unwrap
+from attnguide.capture.recorder import aside
 from attnguide.errors import InputError, LayerError
 from attnguide.layers import find_layers
 from attnguide_multichannel.adapted import multichannel_of

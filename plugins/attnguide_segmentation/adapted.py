@@ -32,7 +32,8 @@ Regions = RegionFinder | Callable[[Tensor], Tensor] | None
 class RegionAdapters(AdapterSet):
     """Adapters on a model, with the finder of the regions that they use.
 
-    Made by [`attach`][attnguide_segmentation.attach] and [`load_adapters`][attnguide_segmentation.load_adapters].
+    Made by [`attach`][attnguide_segmentation.attach] and
+    [`load_adapters`][attnguide_segmentation.load_adapters].
 
     Attributes:
         finder: Source of the region masks; `finder.give(masks)` before a forward pass sets your own masks.

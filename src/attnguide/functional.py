@@ -86,8 +86,8 @@ _reading = _Reading()
 def may_read(tensor: Tensor) -> bool:
     """Whether a value of a tensor may be read now: always on the CPU, elsewhere if a caller allows it.
 
-    Reading a value on an accelerator makes the host wait. Checks of values are worth a wait once, at the first
-    step of a training, and never again. While a model is exported or compiled there are no values.
+    Reading a value on an accelerator makes the host wait. Checks of values are worth a wait once, at the
+    first step of a training, and never again. While a model is exported or compiled there are no values.
     """
     if torch.compiler.is_compiling() or torch.compiler.is_exporting():
         return False
@@ -96,7 +96,7 @@ def may_read(tensor: Tensor) -> bool:
 
 @contextmanager
 def reading() -> Iterator[None]:
-    """Allow values to be read in this thread, on any device; see [`may_read`][attnguide.functional.may_read]."""
+    """Allow values on any device to be read in this thread; see `may_read`."""
     _reading.depth += 1
     try:
         yield
@@ -463,8 +463,8 @@ def kl_loss(attribution: Tensor, prior: Tensor) -> Tensor:
 def correlation_loss(attribution: Tensor, prior: Tensor) -> Tensor:
     """One minus the cosine of both maps after their means are taken off: one minus their correlation.
 
-    Unlike [`cosine`][attnguide.functional.cosine_loss] it takes no notice of a constant in either map. A flat map
-    has correlation 0.
+    Unlike [`cosine`][attnguide.functional.cosine_loss] it takes no notice of a constant in either map. A flat
+    map has correlation 0.
 
     Args:
         attribution: Maps `(N, h, w)`, any scale.

@@ -94,7 +94,7 @@ class Layout:
     def resized(
         self, image_size: tuple[int, int], shape: tuple[int, ...], new_size: tuple[int, int]
     ) -> Layout | None:
-        """Return the arrangement of the same layer for images of another size; None if it cannot be determined.
+        """Return the layout of the same layer for images of another size; None if it cannot be determined.
 
         Args:
             image_size: `(H, W)` of the images that this layout is for.
@@ -179,7 +179,7 @@ class Layer:
 
     @property
     def class_token(self) -> dict[str, tuple[int, bool]]:
-        """Modules of which only the first tokens matter: the number of tokens, and whether it is attention."""
+        """Modules of which only the first tokens matter: their number, and whether it is attention."""
         prefix, shortcuts = self.layout.prefix, self.shortcuts
         return {
             name: (prefix, name in shortcuts.queries) for name in (*shortcuts.rowwise, *shortcuts.queries)
@@ -595,8 +595,8 @@ def _feature(shards: Sequence[Shard], layer: Layer) -> Feature:
     if not layer.layout.fits(tuple(parts[0].shape)):
         raise LayerError(
             f"layer {layer.name!r} gave a tensor of shape {tuple(parts[0].shape)}, although it is arranged "
-            f"as {layer.layout} in evaluation mode: the model processes images differently in training (it may "
-            "drop patches), or it was changed since. Switch that off, or name another layer; after a change "
+            f"as {layer.layout} in evaluation mode: the model processes images differently in training (it "
+            "may drop patches), or it was changed since. Switch that off, or name another layer; after a change "
             "of a model in place call attnguide.layers.forget()."
         )
     shortcuts, pooled, head = layer.shortcuts, None, None

@@ -259,7 +259,9 @@ def test_a_step_on_an_accelerator_waits_for_nothing(name: str, case: str) -> Non
     labels = labels if case == "classes" else (torch.rand(4, classes) > 0.5).float()
     far = build().to("meta")
     targets = "labels" if case in ("classes", "attributes") else "all"
-    with ag.Guide(far, terms=[ag.Term(targets=targets, max_classes=2 if case == "drawn" else "auto")]) as guide:
+    with ag.Guide(
+        far, terms=[ag.Term(targets=targets, max_classes=2 if case == "drawn" else "auto")]
+    ) as guide:
         guide._steps = 1  # the first step checks values
         with NoWaiting():
             loss = F.mse_loss(far(images.to("meta")), torch.zeros(4, classes, device="meta"))

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
+from attnguide import Recipe
 from attnguide.errors import InputError
 from attnguide.masks.folders import Template, load_template
-from attnguide.parts.recipe import Recipe
 from attnguide.priors.mask import MaskPrior
 
 __all__ = ["guide_arguments", "positive_number", "whole_number"]

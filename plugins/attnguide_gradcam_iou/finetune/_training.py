@@ -14,11 +14,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from attnguide import functional
+from attnguide import Guide, functional
 from attnguide.capture.calls import find_logits
 from attnguide.capture.model_state import evaluating
 from attnguide.errors import GuidanceError, InputError
-from attnguide import Guide
 from attnguide.pairs import IGNORE_INDEX
 from attnguide.priors.mask import MaskPrior
 from attnguide_gradcam_iou.finetune.data import Batch, batches

@@ -14,16 +14,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
-from attnguide import models
+from attnguide import Guide, load_recipe, models
 from attnguide.capture.model_state import evaluating
 from attnguide.errors import InputError
-from attnguide import Guide
 from attnguide.masks.folders import Template
-from attnguide.parts.recipe import load_recipe
+from attnguide.models import with_head
 from attnguide_gradcam_iou.finetune._settings import guide_arguments, positive_number, whole_number
 from attnguide_gradcam_iou.finetune._training import Trainer, seeded
 from attnguide_gradcam_iou.finetune.data import as_loader, has_class_indices
-from attnguide.models import with_head
 
 __all__ = ["Epoch", "finetune", "prepare"]
 

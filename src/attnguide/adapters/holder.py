@@ -182,7 +182,7 @@ class AdapterSet:
 
     @property
     def plain_layers(self) -> list[Layer]:
-        """The layers, each once, without shortcuts: an adapter may use the whole feature, not only its mean."""
+        """The layers, each once, without shortcuts: an adapter may use the whole feature."""
         return list({layer.name: layer.plain() for layer in self.layers}.values())
 
     def predict(self, recording: Recording, output: Any) -> Any:

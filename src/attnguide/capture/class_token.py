@@ -2,8 +2,8 @@
 
 After the last attention of a transformer with a class token, each token is transformed separately, and only
 the class token affects the logits. In that attention only the query of the class token matters, though it
-attends to all patches. The queries of the patches have a gradient of zero; computing and differentiating zeros
-is most of the cost of that block.
+attends to all patches. The queries of the patches have a gradient of zero; computing and differentiating
+zeros is most of the cost of that block.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ class ClassToken:
         checkpointing runs them again in a backward pass.
 
         Args:
-            modules: Names of modules; for each the number of tokens, from the first, that the logits do depend
-                on, and whether it is attention.
+            modules: Names of modules; for each the number of tokens, from the first, that the logits do
+                depend on, and whether it is attention.
         """
         self.modules = frozenset(modules)
         for name, (prefix, attends) in modules.items():

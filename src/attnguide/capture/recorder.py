@@ -84,8 +84,8 @@ class Plan:
             `Tap`.
         watched: Names of other tensors after them, recorded as they are.
         attention: Names of modules whose attention probabilities are recorded.
-        class_token: Names of modules of which only the first tokens matter; for each the number of tokens, and
-            whether it is attention.
+        class_token: Names of modules of which only the first tokens matter; for each the number of tokens,
+            and whether it is attention.
     """
 
     layers: Sequence[str]
@@ -118,7 +118,8 @@ class Recorder:
 
     Args:
         model: The model, wrapped for parallel training or not.
-        plan: Returns what to record, given how the model is called. It is called as a forward begins, and again
+        plan: Returns what to record, given how the model is called. It is called as a forward begins, and
+            again
             only when the model, the size of the images or the adapters have changed. Without it, what was
             given to `record` is recorded.
         cut: Start a graph at the first layer that is reached; for forwards that run under `no_grad`. Else the

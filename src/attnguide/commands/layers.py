@@ -170,7 +170,8 @@ def _line(row: _Row) -> Any:
         layout.kind
         + (f" + {layout.prefix}" if layout.prefix else "")
         + (", reordered" if layout.order is not None else ""),
-        candidate.layer.how + ("" if math.isnan(candidate.layer.agreement) else f" {candidate.layer.agreement:.2f}"),
+        candidate.layer.how
+        + ("" if math.isnan(candidate.layer.agreement) else f" {candidate.layer.agreement:.2f}"),
         f"gradient {candidate.layer.spread:.0%}",
     ]
     parts += [f"{row.count} alike"] if row.count > 1 else []

@@ -58,7 +58,8 @@ class Guide:
         targets: Which (sample, class) pairs.
         terms: One or several terms, instead of the arguments from `source` to `targets`; a
             [`Term`][attnguide.Term] has further settings.
-        adapters: Adapters that are trained beside the model, or an [`AdapterSet`][attnguide.adapters.AdapterSet]
+        adapters: Adapters that are trained beside the model, or an
+            [`AdapterSet`][attnguide.adapters.AdapterSet]
             on it, which the guide takes over; see `guide.parameters()`.
 
     Raises:

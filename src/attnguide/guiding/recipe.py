@@ -40,8 +40,8 @@ class Recipe:
 def load_recipe(name_or_path: str | Path) -> Recipe:
     """Load a recipe by its registered name, or from a TOML file.
 
-    A file has a table `[guide]` with fields of [`Term`][attnguide.Term], and may have a table `[train]` and a string
-    `about`. A part is a name, or a table with a name and options:
+    A file has a table `[guide]` with fields of [`Term`][attnguide.Term], and may have a table `[train]` and a
+    string `about`. A part is a name, or a table with a name and options:
 
     ```toml
     [guide]

@@ -22,7 +22,8 @@ from attnguide.trace import Layer, Trace
 
 __all__ = ["BoundTerm", "Term", "TermRecord"]
 
-#: Number of pairs that `max_classes="auto"` draws where each class costs a pass through what follows the layer.
+#: Number of pairs that `max_classes="auto"` draws where each class costs a pass through what follows the
+#: layer.
 _DRAWN = 4
 
 
@@ -30,8 +31,8 @@ _DRAWN = 4
 class Term:
     """One guidance term: its source, prior and loss, where and for which pairs, and its weight.
 
-    A setting of a term is a field of this class and nothing else: `Guide`, recipes and their documentation read
-    the fields.
+    A setting of a term is a field of this class and nothing else: `Guide`, recipes and their documentation
+    read the fields.
 
     Attributes:
         source: An attribution source, by name or as an object.
@@ -43,15 +44,15 @@ class Term:
             several layers their losses are averaged.
         targets: Which (sample, class) pairs; see [`pairs.resolve`][attnguide.pairs.resolve].
         evidence: `"logit"`, or `"decision"`: negated for a binary attribute that is predicted negative.
-        combine: `"mean"`, `"max"` or `"product"`: combine the maps of several layers into one, and compare that
-            with the prior. None compares each layer's map.
+        combine: `"mean"`, `"max"` or `"product"`: combine the maps of several layers into one, and compare
+            that with the prior. None compares each layer's map.
         max_classes: Largest number of pairs of each sample that are compared in a step, drawn at random; the
             expected loss stays the same. None for all of them. `"auto"`: all, where the layer is followed by
             pooling or a sample has at most 4; else 4, since each costs a pass through the layers that follow.
-        warmup: Number of steps in which λ grows from nothing to `weight`, since the features of a fresh network
-            mean nothing yet. 0: λ is `weight` from the first step.
-        measure: Measure the layout of the layers' outputs, once for a model and a size of images; otherwise it
-            is assumed from shapes and metadata.
+        warmup: Number of steps in which λ grows from nothing to `weight`, since the features of a fresh
+            network mean nothing yet. 0: λ is `weight` from the first step.
+        measure: Measure the layout of the layers' outputs, once for a model and a size of images; otherwise
+            it is assumed from shapes and metadata.
     """
 
     source: str | AttributionSource = "grad_cam"
@@ -181,7 +182,7 @@ class BoundTerm:
     def prior_at(
         self, trace: Trace, pairs: Pairs, size: tuple[int, int], annotations: Mapping[str, Any]
     ) -> tuple[Tensor, Tensor]:
-        """Compute the prior's maps `(N, h, w)` and weights `(N,)`, and check them: any plugin may give them."""
+        """Compute the prior's maps `(N, h, w)` and weights `(N,)`, and check them."""
         prior = self.prior
         wanted = {name: value for name, value in annotations.items() if name in prior.annotations}
         given = prior(trace, pairs, size, **wanted)

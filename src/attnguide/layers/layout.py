@@ -1,4 +1,4 @@
-"""Determines how a layer's output is arranged in space: rules from shapes, and a fit to measured positions."""
+"""Determines the layout of a layer's output: rules from shapes, and a fit to measured positions."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class Cosine(AlignmentLoss):
 
 
 class Energy(AlignmentLoss):
-    """Share of the attribution outside the prior; see [`functional.energy_loss`][attnguide.functional.energy_loss]."""
+    """Share of the attribution outside the prior; see [`energy_loss`][attnguide.functional.energy_loss]."""
 
     def __call__(self, attribution: Tensor, prior: Tensor) -> Tensor:
         """Compare maps `(N, h, w)`; losses `(N,)`."""
@@ -43,7 +43,7 @@ class Dice(AlignmentLoss):
 
 
 class KL(AlignmentLoss):
-    """Divergence of where the model looks from the prior; see [`functional.kl_loss`][attnguide.functional.kl_loss]."""
+    """Divergence of the attribution from the prior; see [`kl_loss`][attnguide.functional.kl_loss]."""
 
     def __call__(self, attribution: Tensor, prior: Tensor) -> Tensor:
         """Compare maps `(N, h, w)`; losses `(N,)`."""

@@ -1,4 +1,4 @@
-"""Losses that compare position by position; see [`functional.pointwise_loss`][attnguide.functional.pointwise_loss]."""
+"""Losses by position; see [`pointwise_loss`][attnguide.functional.pointwise_loss]."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ Size = int | tuple[int, int]
 
 
 def class_key(name: str) -> str:
-    """Return what spellings of one class name share: case does not matter, nor whether there is `_` or a space."""
+    """Return a key that all spellings of a class name share, with any case, and with `_` or spaces."""
     # Some file systems store é as e and an accent: NFKC makes one letter of them again.
     return " ".join(re.split(r"[\s_]+", unicodedata.normalize("NFKC", name).casefold().strip()))
 

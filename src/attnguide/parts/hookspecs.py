@@ -38,9 +38,10 @@ class Part:
     """One named thing that a plugin provides.
 
     Attributes:
-        kind: `"source"`, `"prior"`, `"loss"`, `"adapter"`, `"regions"`: a class, or a function that returns an
-            instance (of [`RegionSource`][attnguide.interfaces.RegionSource] for `"regions"`); `"recipe"`: a TOML
-            file in a package; `"command"`: a click command that joins the command line.
+        kind: `"source"`, `"prior"`, `"loss"`, `"adapter"`, `"regions"`: a class, or a function that returns
+            an
+            instance (of [`RegionSource`][attnguide.interfaces.RegionSource] for `"regions"`); `"recipe"`: a
+            TOML file in a package; `"command"`: a click command that joins the command line.
         name: The name that users write.
         path: `"package.module:attribute"`, or for a recipe `"package:folder/file.toml"`.
         summary: One line for listings.
