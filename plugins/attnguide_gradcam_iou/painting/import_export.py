@@ -37,7 +37,7 @@ class Imported(NamedTuple):
 def as_labelme(sheets: Sheets, store: MaskStore, number: int) -> dict[str, Any]:
     """Export one sheet's masks to LabelMe: polygons that hold exactly the pixels of the masks."""
     width, height = sheets.picture(number).size
-    common = {"group_id": None, "description": "", "shape_type": "polygon", "flags": {}}
+    common: dict[str, Any] = {"group_id": None, "description": "", "shape_type": "polygon", "flags": {}}
     shapes: list[dict[str, Any]] = [
         {"label": name, "points": points, **common}
         for name, mask in _masks(sheets, store, number)

@@ -134,7 +134,7 @@ def test_tables(tmp_path: Path, kind: str) -> None:
 def test_names_that_are_not_unique() -> None:
     table = LandmarkTable(("a/1.jpg", "b/1.jpg"), torch.rand(2, 68, 2))
     assert torch.equal(table.of("b/1.jpg"), table.points[1])  # type: ignore[arg-type]
-    with pytest.raises(DataError, match=r"several entries .* may be '1\.jpg'"):
+    with pytest.raises(DataError, match=r"several entries .* match '1\.jpg'"):
         table.of("c/1.jpg")
 
 
@@ -153,16 +153,16 @@ def test_files_of_300w(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "match"),
     [
-        ("table.csv", "a.jpg,1,2,3,4\n", "2 landmarks belong to no scheme"),
+        ("table.csv", "a.jpg,1,2,3,4\n", "2 landmarks belong to none of the known schemes"),
         ("table.csv", "x0,y0,x1\n1,2,3\n", "has no column y1"),
         ("table.csv", "a.jpg,1,2\nb.jpg,1,oops\n", "line 2: .*oops"),
         ("table.json", "[]", "must be an object"),
-        ("table.json", '{"a": [[1, 2], [3]]}', r"'a': \[\[1, 2\], \[3\]\] are no landmarks"),
+        ("table.json", '{"a": [[1, 2], [3]]}', r"'a': \[\[1, 2\], \[3\]\] are not landmarks"),
         ("table.json", '{"a": [[1, 2]], "b": [[1, 2], [3, 4]]}', r"'b' has landmarks \(2, 2\), others"),
         ("table.json", '{"a": null}', "has no landmarks"),
         ("table.npz", "no archive", "cannot be read as .npz"),
         ("table.npy", "no array", "cannot be read as .npy"),
-        ("table.txt", "1 2 3", "is no table of landmarks that is known"),
+        ("table.txt", "1 2 3", "is not a known table of landmarks"),
         ("table.pts", "1 2 3", "n_points and"),
     ],
 )
@@ -216,7 +216,7 @@ def test_folders_tell_equal_names_apart() -> None:
         found = table.of(name)
         assert found is not None
         assert float(found[0, 0]) == index
-    with pytest.raises(DataError, match=r"several entries .* may be 'a\.png'"):
+    with pytest.raises(DataError, match=r"several entries .* match 'a\.png'"):
         table.of("a.png")
     assert table.of("c.png") is None
 
