@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 
 from attnguide.cli.main import main
 from attnguide.errors import DataError, InputError, UnknownNameError
-from attnguide_action_units import extract as extracting
+from attnguide_action_units import extraction
 from attnguide_action_units.datasets import RAFDB, AffectNet, FaceTable
 from attnguide_action_units.landmarks import FROM_MESH, FaceLandmarks
 from attnguide_action_units.tables import LandmarkTable, read_landmarks
@@ -152,7 +152,7 @@ def test_without_mediapipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert "pip install 'attnguide[landmarks]'" in result.output
     assert not out.exists()
     monkeypatch.setitem(sys.modules, "mediapipe", types.SimpleNamespace(__version__="0.10.30"))
-    with pytest.raises(InputError, match=r"mediapipe 0\.10\.30 brings no model.*face_landmarker\.task"):
-        extracting.face_mesh()
+    with pytest.raises(InputError, match=r"mediapipe 0\.10\.30 contains no model.*face_landmarker\.task"):
+        extraction.face_mesh()
     with pytest.raises(InputError, match=r"none\.task does not exist"):
-        extracting.face_mesh(tmp_path / "none.task")
+        extraction.face_mesh(tmp_path / "none.task")

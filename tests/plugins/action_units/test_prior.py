@@ -107,7 +107,7 @@ def test_a_flip_of_image_and_landmarks_flips_the_map() -> None:
 @pytest.mark.parametrize(
     ("landmarks", "match"),
     [
-        (POINTS[:, :67], "67 landmarks belong to no scheme"),
+        (POINTS[:, :67], "67 landmarks belong to none of the known schemes"),
         (POINTS[:5], "landmarks have 5 entries, the batch has 12 samples"),
         (POINTS[:, :, 0], "landmarks"),
         ("points.npz", "must be a tensor, an array or a list, got str"),
@@ -116,7 +116,7 @@ def test_a_flip_of_image_and_landmarks_flips_the_map() -> None:
         (POINTS.index_fill(1, torch.tensor([7]), torch.nan), r"landmark 7 of sample 0 is \[nan, nan\]"),
         (POINTS.index_fill(1, torch.tensor([7]), torch.inf), r"landmark 7 of sample 0 is \[inf, inf\]"),
         (POINTS * 0 + 5, "less than two pixels wide"),
-        (POINTS / 64, "less than two pixels wide.*no shares of the image"),
+        (POINTS / 64, "less than two pixels wide.*not shares of the image"),
     ],
 )
 def test_bad_landmarks(landmarks: Any, match: str) -> None:

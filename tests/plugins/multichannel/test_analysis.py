@@ -99,7 +99,7 @@ def test_models_are_analysed_as_they_evaluate() -> None:
         torch.testing.assert_close(found.importance, again.importance)
         with pytest.raises(InputError, match="2 names were given for 3"):
             analyze(adapted, [images], "ab")
-        with pytest.raises(InputError, match="no image came"):
+        with pytest.raises(InputError, match="there are no images to analyze"):
             analyze(adapted, [], "abc")
         with pytest.raises(InputError, match="images of one size"):
             analyze(adapted, [images, torch.rand(1, 3, 48, 48)], "abc")

@@ -521,7 +521,7 @@ def test_average_of_two_models() -> None:
     [
         ((), {}, "nothing to attach: name one of ssp"),
         (("sspp",), {}, "Did you mean 'ssp'"),
-        (("ssp", "pyramid"), {}, "ssp, pyramid all answer in place"),
+        (("ssp", "pyramid"), {}, "ssp, pyramid all replace the model's logits"),
         (("ssg",), {"gate": "layer9"}, "layer9"),
         (("boxes", "ssg"), {}, "boxes are 16 regions"),
         (("ssg",), {"start": "zero"}, "start='zero' must be"),

@@ -1,18 +1,15 @@
-"""Regions: merging labels, masks, and resizing."""
+"""Regions: labels of data sets merge into them, and their masks are resized and scaled."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from attnguide.data.procedural.faces import HELEN_LABELS, ProceduralFaces
+from attnguide.data.procedural.faces import HELEN_LABELS
 from attnguide.errors import AttnGuideError
-from attnguide_segmentation.attributes import CELEBA, attribute_table, load_attributes
-from attnguide_segmentation.boxes import landmark_boxes
 from attnguide_segmentation.regions import REGIONS, SCHEMES, as_masks, merged, normalized, resized
 
 MOUTH, HAIR = REGIONS.index("mouth"), REGIONS.index("hair")
@@ -88,72 +85,3 @@ def test_masks_are_scaled_to_a_sum_of_one_or_stay_empty() -> None:
     masks = as_masks(torch.tensor([[[1, 1], [1, 5]]]))
     sums = normalized(masks).sum(dim=(2, 3))
     assert sums.tolist() == [[0, 1, 0, 0, 0, 1, 0]]
-
-
-# ------------------------------------------------------------------- attributes
-
-
-def test_every_attribute_of_celeba_has_an_entry() -> None:
-    table = attribute_table(CELEBA)
-    assert table.shape == (40, 7)
-    rows = dict(zip(CELEBA, table.tolist(), strict=True))
-    assert rows["Wearing_Lipstick"] == [0, 0, 0, 0, 0, 1, 0]
-    assert rows["Black_Hair"] == [0, 1, 0, 0, 0, 0, 0]
-    assert rows["Eyeglasses"] == [0, 0, 0, 1, 0, 0, 0]
-    assert not any(rows["Attractive"])
-    assert torch.equal(
-        attribute_table(ProceduralFaces.classes), attribute_table(["Lipstick", *ProceduralFaces.classes[1:]])
-    )
-
-
-def test_a_table_of_ones_own(tmp_path: Path) -> None:
-    file = tmp_path / "mine.toml"
-    file.write_text('[attributes]\nfreckles = ["nose", "face_skin"]\n')
-    assert load_attributes(file) == {"freckles": ("nose", "face_skin")}
-    assert attribute_table(["Freckles"], file).nonzero()[:, 1].tolist() == [2, 6]
-    with pytest.raises(AttnGuideError, match="attribute 'smile'"):
-        attribute_table(["smile"], file)
-
-
-@pytest.mark.parametrize(
-    ("text", "match"),
-    [
-        ("[attributes]\nhat = 3", r"hat = 3 must be a list of regions"),
-        ('[attributes]\nhat = ["head"]', "hat names the region 'head'; there are background"),
-        ("[regions]", r"no table \[attributes\]"),
-        ("[", "cannot be read"),
-    ],
-)
-def test_errors_name_the_entry(tmp_path: Path, text: str, match: str) -> None:
-    file = tmp_path / "bad.toml"
-    file.write_text(text)
-    with pytest.raises(AttnGuideError, match=match):
-        load_attributes(file)
-
-
-# ------------------------------------------------------------------------ boxes
-
-
-def test_boxes_lie_on_the_landmarks() -> None:
-    points = torch.tensor([[[30.0, 30], [60, 30], [45, 45], [30, 60], [torch.nan, torch.nan]]])
-    boxes = landmark_boxes(points, (96, 96))
-    assert boxes.shape == (1, 16, 96, 96)
-    for landmark, (x, y) in enumerate(points[0, :4].tolist()):
-        for ratio in range(3):
-            rows, columns = boxes[0, 3 * landmark + ratio].nonzero().float().mean(dim=0).tolist()
-            assert (columns, rows) == (x, y)
-    sides = [box.nonzero().amax(dim=0) - box.nonzero().amin(dim=0) for box in boxes[0, :3]]
-    assert sides[0][0] == sides[0][1]
-    assert sides[1][0] > 1.8 * sides[1][1]  # twice as high as wide
-    assert sides[2][1] > 1.8 * sides[2][0]
-    assert not boxes[0, 12:15].any()
-    assert boxes[0, 15].all()
-    faces = ProceduralFaces(2, 64).stack()
-    assert landmark_boxes(faces.landmarks.as_subclass(Tensor), (64, 64)).shape == (2, 16, 64, 64)
-
-
-def test_bad_boxes() -> None:
-    with pytest.raises(AttnGuideError, match=r"shape \(2, 4, 2\)"):
-        landmark_boxes(torch.zeros(2, 4, 2), (8, 8))
-    with pytest.raises(AttnGuideError, match="area=0"):
-        landmark_boxes(torch.zeros(2, 5, 2), (8, 8), area=0)
