@@ -125,7 +125,7 @@ def test_guided_maps_are_those_that_explain_gives(targets: object, evidence: str
     source = ag.registry().load_part("source", "grad_cam")(relu=False)
     options = {"source": source, "targets": targets, "evidence": evidence}
     explained = ag.explain(model, images, **options, labels=labels, size=None)  # type: ignore[arg-type]
-    with ag.Guide(model, **options) as guide:  # type: ignore[arg-type]
+    with ag.Guide(model, terms=[ag.Term(**options)]) as guide:  # type: ignore[arg-type]
         model(images)
         guide.loss(labels, mask=masks)
         (record,) = guide.records()

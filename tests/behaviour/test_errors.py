@@ -122,9 +122,9 @@ def test_a_source_that_cannot_guide() -> None:
         ({"mask": torch.where(torch.arange(32) < 3, -1, MASKS)}, ["sample 0", "ignore_value", "in places"]),
         ({"mask": MASKS * torch.tensor([1, 1, 0, 1])[:, None, None]}, ["sample 2", "empty", "empty='skip'"]),
         ({"mask": [MASKS[0], MASKS[1], None, MASKS[3] * 0]}, ["sample 3", "empty"]),
-        ({"mask": MASKS, "weight": torch.ones(3)}, ["weight", r"\(3,\)", r"\(4,\)"]),
-        ({"mask": MASKS, "weight": torch.tensor([1, 1, 1, -1])}, ["weight", "at least 0"]),
-        ({"mask": MASKS, "weight": torch.tensor([1, 1, 1, math.nan])}, ["weight", "finite"]),
+        ({"mask": MASKS, "sample_weight": torch.ones(3)}, ["sample_weight", r"\(3,\)", r"\(4,\)"]),
+        ({"mask": MASKS, "sample_weight": torch.tensor([1, 1, 1, -1])}, ["sample_weight", "at least 0"]),
+        ({"mask": MASKS, "sample_weight": torch.tensor([1, 1, 1, math.nan])}, ["sample_weight", "finite"]),
     ],
     ids=range(23),
 )

@@ -221,7 +221,7 @@ def test_channels_last_and_turned_maps() -> None:
             model = Last(turned).eval()
             # Eight channels, eight rows, eight columns: the shape tells nothing.
             assert moves_where_the_image_changed(model, size)
-            assert find_layers(model, torch.rand(1, 3, *size))[0].pooled == "head:input"
+            assert find_layers(model, torch.rand(1, 3, *size))[0].shortcuts.pooled == "head:input"
 
 
 def test_one_of_several_tensors_and_calls() -> None:
@@ -237,7 +237,7 @@ def test_one_of_several_tensors_and_calls() -> None:
             return self.head(self.act(second).amax(dim=(2, 3)) + first.amax(dim=(2, 3)))
 
     model, images = Several().eval(), torch.rand(2, 3, 64, 64)
-    found = {candidate.name for candidate in list_candidates(model, images)}
+    found = {candidate.layer.name for candidate in list_candidates(model, images)}
     assert {"stem", "act#0", "split[1]", "act"} <= found
     assert "split" not in found  # it carries through what act gave
     with pytest.raises(LayerError, match="name the layer that made it"):
@@ -296,9 +296,11 @@ def test_what_a_model_keeps_between_passes_is_left_alone() -> None:
 
 
 def test_candidates_tell_what_they_are() -> None:
-    found = {candidate.name: candidate for candidate in list_candidates(cnn(), torch.rand(2, 3, 32, 48))}
+    found = {
+        candidate.layer.name: candidate for candidate in list_candidates(cnn(), torch.rand(2, 3, 32, 48))
+    }
     last = found["block4"]
-    assert (last.channels, last.layout, last.type, last.usable) == (
+    assert (last.channels, last.layer.layout, last.type, last.usable) == (
         16,
         Layout("nchw", (4, 6)),
         "Sequential",
@@ -306,12 +308,12 @@ def test_candidates_tell_what_they_are() -> None:
     )
     assert last.names == ("block4.2", "block4")
     assert last.spread > 0.5
-    assert last.how == "measured"
-    assert last.pooled == "pool"
+    assert last.layer.how == "measured"
+    assert last.layer.shortcuts.pooled == "pool"
     assert str(last).startswith("block4: nchw 4×6, measured (agreement 0.")
     assert "head" not in found
-    assumed = {c.name: c for c in list_candidates(cnn(), torch.rand(2, 3, 32, 48), measure=False)}
-    assert (assumed["block4"].how, assumed["block4"].layout) == ("assumed", last.layout)
+    assumed = {c.layer.name: c for c in list_candidates(cnn(), torch.rand(2, 3, 32, 48), measure=False)}
+    assert (assumed["block4"].layer.how, assumed["block4"].layer.layout) == ("assumed", last.layer.layout)
 
 
 @pytest.mark.parametrize(
@@ -334,7 +336,7 @@ def test_models_of_timm(name: str, side: int, layer: str | None) -> None:
     options = {"img_size": side} if "deit" in name or "vit4" in name else {}
     model = timm.create_model(name, num_classes=CLASSES, **options)
     images = torch.rand(2, 3, side, side)
-    found = choose(model, list_candidates(model, images))
+    found = choose(model, list_candidates(model, images)).layer
     assert layer is None or found.name == layer
     assert found.layout.grid[0] >= 2
     assert ag.explain(model, images, size=None).maps.shape[-2:] == found.layout.grid
@@ -410,10 +412,10 @@ def test_a_spatial_dropout_before_the_pooling_is_part_of_the_gradient() -> None:
         nn.Flatten(),
         nn.Linear(8, 4),
     )
-    assert find_layers(model, torch.rand(2, 3, 32, 32), "1")[0].pooled is None
+    assert find_layers(model, torch.rand(2, 3, 32, 32), "1")[0].shortcuts.pooled is None
     model[2].p = 0.0
     memory.forget()
-    assert find_layers(model, torch.rand(2, 3, 32, 32), "1")[0].pooled == "3"
+    assert find_layers(model, torch.rand(2, 3, 32, 32), "1")[0].shortcuts.pooled == "3"
 
 
 def test_global_maximum_pooling_leaves_the_layer_usable() -> None:
@@ -426,7 +428,7 @@ def test_global_maximum_pooling_leaves_the_layer_usable() -> None:
     )
     (found,) = find_layers(model, torch.rand(2, 3, 32, 32))
     assert found.name in ("0", "1")
-    assert found.pooled is None
+    assert found.shortcuts.pooled is None
 
 
 def test_a_class_token_alone_is_nowhere_to_look() -> None:
@@ -469,7 +471,7 @@ def test_stages_patterns_and_several_layers() -> None:
     assert names(["stage:-2", "auto", "layer4"]) == ["layer3", "layer4"]
     assert names("layer?") == ["layer1", "layer2", "layer3", "layer4"]
     assert names("layer*.0") == [f"layer{n}.0" for n in (1, 2, 3, 4)]
-    assert [group[-1].name for group in stages(list_candidates(model, images))][-1] == "layer4"
+    assert [group[-1].layer.name for group in stages(list_candidates(model, images))][-1] == "layer4"
     vit = tiny_vit(depth=3)
     small = torch.rand(2, 3, 32, 32)
     assert [found.name for found in find_layers(vit, small, "blocks.*.norm1")] == [
@@ -509,7 +511,7 @@ def test_guiding_several_layers() -> None:
     images, labels, masks = batch()
 
     def value(**settings: Any) -> float:
-        with ag.Guide(model, loss="cosine", **settings) as guide:
+        with ag.Guide(model, terms=[ag.Term(loss="cosine", **settings)]) as guide:
             model(images)
             loss = float(guide.loss(labels, mask=masks).detach())
             assert [record.layer for record in guide.records()] == (
@@ -613,9 +615,9 @@ def test_many_sizes_are_carried_over() -> None:
 
 def test_a_replaced_pooling_is_noticed() -> None:
     model, images = timm.create_model("resnet10t", num_classes=CLASSES), torch.rand(2, 3, 64, 64)
-    assert find_layers(model, images)[0].pooled == "global_pool.pool"
+    assert find_layers(model, images)[0].shortcuts.pooled == "global_pool.pool"
     model.reset_classifier(CLASSES, global_pool="max")
-    assert find_layers(model, images)[0].pooled is None
+    assert find_layers(model, images)[0].shortcuts.pooled is None
 
 
 def test_the_choice_for_a_named_model_is_kept_on_disk(

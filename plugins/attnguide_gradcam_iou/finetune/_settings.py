@@ -11,7 +11,7 @@ from torch import Tensor
 
 from attnguide import Recipe
 from attnguide.errors import InputError
-from attnguide.masks.folders import Template, load_template
+from attnguide.masks import Template, load_template
 from attnguide.priors.mask import MaskPrior
 
 __all__ = ["guide_arguments", "positive_number", "whole_number"]

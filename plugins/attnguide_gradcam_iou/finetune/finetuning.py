@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
-from attnguide import Guide, load_recipe, models
+from attnguide import Guide, Term, load_recipe, models
 from attnguide.capture.model_state import evaluating
 from attnguide.errors import InputError
-from attnguide.masks.folders import Template
+from attnguide.masks import Template
 from attnguide.models import with_head
 from attnguide_gradcam_iou.finetune._settings import guide_arguments, positive_number, whole_number
 from attnguide_gradcam_iou.finetune._training import Trainer, seeded
@@ -144,7 +144,7 @@ def finetune(
         if has_class_indices(loader, place):
             # Classes of a softmax exclude each other: only the map of the true class is guided.
             arguments |= {"targets": "labels", "evidence": "logit"}
-        guide = stack.enter_context(Guide(model.to(place), **arguments))
+        guide = stack.enter_context(Guide(model.to(place), terms=[Term(**arguments)]))
         weights = [weight for weight in model.parameters() if weight.requires_grad]
         trainer = Trainer(model, guide, optimizer(weights, lr=rate), attribute_weight, place, amp)
         trainer.check(loader)

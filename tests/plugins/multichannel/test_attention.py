@@ -207,7 +207,7 @@ def test_masks_explain_and_guide() -> None:
     target = torch.zeros(4, SIDE, SIDE)
     target[:, :32, :32] = 1
     term = ag.Term(source="multichannel", prior="mask", loss="energy", targets="all", weight=5.0)
-    with attach(model, batch, terms=[term]) as adapted:
+    with ag.Guide(model, terms=[term], adapters=attach(model, batch)) as adapted:
         shown = ag.explain(model, batch, source="multichannel", targets="all", size=None)
         features = model[:3].eval()(batch)
         model.train()

@@ -131,9 +131,9 @@ def test_mask_channels_are_a_convolution_of_ten_channels() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     batch = images(2)
     with attach(model, batch, "mask_channels", regions=stripes) as adapted:
-        adapter = adapted.adapters[0]
+        adapter = adapted.modules[0]
         model.train()
-        adapted.adapters.train()
+        adapted.modules.train()
         seen = model(batch)
         masks = F.batch_norm(stripes(batch), None, None, training=True)
         weight = torch.cat([model[0].weight, adapter.conv.weight], dim=1)  # type: ignore[union-attr, list-item]
@@ -296,13 +296,13 @@ def test_another_guide_guides_the_answer_of_the_adapter(first: bool) -> None:
         other.loss(torch.arange(4), mask=torch.rand(4, SIDE, SIDE)).backward()
         assert all(
             p.grad is not None and bool(p.grad.abs().sum() > 0)
-            for p in adapted.adapters[0].recognition.parameters()
+            for p in adapted.modules[0].recognition.parameters()
             if p.ndim > 1
         )  # type: ignore[union-attr]
         assert model.fc.weight.grad is None or not model.fc.weight.grad.any()  # type: ignore[union-attr]
         other.remove()
     terms = [ag.Term(source="grad_cam", prior="mask", loss="iou")]
-    with attach(model, batch, "ssp", regions=stripes, terms=terms) as adapted:
+    with ag.Guide(model, terms=terms, adapters=attach(model, batch, "ssp", regions=stripes)) as adapted:
         model(batch)
         adapted.loss(torch.arange(4), mask=torch.rand(4, SIDE, SIDE)).backward()
         assert all(p.grad is not None for p in adapted.parameters())
@@ -324,7 +324,7 @@ def test_ssg_on_models_whose_modules_run_again() -> None:
     model, batch = from_torchvision("resnet50").eval(), images(2)
     gate = find_gate(model, batch)
     with attach(model, batch, "ssg", regions=stripes, start="paper") as adapted:
-        assert adapted.adapters[0].after == gate.after  # type: ignore[union-attr]
+        assert adapted.modules[0].after == gate.after  # type: ignore[union-attr]
         assert model(batch).shape == (2, CLASSES)
     with pytest.raises(AttnGuideError, match="runs 3 times in a forward pass"):
         find_gate(model, batch, "layer1.0.relu#0")
@@ -477,7 +477,7 @@ def test_guidance_beside_an_adapter_is_what_is_asked_for() -> None:
     model, batch = made("resnet18"), images()
     with attach(model, batch, "ssp", regions=stripes) as adapted:
         assert not adapted.terms
-    with attach(model, batch, "ssp", regions=stripes, source="grad_cam", weight=0.5) as adapted:
+    with ag.Guide(model, weight=0.5, adapters=attach(model, batch, "ssp", regions=stripes)) as adapted:
         assert adapted.terms[0].weight == 0.5
 
 

@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader
 import attnguide as ag
 from attnguide.data.celeba import CelebA
 from attnguide.errors import InputError, UnknownNameError
-from attnguide.masks.folders import load_template
+from attnguide.masks import load_template
 from attnguide.priors.mask import MaskPrior
 from attnguide_gradcam_iou.finetune import Epoch, finetune, prepare
 

@@ -10,7 +10,7 @@ from PIL import Image
 from tests.plugins.gradcam_iou.helpers import invoke, picture
 
 from attnguide.errors import DataError, InputError
-from attnguide.models.loading import write_embedded
+from attnguide.models import write_embedded
 from attnguide.models.networks import small_cnn
 from attnguide_gradcam_iou.painting.sheets import AVERAGED, LONGEST, find_sheets, mean_image
 

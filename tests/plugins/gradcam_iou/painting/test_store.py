@@ -10,7 +10,7 @@ from PIL import Image
 from tests.plugins.gradcam_iou.helpers import SIZE, some_mask
 
 from attnguide.errors import DataError, InputError
-from attnguide.masks.folders import MaskFolder, load_template
+from attnguide.masks import MaskFolder, load_template
 from attnguide.priors.mask import MaskPrior
 from attnguide_gradcam_iou.painting.store import MaskStore, recorded_classes
 

@@ -13,7 +13,7 @@ from tests.plugins.gradcam_iou.helpers import picture
 from attnguide import models
 from attnguide.data.procedural.faces import ATTRIBUTES, ProceduralFaces, template
 from attnguide.errors import DataError, InputError, UnknownNameError
-from attnguide.models.loading import write_embedded
+from attnguide.models import write_embedded
 from attnguide.models.networks import small_cnn
 from attnguide.visual import to_pil
 from attnguide_gradcam_iou.painting.store import MaskStore
