@@ -88,6 +88,7 @@ def wheel() -> bool:
 STAGES: dict[str, Callable[[], bool]] = {
     "style": lambda: run(*PYTHON, "ruff", "check"),
     "format": lambda: run(*PYTHON, "ruff", "format", "--check"),
+    "words": lambda: run(*PYTHON, "tests.words"),
     "types": lambda: run(*PYTHON, "mypy"),
     "imports": lambda: run(SCRIPTS / "lint-imports"),
     "docs": docs,

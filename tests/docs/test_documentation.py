@@ -136,11 +136,12 @@ def test_options_of_the_command_line(name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_parts_are_in_the_readme(kind: str) -> None:
+def test_parts_are_in_the_documentation(kind: str) -> None:
+    page = (DOCS / "parts.md").read_text(encoding="utf-8")
     provided = [name for name in registry().names(kind) if "(attnguide " in registry().find(kind, name).owner]
     # captum's are too many for a table; the command line lists them.
     named = [name for name in provided if not name.startswith("captum:")]
-    assert [name for name in named if f"`{name}`" not in README] == []
+    assert [name for name in named if f"`{name}`" not in page] == []
 
 
 def test_the_two_commands() -> None:
