@@ -171,7 +171,7 @@ class Adapter(nn.Module):
         layer: The layer whose feature `forward` and `loss` read: a name, or `"auto"`. With None they are not
             called.
         name: The name that the class is registered by, and `settings` what its constructor is given: with
-            both, [`Adapted`][attnguide.adapters.Adapted] can save it and make it again.
+            both, [`AdapterSet`][attnguide.adapters.AdapterSet] can save it and make it again.
         settings: See `name`; plain values that JSON knows.
     """
 

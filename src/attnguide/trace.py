@@ -596,8 +596,8 @@ def _feature(shards: Sequence[Shard], layer: Layer) -> Feature:
         raise LayerError(
             f"layer {layer.name!r} gave a tensor of shape {tuple(parts[0].shape)}, although it is arranged "
             f"as {layer.layout} in evaluation mode: the model processes images differently in training (it "
-            "may drop patches), or it was changed since. Switch that off, or name another layer; after a change "
-            "of a model in place call attnguide.layers.forget()."
+            "may drop patches), or it was changed since. Switch that off, or name another layer; after a "
+            "change of a model in place call attnguide.layers.forget()."
         )
     shortcuts, pooled, head = layer.shortcuts, None, None
     if shortcuts.pooled is not None and all(shortcuts.pooled in shard.features for shard in shards):

@@ -60,9 +60,9 @@ def by_hand(model: nn.Module, images: Tensor, layer: str, cls: int) -> Tensor:
 def test_shortcuts_are_found_and_exact(name: str) -> None:
     model, images = MODELS[name]().eval(), batch()[0]
     (layer,) = find_layers(model, images)
-    assert (layer.pooled is not None) == (name != "class token")
-    assert layer.head is not None
-    assert bool(layer.rowwise) == (name == "class token")
+    assert (layer.shortcuts.pooled is not None) == (name != "class token")
+    assert layer.shortcuts.head is not None
+    assert bool(layer.shortcuts.rowwise) == (name == "class token")
     found = ag.explain(model, images, targets="all", size=None)
     for cls in range(CLASSES):
         torch.testing.assert_close(
@@ -101,8 +101,8 @@ def test_others_who_look_at_patches_get_their_gradient() -> None:
     model = tiny_vit(depth=2).double().eval()
     images = batch()[0].double()
     (layer,) = find_layers(model, images)
-    assert layer.queries == ("blocks.1.attn",)
-    assert layer.rowwise == ("blocks.1.attn.proj", "blocks.1.norm2", "blocks.1.mlp", "norm")
+    assert layer.shortcuts.queries == ("blocks.1.attn",)
+    assert layer.shortcuts.rowwise == ("blocks.1.attn.proj", "blocks.1.norm2", "blocks.1.mlp", "norm")
     seen: list[Tensor] = []
 
     def gradients(guided: bool) -> dict[str, Tensor]:

@@ -307,7 +307,7 @@ def test_candidates_tell_what_they_are() -> None:
         True,
     )
     assert last.names == ("block4.2", "block4")
-    assert last.spread > 0.5
+    assert last.layer.spread > 0.5
     assert last.layer.how == "measured"
     assert last.layer.shortcuts.pooled == "pool"
     assert str(last).startswith("block4: nchw 4×6, measured (agreement 0.")

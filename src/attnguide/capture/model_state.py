@@ -1,4 +1,4 @@
-"""The state of a model: its mode in the library's own passes, restored exactly, and whether it has changed."""
+"""The state of a model: its mode in the library's own passes, and whether it has changed."""
 
 from __future__ import annotations
 

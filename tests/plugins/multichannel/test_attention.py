@@ -211,7 +211,7 @@ def test_masks_explain_and_guide() -> None:
         shown = ag.explain(model, batch, source="multichannel", targets="all", size=None)
         features = model[:3].eval()(batch)
         model.train()
-        torch.testing.assert_close(shown.maps, multichannel_of(adapted).mean_masks(features))
+        torch.testing.assert_close(shown.maps, multichannel_of(adapted.adapters).mean_masks(features))
         optimizer = torch.optim.Adam(adapted.parameters(), lr=3e-2)
 
         def inside() -> float:
@@ -326,4 +326,4 @@ def test_wrong_rankings() -> None:
         whole = prune(adapted, images(), range(6), 0.0)
         assert torch.equal(whole.model(images()), adapted.model(images()))
     with pytest.raises(InputError, match="holds no multi-channel attention"):
-        multichannel_of(ag.Guide(small()))
+        multichannel_of(ag.Guide(small()).adapters)

@@ -475,10 +475,9 @@ def test_first_convolutions_of_all_kinds() -> None:
 
 def test_guidance_beside_an_adapter_is_what_is_asked_for() -> None:
     model, batch = made("resnet18"), images()
-    with attach(model, batch, "ssp", regions=stripes) as adapted:
-        assert not adapted.terms
     with ag.Guide(model, weight=0.5, adapters=attach(model, batch, "ssp", regions=stripes)) as adapted:
         assert adapted.terms[0].weight == 0.5
+        assert [type(adapter).__name__ for adapter in adapted.adapters] == ["SSP"]
 
 
 def test_masks_that_are_given() -> None:
