@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from tests.helpers.models import batch, cnn
+from tests.helpers.parts import standard
 from torch.nn.functional import interpolate
 
 import attnguide as ag
 from attnguide.parts.registry import registry
 
-LOSSES = registry().names("loss")
+LOSSES = standard("loss")
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -57,7 +58,7 @@ def test_weights_are_linear_and_terms_add_up() -> None:
     with ag.Guide(model, terms=terms) as both:
         model(images)
         total = both.loss(labels, mask=masks)
-        records = both.maps()
+        records = both.records()
     means = [float(record.losses.mean()) for record in records]
     assert float(total.detach()) == pytest.approx(0.3 * means[0] + 2.0 * means[1], rel=1e-5)
     terms[0].weight = 0.0

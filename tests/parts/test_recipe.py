@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from tests.helpers.models import batch, cnn
+from tests.helpers.parts import standard
 
 import attnguide as ag
 from attnguide.errors import AttnGuideError, InputError, PluginError, UnknownNameError
 from attnguide.parts.recipe import load_recipe
-from attnguide.parts.registry import registry
 
 GOOD = """
 about = "For the tests."
@@ -97,7 +97,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         load_recipe("no-such-recipe")
 
 
-@pytest.mark.parametrize("name", registry().names("recipe"))
+@pytest.mark.parametrize("name", standard("recipe"))
 def test_every_registered_recipe_builds_a_guide(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe.about
