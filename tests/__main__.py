@@ -1,6 +1,7 @@
 """Every check of the project, in order, up to the first that fails.
 
-`python -m tests` runs all of them, `python -m tests format types` the ones that are named.
+`python -m tests` runs all of them, `python -m tests format types` the ones that are named, and
+`python -m tests nightly` the slow tests, which only a nightly run needs.
 """
 
 from __future__ import annotations
@@ -10,44 +11,15 @@ import subprocess
 import sys
 import tempfile
 import time
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-PYTHON = (sys.executable, "-m")
-SCRIPTS = Path(sys.executable).parent
+from tests.wheel import ROOT, check_wheel
 
-#: What the wheel must hold, besides the modules.
-IN_THE_WHEEL = (
-    "attnguide/py.typed",
-    "attnguide/assets/faces.safetensors",
-    "attnguide_action_units/codebook.toml",
-    "attnguide_action_units/py.typed",
-    "attnguide_action_units/recipes/au-codebook.toml",
-    "attnguide_gradcam_iou/py.typed",
-    "attnguide_segmentation/assets/parser.safetensors",
-    "attnguide_segmentation/attributes.toml",
-    "attnguide_segmentation/py.typed",
-    "attnguide_gradcam_iou/painting/page/app.js",
-    "attnguide_gradcam_iou/painting/page/index.html",
-    "attnguide_gradcam_iou/painting/page/raster.js",
-    "attnguide_gradcam_iou/painting/page/style.css",
-    "attnguide_gradcam_iou/painting/page/view.js",
-    "attnguide_gradcam_iou/recipes/gradcam-iou.toml",
-    "attnguide_gradcam_iou/assets/report.css",
-    "attnguide_gradcam_iou/assets/report.html",
-    "attnguide_gradcam_iou/assets/report.js",
-    "dist-info/licenses/LICENSE",
-)
-ENTRY_POINTS = (
-    "attnguide.cli:main",
-    "attnguide.parts.standard",
-    "attnguide_action_units.plugin",
-    "attnguide_gradcam_iou.plugin",
-    "attnguide_segmentation.plugin",
-)
-PACKAGES = (ROOT / "src/attnguide", *(folder for folder in (ROOT / "plugins").iterdir() if folder.is_dir()))
+PYTHON = (sys.executable, "-m")
+#: Two processes; the reasons for skipping are listed at the end.
+PYTEST = ("pytest", "-q", "-n", "2", "-rs")
+SCRIPTS = Path(sys.executable).parent
 
 
 def run(*command: str | Path) -> bool:
@@ -67,22 +39,15 @@ def wheel() -> bool:
         if not run(*PYTHON, "build", "--wheel", "--outdir", folder):
             return False
         (path,) = Path(folder).glob("*.whl")
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            (entry_points,) = (name for name in names if name.endswith("dist-info/entry_points.txt"))
-            declared = archive.read(entry_points).decode()
-    sources = {
-        f"{package.name}/{file.relative_to(package).as_posix()}"
-        for package in PACKAGES
-        for file in package.rglob("*.py")
-    }
-    wrong = [f"{name} is missing" for name in sorted({*sources} - {*names})]
-    wrong += [f"{name} is missing" for name in IN_THE_WHEEL if not any(n.endswith(name) for n in names)]
-    wrong += [f"entry point {name} is missing" for name in ENTRY_POINTS if name not in declared]
-    wrong += [f"{name} has no place in it" for name in names if not name.startswith("attnguide")]
-    for problem in wrong:
+        problems = check_wheel(path)
+    for problem in problems:
         print(f"wheel: {problem}")
-    return not wrong
+    return not problems
+
+
+def nightly() -> bool:
+    """The tests that only a nightly run needs."""
+    return run(*PYTHON, *PYTEST, "-m", "nightly")
 
 
 STAGES: dict[str, Callable[[], bool]] = {
@@ -93,22 +58,24 @@ STAGES: dict[str, Callable[[], bool]] = {
     "imports": lambda: run(SCRIPTS / "lint-imports"),
     "docs": docs,
     "wheel": wheel,
-    "tests": lambda: run(*PYTHON, "pytest", "-q", "-n", "2"),  # last, so that its summary closes the output
+    "tests": lambda: run(*PYTHON, *PYTEST),  # last, so that its summary closes the output
 }
+#: Runs only where it is named.
+EXTRA: dict[str, Callable[[], bool]] = {"nightly": nightly}
 
 
 def main() -> int:
-    chosen = sys.argv[1:] or list(STAGES)
-    if unknown := [name for name in chosen if name not in STAGES]:
-        print(f"no stage {', '.join(unknown)}; there are {', '.join(STAGES)}")
+    chosen, stages = sys.argv[1:] or list(STAGES), {**STAGES, **EXTRA}
+    if unknown := [name for name in chosen if name not in stages]:
+        print(f"no stage {', '.join(unknown)}; there are {', '.join(stages)}")
         return 2
     for name in chosen:
         print(f"\n== {name}", flush=True)
         start = time.monotonic()
-        if not STAGES[name]():
+        if not stages[name]():
             print(f"\nFAILED: {name}. The stages after it did not run.")
             return 1
-        if name != "tests":
+        if name not in ("tests", "nightly"):
             print(f"== {name}: {time.monotonic() - start:.0f} s", flush=True)
     return 0
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.helpers.beside import beside
 from tests.helpers.models import batch, cnn, tiny_vit
+from tests.helpers.parts import standard
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
@@ -68,19 +68,18 @@ def test_scaled_maps_lie_in_0_to_1_and_flat_ones_are_zero() -> None:
 
 
 # captum's have tests of their own.
-SOURCES = [name for name in registry().names("source") if not name.startswith("captum:")]
+SOURCES = [name for name in standard("source") if not name.startswith("captum:")]
 
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_many_classes_at_once_are_those_one_by_one(name: str) -> None:
     reads_attention = registry().create("source", name, AttributionSource).reads_attention
     model = (tiny_vit if reads_attention else cnn)(classes=37).eval()
-    with beside(name, model, IMAGES):
-        found = ag.explain(model, IMAGES[:2], name, "all", size=None)
-        assert found.classes.tolist() == [list(range(37))] * 2
-        for cls in range(37):
-            one = ag.explain(model, IMAGES[:2], name, [cls], size=None)
-            torch.testing.assert_close(found.maps[:, cls], one.maps[:, 0], rtol=1e-4, atol=1e-7)
+    found = ag.explain(model, IMAGES[:2], name, "all", size=None)
+    assert found.classes.tolist() == [list(range(37))] * 2
+    for cls in range(37):
+        one = ag.explain(model, IMAGES[:2], name, [cls], size=None)
+        torch.testing.assert_close(found.maps[:, cls], one.maps[:, 0], rtol=1e-4, atol=1e-7)
 
 
 def test_uneven_numbers_of_classes() -> None:

@@ -7,13 +7,14 @@ from collections.abc import Callable
 import pytest
 import torch
 from tests.helpers.models import batch, smooth_cnn, tiny_vit
+from tests.helpers.parts import standard
 from torch import nn
 
 import attnguide as ag
 from attnguide.interfaces import AlignmentLoss
 from attnguide.parts.registry import registry
 
-LOSSES = registry().names("loss")
+LOSSES = standard("loss")
 
 
 def made(name: str) -> AlignmentLoss:
@@ -137,8 +138,8 @@ def test_the_graph_reaches_the_layers_before_and_after() -> None:
 
 DIFFERENTIABLE = [
     name
-    for name in registry().names("source")
-    if name != "multichannel" and registry().create("source", name, ag.AttributionSource).differentiable
+    for name in standard("source")
+    if registry().create("source", name, ag.AttributionSource).differentiable
 ]
 
 

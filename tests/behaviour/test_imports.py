@@ -52,7 +52,8 @@ import attnguide as ag
 first = {name: getattr(ag, name) for name in ag.__all__ if name != "metrics"}
 from attnguide import explanation, visual
 from attnguide.guiding import check, guide
-from attnguide.parts import registry assert all(getattr(ag, name) is value for name, value in first.items())
+from attnguide.parts import registry
+assert all(getattr(ag, name) is value for name, value in first.items())
 """
     other = "import attnguide.parts.registry, attnguide.guiding.guide, attnguide.explanation\n" + code
     for program in (code, other + "assert ag.registry().names('prior')"):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from tests.helpers.models import batch, cnn
+from tests.helpers.parts import standard
 from torch.nn.functional import interpolate
 
 import attnguide as ag
 from attnguide.parts.registry import registry
 
-LOSSES = registry().names("loss")
+LOSSES = standard("loss")
 
 
 @pytest.mark.parametrize("loss", LOSSES)

@@ -11,17 +11,15 @@ import timm
 import torch
 import torch.nn.functional as F
 from tests.helpers.models import CLASSES, batch, cnn, tiny_vit
-from tests.helpers.state import snapshot
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import attnguide as ag
-from attnguide.capture.second_order import smooth
-from attnguide.errors import GuidanceError, InputError
 from attnguide.functional import may_read, reading
+from attnguide.errors import InputError
 from attnguide.guiding import terms
 from attnguide.layers import find_layers
-from attnguide.pairs import Pairs, resolve
+from attnguide.pairs import resolve
 
 
 def deep_head() -> nn.Module:
@@ -136,98 +134,6 @@ def test_a_model_that_gives_more_than_logits_keeps_all_of_its_graph() -> None:
     assert layer.shortcuts.queries == layer.shortcuts.rowwise == ()
 
 
-@pytest.mark.parametrize("inplace", [False, True])
-def test_hard_sigmoids_get_a_second_derivative(inplace: bool) -> None:
-    model = nn.Sequential(
-        nn.Conv2d(3, 8, 3, 4, 1),
-        nn.GELU(),
-        nn.Conv2d(8, 8, 1),
-        nn.Hardsigmoid(inplace=inplace),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(8, CLASSES),
-    ).eval()
-    images, labels, masks = batch()
-    with torch.no_grad():
-        plain = model(images)
-    before = snapshot(model)
-    with ag.Guide(model, layer="1", loss="cosine") as guide:
-        torch.testing.assert_close(model(images), plain, rtol=0, atol=0)
-        loss = guide.loss(labels, mask=masks)
-        (gradient,) = torch.autograd.grad(loss, model[2].weight)
-    assert bool(gradient.any())
-    assert snapshot(model) == before
-    # Finite differences, away from the kinks.
-    step, weight = 1e-3, model[2].weight
-    direction = gradient / gradient.norm()
-    values = []
-    for sign in (1, -1):
-        with torch.no_grad():
-            weight.add_(sign * step * direction)
-        with ag.Guide(model, layer="1", loss="cosine") as guide:
-            model(images)
-            values.append(float(guide.loss(labels, mask=masks).detach()))
-        with torch.no_grad():
-            weight.sub_(sign * step * direction)
-    assert (values[0] - values[1]) / (2 * step) == pytest.approx(float(gradient.norm()), rel=0.05)
-
-
-def test_gelus_keep_their_values_and_derivatives() -> None:
-    model = nn.GELU()
-    hooks = smooth(model)
-    values = torch.linspace(-6, 6, 25, dtype=torch.float64, requires_grad=True)
-    assert torch.equal(model(values), F.gelu(values))
-    assert torch.autograd.gradcheck(model, values)
-    assert torch.autograd.gradgradcheck(model, values)
-    hooks[""].remove()
-    assert "GeluBackward" in type(model(values).grad_fn).__name__
-
-
-# ---------------------------------------------------------------------- drawing
-
-
-def test_a_draw_stands_for_all_pairs() -> None:
-    logits = torch.randn(5, 12)
-    labels = (torch.rand(5, 12) > 0.4).float()
-    labels[3] = 0
-    pairs = resolve("labels", logits, labels)
-    worth = torch.rand(len(pairs))
-    counted = torch.rand(len(pairs)) > 0.2
-    exact = float((worth * counted).sum())
-    sums = []
-    for _ in range(3000):
-        index, stands_for = pairs.draw(4, counted, 5)
-        assert bool(counted[index].all())
-        assert int(pairs.sample[index].bincount().max()) <= 4
-        sums.append(float((worth[index] * stands_for).sum()))
-    mean, error = torch.tensor(sums).mean(), torch.tensor(sums).std() / len(sums) ** 0.5
-    assert abs(float(mean) - exact) < 5 * float(error)
-    index, stands_for = pairs.draw(12, counted, 5)  # all there are
-    assert torch.equal(index, counted.nonzero()[:, 0])
-    assert bool((stands_for == 1).all())
-    assert len(Pairs.of(pairs.sample[:0], pairs.cls[:0]).draw(2, counted[:0], 5)[0]) == 0
-
-
-def test_drawing_is_the_default_only_where_classes_cost() -> None:
-    images, _, masks = batch()
-    labels = torch.ones(4, 12)
-
-    def pairs_of(model: nn.Module, **settings: Any) -> int:
-        with ag.Guide(model, terms=[ag.Term(targets="all", **settings)]) as guide:
-            model(images)
-            guide.loss(labels, mask=masks)
-            return len(guide.records()[0].pairs)
-
-    assert pairs_of(cnn(classes=12)) == 48
-    assert pairs_of(tiny_vit(classes=12)) == 16
-    assert pairs_of(tiny_vit(classes=12), max_classes=None) == 48
-    assert pairs_of(tiny_vit(classes=12), max_classes=7) == 28
-    assert pairs_of(tiny_vit(classes=12), source="layer_attention") == 48
-    for wrong in (0, -1, "some", 1.5):
-        with pytest.raises(InputError, match="max_classes="):
-            ag.Guide(cnn(), terms=[ag.Term(max_classes=wrong)])
-
-
 # -------------------------------------------------------------- without waiting
 
 
@@ -257,9 +163,8 @@ def test_a_step_on_an_accelerator_waits_for_nothing(name: str, case: str) -> Non
     labels = labels if case == "classes" else (torch.rand(4, classes) > 0.5).float()
     far = build().to("meta")
     targets = "labels" if case in ("classes", "attributes") else "all"
-    with ag.Guide(
-        far, terms=[ag.Term(targets=targets, max_classes=2 if case == "drawn" else "auto")]
-    ) as guide:
+    term = ag.Term(targets=targets, max_classes=2 if case == "drawn" else "auto")
+    with ag.Guide(far, terms=[term]) as guide:
         guide._steps = 1  # the first step checks values
         with NoWaiting():
             loss = F.mse_loss(far(images.to("meta")), torch.zeros(4, classes, device="meta"))
@@ -292,61 +197,6 @@ def test_pairs_that_fill_a_place_do_not_count() -> None:
         assert torch.equal(dense.compact().cls, resolve("labels", trace.logits, labels).cls)
         _, mean = bound._compare(bound.layers, trace, dense, dense.present.float(), {"mask": masks})
     torch.testing.assert_close(mean, sparse.detach(), check_dtype=False)
-
-
-# ---------------------------------------------------------------------- compiling
-
-
-def test_what_was_compiled_in_place_is_explained_but_not_guided() -> None:
-    model, images = cnn().eval(), batch()[0]
-    plain = ag.explain(model, images)
-    model.compile(backend="eager")
-    compiled = model._compiled_call_impl
-    assert torch.equal(ag.explain(model, images).maps, plain.maps)
-    assert model._compiled_call_impl is compiled
-    with pytest.raises(GuidanceError, match=r"the model was compiled in place.*guide\.compile"):
-        ag.Guide(model)
-    model._compiled_call_impl = None
-    model.block4.compile(backend="eager")
-    with ag.Guide(model), pytest.raises(GuidanceError, match=r"module 'block4' was compiled in place"):
-        model(images)
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
-def test_what_comes_before_the_layer_is_compiled() -> None:
-    model = cnn().eval()
-    images, labels, masks = batch()
-
-    def step() -> tuple[float, Tensor]:
-        model.zero_grad()
-        loss = F.cross_entropy(model(images), labels) + guide.loss(labels, mask=masks)
-        loss.backward()
-        return float(loss.detach()), model.block1[0].weight.grad.clone()
-
-    with ag.Guide(model) as guide:
-        eager = step()
-        assert guide.compile(images, backend="aot_eager") == [
-            "block1",
-            "block2",
-            "block3",
-            "block4.0",
-            "block4.1",
-        ]
-        compiled = step()
-        assert compiled[0] == pytest.approx(eager[0], rel=1e-5)
-        torch.testing.assert_close(compiled[1], eager[1], rtol=1e-4, atol=1e-6)
-    assert all(module._compiled_call_impl is None for module in model.modules())
-    with pytest.raises(GuidanceError, match="removed"):
-        guide.compile(images)
-
-
-def test_compiling_has_clear_limits() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 8, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, CLASSES))
-    with ag.Guide(model, layer="0") as guide, pytest.raises(GuidanceError, match="nothing to compile"):
-        guide.compile(batch()[0])
-    with pytest.raises(InputError, match=r"compiled as a whole.*guide\.compile"):
-        ag.Guide(torch.compile(cnn()))
 
 
 # --------------------------------------------------------------- other libraries

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
+import io
 import json
 import os
+import runpy
 import subprocess
 import sys
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +32,7 @@ def run(script: str, *options: str) -> str:
     return done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_coverage_judges_models_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
     results = tmp_path / "coverage.jsonl"
     options = ("--models", "test_resnet", "test_vit", "--results", str(results))
@@ -43,7 +49,7 @@ def test_coverage_judges_models_and_goes_on_where_it_stopped(tmp_path: Path) -> 
     assert len(results.read_text().splitlines()) == 3
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_speed_measures_all_kinds() -> None:
     output = run("speed.py", "--quick", "--threads", "1")
     for kind in (
@@ -66,13 +72,14 @@ def test_steps_with_regions() -> None:
     assert "| SSG | " in run("regions.py", "--quick", "--threads", "1")
 
 
+@pytest.mark.nightly
 def test_multichannel_attention() -> None:
     grids = json.loads(run("multichannel.py", "--quick"))["grids"]
     assert grids["7"]["memory"]["plain"] == 1
     assert grids["4"]["times"]["multi-channel attention"]["ratio"] > 0
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_effect(tmp_path: Path) -> None:
     digits = tmp_path / "mnist.npz"
     generator = np.random.default_rng(0)
@@ -90,5 +97,26 @@ def test_effect(tmp_path: Path) -> None:
     assert all(len(r["curve"]["worst"]) == (r["task"] == "faces-lipstick") for r in records)
 
 
-def test_the_documentation_shows_the_results() -> None:
-    run("tables.py", "--check")
+def test_the_documentation_shows_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = importlib.util.spec_from_file_location("tables", FOLDER / "tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tables)
+    monkeypatch.syspath_prepend(str(FOLDER))
+
+    def here(command: list[str], **_: Any) -> SimpleNamespace:
+        """Run a script in this process, which has torch already; each of its own would take seconds for that."""
+        monkeypatch.setattr(sys, "argv", command[1:])
+        printed = io.StringIO()
+        with redirect_stdout(printed), suppress(SystemExit):
+            runpy.run_path(command[1], run_name="__main__")
+        return SimpleNamespace(stdout=printed.getvalue())
+
+    monkeypatch.setattr(tables.subprocess, "run", here)
+    compared = 0
+    for path in sorted(tables.DOCS.rglob("*.md")):
+        page = path.read_text(encoding="utf-8")
+        assert tables.filled(page) == page, f"{path} is out of date: run python benchmarks/tables.py"
+        compared += len(tables.BLOCK.findall(page))
+    assert compared > 5

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.helpers.beside import beside
+from tests.contract.beside import beside
 from tests.helpers.models import CLASSES, batch, cnn, tiny_vit
 from tests.helpers.state import hooks, snapshot
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import attnguide as ag
 from attnguide.data.procedural.faces import ProceduralFaces
 from attnguide.interfaces import AlignmentLoss, AttributionSource, TargetPrior
+from attnguide.parts.recipe import load_recipe
 from attnguide.parts.registry import registry
 
 SOURCES, PRIORS, LOSSES = (registry().names(kind) for kind in ("source", "prior", "loss"))
@@ -126,6 +127,14 @@ def test_parts_are_what_they_say() -> None:
             assert registry().find(kind, name).owner  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("name", registry().names("recipe"))
+def test_every_recipe_builds_a_guide(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.about
+    with ag.Guide(cnn(), **{**recipe.guide, "layer": "auto"}) as guide:
+        assert guide.terms
+
+
 # ---------------------------------------------------------------------- explain
 
 
@@ -139,6 +148,15 @@ def test_explain(model: Mined, source: str) -> None:
     assert bool(found.maps.isfinite().all())
     again = ag.explain(model, images, source, "labels", labels=labels)
     torch.testing.assert_close(again.maps, found.maps)
+
+
+@pytest.mark.parametrize("source", [name for name in SOURCES if not name.startswith("captum:")])
+def test_several_classes_at_once_are_those_one_by_one(model: Mined, source: str) -> None:
+    images = batch()[0][:2]
+    together = ag.explain(model, images, source, "all", size=None)
+    for cls in range(CLASSES):
+        alone = ag.explain(model, images, source, [cls], size=None)
+        torch.testing.assert_close(together.maps[:, cls], alone.maps[:, 0], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -286,7 +304,6 @@ def test_guide_while_the_model_raises(
         {"terms": [ag.Term(), ag.Term(layer="body.nowhere")]},
         {"terms": []},
     ],
-    ids=lambda bad: f"{next(iter(bad))}",
 )
 def test_a_guide_that_cannot_be_built_leaves_nothing(model: Mined, bad: dict[str, Any]) -> None:
     with pytest.raises(ag.AttnGuideError):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torchvision
+from tests.helpers.real_data import RealData
 
 from attnguide.data.decoy import DecoyMNIST, read_digits
 from attnguide.errors import DataError, UnknownNameError
@@ -103,10 +103,7 @@ def test_bad_input(tmp_path: Path, digits: Path) -> None:
         DecoyMNIST(tmp_path / "other.npz")
 
 
-def test_real_digits() -> None:
-    root = os.environ.get("ATTNGUIDE_MNIST")
-    if root is None:
-        pytest.skip("set ATTNGUIDE_MNIST to mnist.npz, or to the folder of torchvision's MNIST")
-    data = DecoyMNIST(root, "test", protocol="cdep")
+def test_real_digits(real_data: RealData) -> None:
+    data = DecoyMNIST(real_data.path("mnist.npz"), "test", protocol="cdep")
     assert len(data) == 10000
     assert data.labels[:5].tolist() == [7, 2, 1, 0, 4]

@@ -58,14 +58,14 @@ def assert_steady(call: Callable[[], object], times: int = 2000) -> None:
         tracemalloc.stop()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("source", ["grad_cam", "layer_attention"])
 def test_explain(source: str) -> None:
     model, images = cnn(width=2), torch.rand(2, 3, 16, 16)
     assert_steady(lambda: ag.explain(model, images, source), 2000 if source == "grad_cam" else 300)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_guided_steps() -> None:
     model = cnn(width=2)
     images, labels, masks = batch(2, 16)

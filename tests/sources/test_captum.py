@@ -189,8 +189,11 @@ def test_a_magnitude_stays_one_for_a_decision_against_a_class() -> None:
 
 
 def test_what_guides_have_put_on_a_model_is_not_ignored() -> None:
-    from attnguide_multichannel.adapted import attach
+    class Doubling(ag.Adapter):
+        def forward(self, trace: ag.Trace) -> Tensor:
+            return 2 * trace.logits
 
     model, (images, _, _) = cnn(), batch()
-    with attach(model, images), pytest.raises(GuidanceError, match="without what guides have put on it"):
+    guide = ag.Guide(model, terms=[], adapters=[Doubling()])
+    with guide, pytest.raises(GuidanceError, match="without what guides have put on it"):
         ag.explain(model, images, "captum:Saliency")

@@ -48,6 +48,7 @@ def test_report_and_result(tmp_path: Path) -> None:
     assert "http" not in page
 
 
+@pytest.mark.nightly
 def test_the_seed_decides_and_the_global_generator_is_left_alone(tmp_path: Path) -> None:
     state = torch.get_rng_state()
     first = demo.run_demo(tmp_path / "a", seed=3)

@@ -386,10 +386,8 @@ def test_contact_sheet_groups_must_be_whole():
         ag.visual.contact_sheet([None] * 3, group=2)
 
 
-@pytest.mark.skipif("ATTNGUIDE_DATA" not in os.environ, reason="ATTNGUIDE_DATA names no folder of photos")
-def test_real_photos(call, tmp_path):
-    folder = Path(os.environ["ATTNGUIDE_DATA"])
-    photos = sorted(folder.rglob("*.jpg"))[:6]
+def test_real_photos(call, tmp_path, real_data):
+    photos = sorted(real_data.path("imagenet_samples").glob("*.jpg"))[:6]
     call("explain", *photos, "--model", "mobilenetv3_small_050", "--out", tmp_path)
     assert len(index_of(tmp_path)) == len(photos)
     json.loads((tmp_path / "settings.json").read_text())

@@ -12,6 +12,7 @@ import timm
 import torch
 import torch.nn.functional as F
 import torchvision
+from tests.helpers.hosts import nightly_vgg
 from tests.helpers.state import hooks, snapshot
 from torch import Tensor, nn
 
@@ -134,7 +135,7 @@ def test_wrong_numbers(settings: dict[str, float]) -> None:
 # -------------------------------------------------------------------------- hosts
 
 
-@pytest.mark.parametrize("name", HOSTS)
+@pytest.mark.parametrize("name", nightly_vgg(HOSTS))
 def test_hosts_train_save_load_and_come_off(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, batch, truth = HOSTS[name](), images(), labels()
@@ -283,7 +284,7 @@ def test_channels_are_emphasised_and_suppressed() -> None:
 # ------------------------------------------------------------------------ pruning
 
 
-@pytest.mark.parametrize("name", HOSTS)
+@pytest.mark.parametrize("name", nightly_vgg(HOSTS))
 def test_pruned_hosts_are_smaller_and_go_on_training(name: str) -> None:
     torch.manual_seed(0)
     model, batch = HOSTS[name]().eval(), images()

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
 import torchvision
+from tests.helpers.hosts import nightly_vgg
 from tests.helpers.state import hooks
 from torch import Tensor, nn
 
@@ -144,7 +145,7 @@ def test_mask_channels_are_a_convolution_of_ten_channels() -> None:
 # ---------------------------------------------------------------------- on hosts
 
 
-@pytest.mark.parametrize("name", HOSTS)
+@pytest.mark.parametrize("name", nightly_vgg(HOSTS))
 @pytest.mark.parametrize(
     "methods", [("ssp",), ("ssg",), ("ssp", "ssg"), ("pyramid",), ("mask_channels",)], ids="+".join
 )
@@ -177,7 +178,7 @@ def test_it_trains_saves_loads_and_comes_off(name: str, methods: tuple[str, ...]
         assert torch.equal(model(batch), logits)
 
 
-@pytest.mark.parametrize("name", GATED)
+@pytest.mark.parametrize("name", nightly_vgg(GATED))
 def test_ssg_from_identity_changes_nothing_at_first(name: str) -> None:
     model, batch = made(name), images()
     before = model(batch)

@@ -1,0 +1,78 @@
+"""Terms: which pairs are compared, and what their mean is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tests.helpers.models import batch, cnn, tiny_vit
+from torch import nn
+
+import attnguide as ag
+from attnguide.errors import InputError
+from attnguide.pairs import Pairs, resolve
+
+
+def test_a_draw_stands_for_all_pairs() -> None:
+    logits = torch.randn(5, 12)
+    labels = (torch.rand(5, 12) > 0.4).float()
+    labels[3] = 0
+    pairs = resolve("labels", logits, labels)
+    worth = torch.rand(len(pairs))
+    counted = torch.rand(len(pairs)) > 0.2
+    exact = float((worth * counted).sum())
+    sums = []
+    for _ in range(3000):
+        index, stands_for = pairs.draw(4, counted, 5)
+        assert bool(counted[index].all())
+        assert int(pairs.sample[index].bincount().max()) <= 4
+        sums.append(float((worth[index] * stands_for).sum()))
+    mean, error = torch.tensor(sums).mean(), torch.tensor(sums).std() / len(sums) ** 0.5
+    assert abs(float(mean) - exact) < 5 * float(error)
+    index, stands_for = pairs.draw(12, counted, 5)  # all there are
+    assert torch.equal(index, counted.nonzero()[:, 0])
+    assert bool((stands_for == 1).all())
+    assert len(Pairs.of(pairs.sample[:0], pairs.cls[:0]).draw(2, counted[:0], 5)[0]) == 0
+
+
+def test_drawing_is_the_default_only_where_classes_cost() -> None:
+    images, _, masks = batch()
+    labels = torch.ones(4, 12)
+
+    def pairs_of(model: nn.Module, **settings: Any) -> int:
+        with ag.Guide(model, targets="all", **settings) as guide:
+            model(images)
+            guide.loss(labels, mask=masks)
+            return len(guide.records()[0].pairs)
+
+    assert pairs_of(cnn(classes=12)) == 48
+    assert pairs_of(tiny_vit(classes=12)) == 16
+    assert pairs_of(tiny_vit(classes=12), max_classes=None) == 48
+    assert pairs_of(tiny_vit(classes=12), max_classes=7) == 28
+    assert pairs_of(tiny_vit(classes=12), source="layer_attention") == 48
+    for wrong in (0, -1, "some", 1.5):
+        with pytest.raises(InputError, match="max_classes="):
+            ag.Guide(cnn(), max_classes=wrong)
+
+
+def test_the_weight_grows_linearly() -> None:
+    term = ag.Term(weight=2.0, warmup=4)
+    assert [term.weight_at(step) for step in range(6)] == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0]
+    assert ag.Term(weight=2.0).weight_at(0) == 2.0
+
+
+def test_a_record_holds_what_was_compared() -> None:
+    model = cnn().eval()
+    images, labels, masks = batch()
+    with ag.Guide(model, loss="mse") as guide:
+        model(images)
+        loss = guide.loss(labels, mask=masks)
+        (record,) = guide.records()
+    assert record.layer == "block4"
+    assert record.pairs.cls.tolist() == labels.tolist()
+    assert record.maps.shape == record.prior.shape == (4, 4, 4)
+    # The prior is the share of each cell that the mask covers.
+    torch.testing.assert_close(record.prior, nn.functional.avg_pool2d(masks[:, None], 8)[:, 0])
+    torch.testing.assert_close(record.losses, ag.functional.mse_loss(record.maps, record.prior))
+    torch.testing.assert_close(record.losses.mean(), loss.detach())
