@@ -386,7 +386,7 @@ class Trace:
         else:
             positions = feature.layout.grid[0] * feature.layout.grid[1]
             means = [full_precision(one).flatten(1) / positions for one in passes]
-        return _by_pair(means, pairs, feature)
+        return pairs.pick(means[0]) if len(means) == 1 else _by_pair(means, pairs, feature)
 
     def gradients_of_all(self, feature: Feature | None = None) -> Tensor:
         """Gradient of Σ ln p, over all classes of a softmax, with respect to a feature: one pass.

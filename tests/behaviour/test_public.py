@@ -20,18 +20,14 @@ SRC = ROOT / "src"
 #: list is better; before it grows, ask whether the name should be public.
 USED_BY_PLUGINS = {
     "attnguide.__version__",
-    "attnguide.adapters.saving",
     "attnguide.capture.calls.Call",
     "attnguide.capture.calls.Tap",
     "attnguide.capture.calls.find_logits",
-    "attnguide.capture.host_sync.may_read",
     "attnguide.capture.model_state.evaluating",
-    "attnguide.capture.model_state.full_precision_mode",
     "attnguide.capture.model_state.is_muted",
     "attnguide.capture.model_state.muted",
     "attnguide.capture.model_state.unwrap",
     "attnguide.capture.recorder.aside",
-    "attnguide.capture.recorder.unwrap",
     "attnguide.data.files.atomic_write",
     "attnguide.data.files.check_file",
     "attnguide.data.files.natural_key",
@@ -44,8 +40,8 @@ USED_BY_PLUGINS = {
     "attnguide.masks.class_names.Size",
     "attnguide.masks.class_names.as_size",
     "attnguide.masks.class_names.class_key",
-    "attnguide.masks.levels.read_levels",
-    "attnguide.masks.shapes.Polygon",
+    "attnguide.masks._levels.read_levels",
+    "attnguide.masks._shapes.Polygon",
     "attnguide.pairs.IGNORE_INDEX",
 }
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import attnguide as ag
-from attnguide.functional import may_read, reading
 from attnguide.errors import InputError
+from attnguide.functional import may_read, reading
 from attnguide.guiding import terms
 from attnguide.layers import find_layers
 from attnguide.pairs import resolve

@@ -13,12 +13,12 @@ from torch import nn
 from attnguide.capture.model_state import (
     empty_caches,
     evaluating,
-    full_precision_mode,
     is_muted,
     modules_of,
     muted,
     uncached_autocast,
 )
+from attnguide.functional import full_precision_mode
 
 
 @pytest.mark.parametrize("error", [None, RuntimeError, KeyboardInterrupt])

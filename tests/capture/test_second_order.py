@@ -11,7 +11,7 @@ from torch import nn
 from torch.backends import cuda
 
 import attnguide as ag
-from attnguide.capture.second_order import Attention, smooth
+from attnguide.capture.second_order import Fusion, SecondOrder, smooth
 
 
 @pytest.mark.parametrize("inplace", [False, True])
@@ -76,8 +76,8 @@ def test_hard_sigmoids_keep_their_first_derivative() -> None:
 
 def test_attention_is_fused_again_when_the_last_user_leaves() -> None:
     before = process()
-    first, second = Attention(), Attention()
-    with first.held():
+    second = Fusion()
+    with SecondOrder(nn.Identity()).held([Fusion()]):
         assert not cuda.flash_sdp_enabled()
         assert cuda.math_sdp_enabled()
         second.unfuse()

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from attnguide.parts.recipe import load_recipe
 from tests.contract.beside import beside
 from tests.helpers.models import CLASSES, batch, cnn, tiny_vit
 from tests.helpers.state import hooks, snapshot
@@ -19,7 +20,6 @@ from torch import Tensor, nn
 import attnguide as ag
 from attnguide.data.procedural.faces import ProceduralFaces
 from attnguide.interfaces import AlignmentLoss, AttributionSource, TargetPrior
-from attnguide.parts.recipe import load_recipe
 from attnguide.parts.registry import registry
 
 SOURCES, PRIORS, LOSSES = (registry().names(kind) for kind in ("source", "prior", "loss"))

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from tests.helpers.models import batch, cnn
+from tests.helpers.parts import standard
 
 import attnguide as ag
 from attnguide.errors import AttnGuideError, InputError, PluginError, UnknownNameError
 from attnguide.guiding.recipe import load_recipe
-from attnguide.parts.registry import registry
 
 GOOD = """
 about = "For the tests."
@@ -25,7 +25,6 @@ layer = "block3"
 targets = [0, 2]
 evidence = "decision"
 max_classes = 1
-second_order = false
 
 [train]
 epochs = 3
@@ -49,7 +48,7 @@ def test_a_file(tmp_path: Path) -> None:
     assert repr(term.source) == "HiResCAM(relu=False)"
     assert (term.prior.empty, term.loss, term.weight) == ("skip", "cosine", 0.25)  # type: ignore[union-attr]
     assert (term.layer, term.targets, term.evidence) == ("block3", [0, 2], "decision")
-    assert (term.max_classes, guide.second_order) == (1, False)
+    assert term.max_classes == 1
     images, labels, masks = batch()
     model(images)
     assert bool(guide.loss(labels, mask=masks).isfinite())
@@ -97,7 +96,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         load_recipe("no-such-recipe")
 
 
-@pytest.mark.parametrize("name", registry().names("recipe"))
+@pytest.mark.parametrize("name", standard("recipe"))
 def test_every_registered_recipe_builds_a_guide(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe.about

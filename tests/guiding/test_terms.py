@@ -41,7 +41,7 @@ def test_drawing_is_the_default_only_where_classes_cost() -> None:
     labels = torch.ones(4, 12)
 
     def pairs_of(model: nn.Module, **settings: Any) -> int:
-        with ag.Guide(model, targets="all", **settings) as guide:
+        with ag.Guide(model, terms=[ag.Term(targets="all", **settings)]) as guide:
             model(images)
             guide.loss(labels, mask=masks)
             return len(guide.records()[0].pairs)
@@ -53,7 +53,7 @@ def test_drawing_is_the_default_only_where_classes_cost() -> None:
     assert pairs_of(tiny_vit(classes=12), source="layer_attention") == 48
     for wrong in (0, -1, "some", 1.5):
         with pytest.raises(InputError, match="max_classes="):
-            ag.Guide(cnn(), max_classes=wrong)
+            ag.Guide(cnn(), terms=[ag.Term(max_classes=wrong)])
 
 
 def test_the_weight_grows_linearly() -> None:

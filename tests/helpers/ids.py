@@ -1,4 +1,4 @@
-"""Readable names for the cases of parametrized tests, whose own names would be counters such as `options3`."""
+"""Readable names for the cases of parametrized tests, whose own names would be counters."""
 
 from __future__ import annotations
 

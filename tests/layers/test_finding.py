@@ -20,7 +20,7 @@ import attnguide as ag
 from attnguide.capture.calls import Tap
 from attnguide.errors import LayerError
 from attnguide.layers import _memory as memory, choose, find_layers, list_candidates, stages
-from attnguide.layers.layout import assume, codes, decode, fit
+from attnguide.layers._layout import assume, codes, decode, fit
 from attnguide.trace import Layout
 
 VIT = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}

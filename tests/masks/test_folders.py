@@ -12,8 +12,8 @@ from skimage.draw import polygon2mask
 
 from attnguide.errors import DataError, InputError, UnknownNameError
 from attnguide.masks import MaskFolder, load_template, read_coco, read_labelme, read_mask
+from attnguide.masks._shapes import Circle, Polygon, RunLengths
 from attnguide.masks.class_names import ClassNames, resize
-from attnguide.masks.shapes import Circle, Polygon, RunLengths
 
 CLASSES = ["Smiling", "Wearing_Lipstick", "Bald"]
 

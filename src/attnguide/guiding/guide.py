@@ -191,7 +191,7 @@ class Guide:
                 records += term_records
                 if mean is not None:
                     total = total + bound.term.weight_at(self._steps) * mean
-            if len(self.adapters):
+            if self.adapters.layers:
                 for loss in self.adapters.losses(trace, labels, annotations):
                     total = total + loss
         self._steps += 1

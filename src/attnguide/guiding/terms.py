@@ -219,7 +219,8 @@ class BoundTerm:
         pair_weights: Tensor | None,
         annotations: Mapping[str, Any],
     ) -> tuple[TermRecord, Tensor | None]:
-        traces = [trace.at(layer.name) for layer in layers]
+        single = len(layers) == len(trace.features) == 1
+        traces = [trace] if single else [trace.at(layer.name) for layer in layers]
         sizes = [self.source.size(part) for part in traces]
         size = (max(height for height, _ in sizes), max(width for _, width in sizes))
         prior, weights = self.prior_at(traces[0], pairs, size, annotations)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from attnguide.capture.calls import Call, Tap, images_name
 from attnguide.capture.model_state import unwrap
 from attnguide.errors import LayerError
-from attnguide.layers import layout as layouts
+from attnguide.layers import _layout as layouts
 from attnguide.layers._probe import (
     FirstPass,
     Output,

@@ -18,8 +18,8 @@ from torch import Tensor
 from attnguide.data.files import read_json
 from attnguide.data.images import MAX_PIXELS
 from attnguide.errors import DataError, nearest
+from attnguide.masks._shapes import EXPORT_AGAIN, Circle, Polygon, RunLengths, Shape
 from attnguide.masks.class_names import ClassNames, Size
-from attnguide.masks.shapes import EXPORT_AGAIN, Circle, Polygon, RunLengths, Shape
 
 __all__ = ["LabelledMasks", "read_coco", "read_labelme"]
 

@@ -21,9 +21,9 @@ from torch import Tensor
 from attnguide.data.files import natural_key
 from attnguide.data.images import IMAGE_SUFFIXES, load_image
 from attnguide.errors import DataError, InputError
+from attnguide.masks._levels import is_grey, read_levels
 from attnguide.masks.class_names import ClassNames, Size, as_size, resize
 from attnguide.masks.legends import LegendEntry, find_legend, read_legend
-from attnguide.masks.levels import is_grey, read_levels
 
 __all__ = ["MaskFolder", "Template", "images_in", "load_template", "read_mask"]
 

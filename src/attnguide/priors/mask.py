@@ -13,7 +13,7 @@ from attnguide import functional
 from attnguide.errors import InputError
 from attnguide.functional import may_read
 from attnguide.interfaces import PriorMaps, TargetPrior
-from attnguide.pairs import Pairs, recordable
+from attnguide.pairs import Pairs
 from attnguide.trace import Trace
 
 __all__ = ["MaskPrior"]
@@ -173,8 +173,12 @@ class MaskPrior(TargetPrior):
     def _checked(self, planes: Tensor, asked: Tensor, name: Callable[[int], str]) -> tuple[Tensor, Tensor]:
         """Return planes, missing ones as zeros, and a weight for each; an error names the first culprit."""
         flat = planes.flatten(1)
-        if may_read(flat) and self._all_good(flat):
-            return recordable(planes), torch.ones_like(flat[:, 0])
+        if may_read(flat) and flat.numel() and not 0 <= self.ignore_value <= 1:
+            # Nearly always nothing is missing, empty or wrong, which two passes show.
+            least, most = flat.aminmax()  # NaN if there is one
+            if bool(least >= 0) and bool(most <= 1) and bool((flat.amax(dim=1) > 0).all()):
+                planes = planes.clone() if planes.is_inference() else planes  # a graph may hold it
+                return planes, torch.ones_like(flat[:, 0])
         absent = flat.isnan() | (flat == self.ignore_value)
         missing = absent.all(dim=1) | ~asked
         empty = ~missing & (flat.nan_to_num(1.0).amax(dim=1) == 0)
@@ -196,13 +200,6 @@ class MaskPrior(TargetPrior):
                     raise InputError(f"{name(plane)} {complaint} ({values}).")
         weights = (~(missing | empty)).to(planes)
         return torch.where(missing[:, None, None], torch.zeros_like(planes), planes), weights
-
-    def _all_good(self, flat: Tensor) -> bool:
-        """Whether nothing is missing, empty or wrong: nearly always so, and seen in two passes."""
-        if not flat.numel() or 0 <= self.ignore_value <= 1:
-            return False
-        least, most = flat.aminmax()  # NaN if there is one
-        return bool(least >= 0) and bool(most <= 1) and bool((flat.amax(dim=1) > 0).all())
 
     def __repr__(self) -> str:
         shape = None if self.template is None else tuple(self.template.shape)
