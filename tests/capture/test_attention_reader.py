@@ -53,7 +53,7 @@ def test_groups_of_heads_share_keys() -> None:
 
 def test_masks_of_multi_head_attention_are_refused() -> None:
     attention, tokens = nn.MultiheadAttention(8, 2, batch_first=True), torch.randn(1, 4, 8)
-    refused = pytest.raises(LayerError, match="cannot read.*grad_cam")
+    refused = pytest.raises(LayerError, match=r"cannot read.*grad_cam")
     with Reading(lambda probabilities: probabilities), refused:
         attention(tokens, tokens, tokens, attn_mask=torch.zeros(4, 4))
 
