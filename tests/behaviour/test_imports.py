@@ -50,7 +50,8 @@ def test_names_do_not_change_their_meaning_with_what_is_imported_first() -> None
     code = """
 import attnguide as ag
 first = {name: getattr(ag, name) for name in ag.__all__ if name != "metrics"}
-import attnguide.guiding.guide, attnguide.parts.registry, attnguide.explanation, attnguide.guiding.check, attnguide.visual
+import attnguide.guiding.guide, attnguide.parts.registry, attnguide.explanation
+import attnguide.guiding.check, attnguide.visual
 assert all(getattr(ag, name) is value for name, value in first.items())
 """
     other = "import attnguide.parts.registry, attnguide.guiding.guide, attnguide.explanation\n" + code

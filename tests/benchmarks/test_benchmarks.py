@@ -106,7 +106,7 @@ def test_the_documentation_shows_the_results(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.syspath_prepend(str(FOLDER))
 
     def here(command: list[str], **_: Any) -> SimpleNamespace:
-        """Run a script in this process, which has torch already; each of its own would take seconds for that."""
+        """Run a script in this process, which has imported torch already: that takes seconds."""
         monkeypatch.setattr(sys, "argv", command[1:])
         printed = io.StringIO()
         with redirect_stdout(printed), suppress(SystemExit):

@@ -48,6 +48,8 @@ def test_a_choice_that_contradicts_itself() -> None:
 def test_equal_settings_are_equal_files(tmp_path: Path) -> None:
     for name in ("a.pt", "b.pt"):
         (tmp_path / name).write_bytes(b"weights")
-    one, other = (ModelChoice("m", tmp_path / name, False, None, None, False).settings() for name in ("a.pt", "b.pt"))
+    one, other = (
+        ModelChoice("m", tmp_path / name, False, None, None, False).settings() for name in ("a.pt", "b.pt")
+    )
     assert one == other
     assert one["checkpoint"] == hashlib.sha256(b"weights").hexdigest()

@@ -19,9 +19,14 @@ def test_a_file_is_replaced_at_the_end_or_never(tmp_path: Path) -> None:
         assert path.read_text() == "old"
         assert temporary.suffix == ".txt"
     assert path.read_text() == "new"
-    with pytest.raises(KeyboardInterrupt), atomic_write(path) as temporary:
-        temporary.write_text("half")
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with atomic_write(path) as temporary:
+            temporary.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert path.read_text() == "new"
     assert [file.name for file in tmp_path.iterdir()] == ["out.txt"]
 
@@ -35,7 +40,11 @@ def test_paths_that_cannot_be_written(tmp_path: Path) -> None:
 
 def test_paths_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
-    for path, message in ((tmp_path, "folder"), (tmp_path / "no", "does not exist"), (tmp_path / "empty", "empty")):
+    for path, message in (
+        (tmp_path, "folder"),
+        (tmp_path / "no", "does not exist"),
+        (tmp_path / "empty", "empty"),
+    ):
         with pytest.raises(DataError, match=message):
             check_file(path)
 

@@ -14,7 +14,9 @@ GROUPS = {"cat/1.png": "indoors", "cat/2.png": "outdoors", "dog/3.png": "7"}
 
 
 def test_both_formats_say_the_same(tmp_path: Path) -> None:
-    (tmp_path / "g.json").write_text(json.dumps({"cat//1.png": "indoors", "cat/2.png": " outdoors", "dog/3.png": 7}))
+    (tmp_path / "g.json").write_text(
+        json.dumps({"cat//1.png": "indoors", "cat/2.png": " outdoors", "dog/3.png": 7})
+    )
     rows = "".join(f"{file}, {group}\n" for file, group in GROUPS.items())
     (tmp_path / "plain.csv").write_text(rows)
     (tmp_path / "headed.csv").write_text(f"file,group\n{rows}\n")

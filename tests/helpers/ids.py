@@ -1,4 +1,4 @@
-"""Readable names for the cases of parametrized tests, whose own names would be counters such as `options3`."""
+"""Readable names for the cases of parametrized tests, in place of counters such as `options3`."""
 
 from __future__ import annotations
 

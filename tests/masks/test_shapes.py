@@ -42,6 +42,11 @@ def test_run_lengths_are_cocos() -> None:
     read = RunLengths.parse(encoded["counts"].decode(), SIZE, "a file")
     np.testing.assert_array_equal(read.draw(SIZE), mask)
     np.testing.assert_array_equal(RunLengths.parse(list(read.counts), SIZE, "a file").draw(SIZE), mask)
-    for wrong, message in (([3], "add up to 3"), ([-1, 392], "integers from 0"), ("\x00", "corrupt"), ("o", "middle")):
+    for wrong, message in (
+        ([3], "add up to 3"),
+        ([-1, 392], "integers from 0"),
+        ("\x00", "corrupt"),
+        ("o", "middle"),
+    ):
         with pytest.raises(DataError, match=message):
             RunLengths.parse(wrong, SIZE, "a file")

@@ -34,7 +34,9 @@ def test_weights_fit_exactly_or_not_at_all(tmp_path: Path) -> None:
     assert all(torch.equal(other.state_dict()[name], value) for name, value in model.state_dict().items())
     wrong = {**model.state_dict(), "head.bias": torch.zeros(9), "extra": torch.zeros(1)}
     del wrong["block1.0.weight"]
-    with pytest.raises(InputError, match=r"w\.pt does not fit Sequential: .*block1\.0\.weight missing") as error:
+    with pytest.raises(
+        InputError, match=r"w\.pt does not fit Sequential: .*block1\.0\.weight missing"
+    ) as error:
         load_into(model, wrong, "w.pt")
     assert "extra unexpected" in str(error.value)
     assert "head.bias is (9,), not (4,)" in str(error.value)

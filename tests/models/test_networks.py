@@ -20,7 +20,9 @@ def test_cells_see_as_many_pixels_as_promised(reduction: int, field: int) -> Non
     for _ in range(40):
         image = torch.rand(1, 3, 128, 128, dtype=torch.float64, requires_grad=True)
         features = model[:4](image)
-        (gradient,) = torch.autograd.grad(features[0, :, features.shape[2] // 2, 40 // reduction].sum(), image)
+        (gradient,) = torch.autograd.grad(
+            features[0, :, features.shape[2] // 2, 40 // reduction].sum(), image
+        )
         seen += gradient.abs().sum(dim=(0, 1, 2)) > 0
     columns = seen.nonzero()[:, 0]
     assert int(columns[-1] - columns[0]) + 1 <= field

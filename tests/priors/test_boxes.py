@@ -52,7 +52,9 @@ def test_forms_of_a_box_and_of_none() -> None:
     box = torch.tensor([3.0, 2.0, 8.0, 9.0])
     expected = drawn(box[None], 1).maps[0]
     converted = BoundingBoxes(box_convert(box[None], "xyxy", "cxcywh"), format="CXCYWH", canvas_size=SIZE)
-    found = drawn([box, box[None], converted, box.numpy(), None, torch.full((4,), -1.0), torch.zeros(0, 4)], 7)
+    found = drawn(
+        [box, box[None], converted, box.numpy(), None, torch.full((4,), -1.0), torch.zeros(0, 4)], 7
+    )
     for index in range(4):
         torch.testing.assert_close(found.maps[index], expected)
     assert found.weights.tolist() == [1, 1, 1, 1, 0, 0, 0]

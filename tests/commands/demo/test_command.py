@@ -27,7 +27,7 @@ def test_the_table_shows_before_and_after(
     def told(out: Path, *, seed: int, report: Callable[[str, float], None]) -> dict[str, Any]:
         asked.extend([out, seed])
         report("training", 0.5)
-        return {"before": SHARES, "after": {key: 1.0 for key in SHARES}, "seconds": 12.3}
+        return {"before": SHARES, "after": dict.fromkeys(SHARES, 1.0), "seconds": 12.3}
 
     monkeypatch.setattr(story, "run_demo", told)
     printed = call("demo", "--out", tmp_path / "new", "--seed", 7).stdout
