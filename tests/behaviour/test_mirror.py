@@ -12,9 +12,17 @@ SOURCE, TESTS = ROOT / "src/attnguide", ROOT / "tests"
 ELSEWHERE = ("behaviour", "contract", "docs", "examples", "benchmarks", "plugins", "helpers")
 #: Modules without a test file of their own, and where they are tested.
 TESTED_BY = {
+    "adapters/holder": "behaviour/test_adapters_beside_a_model.py",
+    "capture/host_sync": "behaviour/test_shortcuts.py",
+    "commands/evaluate": "evaluation/test_evaluate.py",
+    "commands/explain/run": "commands/explain/test_command.py",
+    "commands/report": "evaluation/test_report.py",
+    "data/procedural/painting": "data/procedural/test_faces.py",
+    "data/procedural/parts": "data/procedural/test_faces.py",
+    "guiding/guide": "behaviour/test_training_modes.py",
     "interfaces": "contract/test_every_part.py",
     "parts/hookspecs": "parts/test_registry.py",
-    "sources/layer_attention": "sources/test_grad_cam.py",
+    "tracing": "test_trace.py",
 }
 #: Test files whose name is not that of a module, and the module that they are for.
 TESTS_OF = {"metrics/test_occlusion.py": "metrics/faithfulness"}

@@ -1,0 +1,63 @@
+"""Files are written whole, and read with errors that name them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from attnguide.data.files import atomic_write, check_file, check_target, natural_key, read_json, read_text
+from attnguide.errors import DataError, InputError
+
+
+def test_a_file_is_replaced_at_the_end_or_never(tmp_path: Path) -> None:
+    path = tmp_path / "out.txt"
+    path.write_text("old")
+    with atomic_write(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+        assert temporary.suffix == ".txt"
+    assert path.read_text() == "new"
+
+    def interrupted() -> None:
+        with atomic_write(path) as temporary:
+            temporary.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert path.read_text() == "new"
+    assert [file.name for file in tmp_path.iterdir()] == ["out.txt"]
+
+
+def test_paths_that_cannot_be_written(tmp_path: Path) -> None:
+    assert check_target(tmp_path / "new.txt") == tmp_path / "new.txt"
+    for path in (tmp_path, tmp_path / "no" / "file.txt", "/dev/null"):
+        with pytest.raises(InputError, match="cannot write"):
+            check_target(path)
+
+
+def test_paths_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    for path, message in (
+        (tmp_path, "folder"),
+        (tmp_path / "no", "does not exist"),
+        (tmp_path / "empty", "empty"),
+    ):
+        with pytest.raises(DataError, match=message):
+            check_file(path)
+
+
+def test_text_and_json(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps({"é": [1, None]}), encoding="utf-8-sig")
+    assert read_json(tmp_path / "a.json") == {"é": [1, None]}
+    assert read_text(tmp_path / "a.json").startswith("{")
+    (tmp_path / "twice.json").write_text('{"a": {"b": 1, "b": 2}}')
+    with pytest.raises(DataError, match="the key 'b' occurs twice"):
+        read_json(tmp_path / "twice.json")
+
+
+def test_numbers_are_sorted_as_numbers() -> None:
+    names = ["b/10.png", "b/9.png", "a/100.png", "A/20.png", "b/9a.png"]
+    assert sorted(names, key=natural_key) == ["A/20.png", "a/100.png", "b/9.png", "b/9a.png", "b/10.png"]
