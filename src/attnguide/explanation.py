@@ -9,13 +9,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from attnguide import functional, visual
 from attnguide.capture.model_state import evaluating, uncached_autocast, unwrap
 from attnguide.capture.recorder import Plan, Recorder, adapters_of, aside
-from attnguide.errors import InputError
+from attnguide.data.files import atomic_write
+from attnguide.errors import InputError, nearest
 from attnguide.functional import full_precision, full_precision_mode
 from attnguide.interfaces import AttributionSource, maps_of
 from attnguide.layers import LayerSpec, check_reach, find_attention, find_layers
@@ -119,7 +121,37 @@ class Explanation:
         Raises:
             InputError: If the format is unknown, the names do not fit, or the folder cannot be written.
         """
-        return visual.save_explanation(self, Path(folder), names, format)
+        return _save(self, Path(folder), names, format)
+
+
+def _save(explanation: Explanation, folder: Path, names: Sequence[str] | None, format: str) -> list[Path]:
+    """Write one file for each map."""
+    if format not in ("png", "npy", "npz"):
+        raise InputError(f"format={format!r} is unknown.{nearest(format, ('png', 'npy', 'npz'))}")
+    names = [f"image{index}" for index in range(len(explanation.maps))] if names is None else list(names)
+    if len(names) != len(explanation.maps) or len(set(names)) != len(names):
+        raise InputError(f"{len(explanation.maps)} images need as many different names, got {names}.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {folder}: {error.strerror}.") from error
+    pictures = explanation.overlay() if format == "png" else None
+    maps, scores = explanation.maps.float().cpu().numpy(), explanation.scores.cpu().numpy()
+    written = []
+    for row, name in enumerate(names):
+        for column, cls in enumerate(explanation.classes[row].tolist()):
+            if cls < 0:
+                continue
+            path = folder / f"{name}_{cls}.{format}"
+            with atomic_write(path) as temporary:
+                if pictures is not None:
+                    visual.to_pil(pictures[row, column]).save(temporary)
+                elif format == "npy":
+                    np.save(temporary, maps[row, column])
+                else:
+                    np.savez_compressed(temporary, map=maps[row, column], cls=cls, score=scores[row, column])
+            written.append(path)
+    return written
 
 
 def explain(

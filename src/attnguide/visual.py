@@ -5,22 +5,16 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from attnguide import functional
-from attnguide.data.files import atomic_write
-from attnguide.errors import InputError, nearest
+from attnguide.errors import InputError
 
-if TYPE_CHECKING:
-    from attnguide.explanation import Explanation
-
-__all__ = ["colorize", "contact_sheet", "data_uri", "displayable", "overlay", "save_explanation", "to_pil"]
+__all__ = ["colorize", "contact_sheet", "data_uri", "displayable", "overlay", "to_pil"]
 
 #: From cold to hot through colours that keep their order in grey and for the colour-blind: violet, magenta,
 #: orange, yellow.
@@ -173,35 +167,3 @@ def _fitted(text: str, width: float, measure: Callable[[str], float]) -> str:
     while text and measure(text) > width:
         text = text[:-2] + "…" if len(text) > 2 else ""
     return text
-
-
-def save_explanation(
-    explanation: Explanation, folder: Path, names: Sequence[str] | None, format: str
-) -> list[Path]:
-    """Write one file for each map; see [`Explanation.save`][attnguide.Explanation.save]."""
-    if format not in ("png", "npy", "npz"):
-        raise InputError(f"format={format!r} is unknown.{nearest(format, ('png', 'npy', 'npz'))}")
-    names = [f"image{index}" for index in range(len(explanation.maps))] if names is None else list(names)
-    if len(names) != len(explanation.maps) or len(set(names)) != len(names):
-        raise InputError(f"{len(explanation.maps)} images need as many different names, got {names}.")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot make the folder {folder}: {error.strerror}.") from error
-    pictures = explanation.overlay() if format == "png" else None
-    maps, scores = explanation.maps.float().cpu().numpy(), explanation.scores.cpu().numpy()
-    written = []
-    for row, name in enumerate(names):
-        for column, cls in enumerate(explanation.classes[row].tolist()):
-            if cls < 0:
-                continue
-            path = folder / f"{name}_{cls}.{format}"
-            with atomic_write(path) as temporary:
-                if pictures is not None:
-                    to_pil(pictures[row, column]).save(temporary)
-                elif format == "npy":
-                    np.save(temporary, maps[row, column])
-                else:
-                    np.savez_compressed(temporary, map=maps[row, column], cls=cls, score=scores[row, column])
-            written.append(path)
-    return written

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from attnguide.parts.recipe import load_recipe
 from tests.contract.beside import beside
 from tests.helpers.models import CLASSES, batch, cnn, tiny_vit
 from tests.helpers.state import hooks, snapshot
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 import attnguide as ag
 from attnguide.data.procedural.faces import ProceduralFaces
+from attnguide.guiding.recipe import load_recipe
 from attnguide.interfaces import AlignmentLoss, AttributionSource, TargetPrior
 from attnguide.parts.registry import registry
 

@@ -7,7 +7,8 @@ import torch
 from tests.helpers.models import CLASSES, batch, cnn, tiny_vit
 from torch import nn
 
-from attnguide.layers import Layer, choose, find_layers, list_candidates, stages
+from attnguide.layers import choose, find_layers, list_candidates, stages
+from attnguide.layers.candidates import images_as_layer
 
 IMAGES = batch()[0]
 
@@ -51,6 +52,6 @@ def test_a_layer_without_its_shortcuts() -> None:
     plain = layer.plain()
     assert (plain.name, plain.layout, plain.how) == (layer.name, layer.layout, layer.how)
     assert (plain.pooled, plain.rowwise, plain.queries) == (None, (), ())
-    images = Layer.of_images(cnn(), IMAGES)
+    images = images_as_layer(cnn(), IMAGES)
     assert images.name == "input"
     assert torch.equal(images.layout.spatial(IMAGES), IMAGES)

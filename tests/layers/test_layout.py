@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from attnguide.layers.layout import Layout, agreement, assume, codes, decode, fit, grids_of, needed, tells
+from attnguide.layers._layout import Layout, agreement, assume, codes, decode, fit, grids_of, needed, tells
 
 MAPS = torch.arange(2 * 3 * 4 * 6.0).view(2, 3, 4, 6)
 #: The same maps as models arrange them.

@@ -8,7 +8,7 @@ from tests.helpers.state import snapshot
 from torch import nn
 
 from attnguide.capture.calls import Tap
-from attnguide.layers.probe import Subject, first_pass, measure
+from attnguide.layers._probe import Subject, first_pass, measure
 
 IMAGES = batch()[0]
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from attnguide.errors import DataError
-from attnguide.masks.levels import is_grey, read_levels
+from attnguide.masks._levels import is_grey, read_levels
 
 GREY = np.arange(0, 240, 20, dtype=np.uint8).reshape(3, 4)
 

@@ -9,7 +9,7 @@ from pycocotools import mask as coco
 from skimage.draw import polygon2mask
 
 from attnguide.errors import DataError
-from attnguide.masks.shapes import Circle, Polygon, RunLengths
+from attnguide.masks._shapes import Circle, Polygon, RunLengths
 
 SIZE = (17, 23)
 

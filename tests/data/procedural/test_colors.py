@@ -6,7 +6,7 @@ import colorsys
 
 import pytest
 
-from attnguide.data.procedural import _colours as colours
+from attnguide.data.procedural import _colors as colours
 
 
 def test_mixtures() -> None:
