@@ -302,7 +302,7 @@ def movements(maps: Tensor) -> Tensor:
 
 
 def contrast(amounts: Tensor) -> Tensor:
-    """Tell which place moves a position more than the others do, and more than it moves other positions."""
+    """Find the place that moves a position, and only that position, more than others do."""
     mean = amounts.mean(dim=0, keepdim=True)
     relative = torch.where(mean > 0, amounts / mean, 1)
     relative = relative - relative.mean(dim=0, keepdim=True)
@@ -315,7 +315,7 @@ def correlation(one: Tensor, other: Tensor) -> float:
 
 
 def shares(places: int, cells: int) -> Tensor:
-    """Tell which share of each cell lies in each place along one side, `(places, cells)`."""
+    """Compute which share of each cell lies in each place along one side, `(places, cells)`."""
     edges, borders = torch.linspace(0, 1, cells + 1), torch.linspace(0, 1, places + 1)
     start, end = torch.maximum(edges[:-1], borders[:-1, None]), torch.minimum(edges[1:], borders[1:, None])
     return ((end - start).clamp_min(0) * cells).double()
@@ -596,7 +596,7 @@ class Results:
 
 
 def summary(records: Iterable[Record]) -> str:
-    """Tell as Markdown how many models of each group are explained and guided, and name the others."""
+    """Report as Markdown how many models of each group are explained and guided, and name the others."""
     groups: dict[str, list[Record]] = {}
     for record in records:
         groups.setdefault(record["group"], []).append(record)

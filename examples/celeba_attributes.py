@@ -227,7 +227,7 @@ class Run:
     """Results of one seed.
 
     Attributes:
-        found: For each method and measure, a value for each attribute.
+        found: Values of each attribute by method and measure.
         weights: Weight of each region for each attribute in SSP, `(7, K)`; None without SSP.
         classifiers: The networks, as they were before the balanced weights.
         faces: Faces of the test.

@@ -50,7 +50,7 @@ WAYS: dict[str, dict[str, float] | None] = {
     "without multi-label classifier": {"multi_label": 0.0},
     "without reconstructor": {"reconstruction": 0.0},
 }
-#: What the poster tells of CelebA's forty attributes, in the order of its files: accuracy in per cent.
+#: What the poster reports of CelebA's forty attributes, in the order of its files: accuracy in per cent.
 POSTER = (
     92.85, 81.37, 80.71, 83.79, 98.30, 94.10, 70.14, 83.67, 88.39, 95.10, 95.33, 86.55, 91.87, 96.02, 96.68,
     98.67, 96.72, 97.89, 89.49, 86.77, 97.38, 93.67, 96.60, 86.38, 94.87, 73.33, 97.67, 75.62, 93.44, 94.67,
@@ -298,7 +298,7 @@ def noisy(images: Tensor, seed: int) -> Tensor:
 
 
 def against_noise(adapted: AdapterSet, analysis: Analysis, valid: Faces, test: Faces) -> dict[str, Any]:
-    """Accuracy on noisy images with emphasized channels; how many, and how much, validation faces tell."""
+    """Accuracy on noisy images with emphasized channels; how many, and how much, validation faces decide."""
     adapter = multichannel_of(adapted)
 
     def score(faces: Faces, seed: int, setting: tuple[float, float]) -> float:

@@ -65,7 +65,7 @@ class Codebook:
 
     Attributes:
         units: Action units by number.
-        expressions: For each expression the numbers of its units; empty for an expression without a prior.
+        expressions: Numbers of the units of each expression; empty for an expression without a prior.
     """
 
     units: Mapping[int, ActionUnit]

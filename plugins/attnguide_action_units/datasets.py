@@ -51,7 +51,7 @@ class FaceTable(Dataset[ExpressionSample]):
 
     Args:
         files: Image files.
-        labels: For each image an index into `classes`.
+        labels: Index into `classes` for each image.
         points: Landmarks `(N, 68, 2)` in pixels of the images; NaN for an image without landmarks.
         classes: Names of the expressions.
         transform: Function that is applied to each whole sample; `torchvision.transforms.v2` moves image and

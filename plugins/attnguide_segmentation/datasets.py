@@ -57,7 +57,7 @@ class LabelMaps(Dataset[ParsingSample]):
 
     Args:
         images: Image files.
-        labels: For each image a file whose pixels are labels, or several files, read by `read`.
+        labels: File of each image whose pixels are labels, or several files, read by `read`.
         scheme: Meaning of the labels; see [`merged`][attnguide_segmentation.regions.merged].
         transform: Function that is applied to each whole sample; `torchvision.transforms.v2` moves image and
             regions together.

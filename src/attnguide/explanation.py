@@ -36,7 +36,7 @@ class Explanation:
     """Where a model looks, for B images and up to T classes each.
 
     Attributes:
-        raw: For each layer that was looked at, the maps at its own resolution, `(B, T, h, w)`, values as the
+        raw: Maps of each layer at its own resolution, `(B, T, h, w)`, values as the
             source gives them, detached.
         size: Size of `maps`, `(H, W)`; None for that of the layer (of several, the largest).
         classes: Class of each map, `(B, T)`, int64; −1 where an image has fewer than T.

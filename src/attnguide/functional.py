@@ -233,7 +233,7 @@ def rectify(maps: Tensor) -> Tensor:
     Plain rectification loses the gradient wherever there is no evidence for the class: a map that is negative
     throughout, or positive only outside the prior, could never be guided again. Here each value also
     counts, from the map's minimum upwards, with a weight of 0.001: too little to change a map that has
-    evidence, enough to tell more from less where it has none.
+    evidence, enough to rank positions where it has none.
 
     Args:
         maps: Signed maps `(N, h, w)`.
@@ -319,7 +319,7 @@ def combine(maps: Sequence[Tensor], how: str = "mean") -> Tensor:
     """Join the maps of several layers, each scaled to a maximum of 1, at the largest of their resolutions.
 
     Args:
-        maps: For each layer maps `(N, h, w)`; sizes may differ.
+        maps: Maps `(N, h, w)` of each layer; sizes may differ.
         how: `"mean"`, `"max"`, or `"product"` (only where all agree).
 
     Returns:
@@ -515,7 +515,7 @@ def pointwise_loss(
     Args:
         attribution: Maps `(N, h, w)`.
         prior: Maps `(N, h, w)` in [0, 1].
-        distance: Of a value and what it should be.
+        distance: Distance of a value from what it should be.
         mode: What it should be, and where.
         scale: How each map is scaled first.
         reduction: `"mean"` over the positions that count, so that λ means the same at any resolution and for

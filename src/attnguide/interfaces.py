@@ -39,7 +39,7 @@ class AttributionSource(ABC):
         needs_gradient: Whether the source asks the trace for gradients. If not, explaining needs no graph at
             all.
         reads_attention: Whether it reads what the attention of a transformer attends to; the layer then
-            tells only where the patches are.
+            determines only where the patches are.
         only_gradients: Whether the maps are made of gradients alone: then nothing is left of the guidance if
             gradients are taken for constants.
         layer: What the layer `"auto"` means to this source.
@@ -61,8 +61,8 @@ class AttributionSource(ABC):
             pairs: N (sample, class) pairs, at least one.
 
         Returns:
-            Maps `(N, h, w)` of the size that [`size`][attnguide.interfaces.AttributionSource.size] tells, raw
-            values, never detached.
+            Maps `(N, h, w)` of the size that [`size`][attnguide.interfaces.AttributionSource.size] specifies,
+            raw values, never detached.
         """
 
     def layers(self, asked: str | Sequence[str]) -> tuple[str, ...]:
@@ -82,14 +82,14 @@ def maps_of(source: AttributionSource, trace: Trace, pairs: Pairs) -> Tensor:
     """Compute a source's maps `(N, h, w)`; a stranger's source may give anything.
 
     Raises:
-        GuidanceError: If the maps are not of the size that the source tells.
+        GuidanceError: If the maps are not of the size that the source specifies.
     """
     maps = source(trace, pairs)
     expected = (len(pairs), *source.size(trace))
     if maps.shape != expected:
         raise GuidanceError(
             f"source {source!r} gave maps of shape {tuple(maps.shape)}, expected {expected}: one (h, w) map "
-            "for each pair, of the size that its size() tells."
+            "for each pair, of the size that its size() specifies."
         )
     return maps
 
@@ -231,7 +231,7 @@ class RegionSource(ABC):
 
         Args:
             images: Images `(B, 3, H, W)` in [0, 1].
-            files: For each image the files that it comes from: one, or several aligned files if the image is
+            files: Files that each image comes from: one, or several aligned files if the image is
                 their mean.
 
         Returns:

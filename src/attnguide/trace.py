@@ -52,7 +52,7 @@ class Layout:
         grid: Rows and columns, `(h, w)`.
         prefix: Number of tokens before the patches (class token, registers …).
         suffix: Number of tokens after them.
-        order: For each cell of the grid, row by row, the place of its vector among the patches; None if they
+        order: Place of the vector of each cell of the grid, row by row, among the patches; None if they
             are row by row already.
     """
 

@@ -51,7 +51,7 @@ def displayable(images: Tensor) -> Tensor:
 
 
 def overlay(images: Tensor, maps: Tensor, alpha: float = 0.5) -> Tensor:
-    """Lay coloured maps over images, whose own colours fade by as much, so that the two are told apart.
+    """Lay coloured maps over images, whose own colours fade by as much, so that the two are distinct.
 
     Args:
         images: `(B, 3, H, W)` in [0, 1].
@@ -96,7 +96,7 @@ def data_uri(picture: Image.Image | bytes, format: Literal["png", "jpeg"] = "png
 
     Args:
         picture: The picture, or the content of its file.
-        format: Of the file. Photographs are a fraction of the size as JPEG.
+        format: Format of the file. Photographs are a fraction of the size as JPEG.
     """
     if not isinstance(picture, bytes):
         buffer = io.BytesIO()

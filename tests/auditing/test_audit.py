@@ -260,7 +260,7 @@ def test_one_class_of_many_is_found() -> None:
     assert report.reliance < report.tolerance
     assert [cls for cls, one in report.by_class.items() if one.exceeds(0.1)] == [0]
     assert report.reasons == [
-        "100% of the answers about class 0 change with what is outside the mask; at most 10% pass"
+        "100% of predictions about class 0 depend on what is outside the mask (limit 10%)"
     ]
 
 

@@ -5,7 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from attnguide.layers._layout import Layout, agreement, assume, codes, decode, fit, grids_of, needed, tells
+from attnguide.layers._layout import (
+    Layout,
+    agreement,
+    assume,
+    codes,
+    decode,
+    fit,
+    grids_of,
+    is_informative,
+    needed,
+)
 
 MAPS = torch.arange(2 * 3 * 4 * 6.0).view(2, 3, 4, 6)
 #: The same maps as models arrange them.
@@ -91,6 +101,6 @@ def test_thresholds() -> None:
     assert all(rows * columns == 24 for rows, columns in grids_of(24, (32, 48)))
     assert needed(4) == 0.95
     assert needed(10_000) == 0.3
-    assert tells(torch.tensor([0.0, 1.0]))
-    assert not tells(torch.full((5,), 0.3))
+    assert is_informative(torch.tensor([0.0, 1.0]))
+    assert not is_informative(torch.full((5,), 0.3))
     assert str(Layout("tokens", (4, 6), 1, 2)) == "tokens 4×6, 1 prefix, 2 suffix"

@@ -50,7 +50,7 @@ class Studio:
         sheets: Sheets that are painted on.
         store: Folder of the masks.
         watchers: Maps of the model before (`"before"`) and after fine-tuning (`"after"`), if there are any.
-        numbers: For each painted class its index in the model; None if the model has no class of that name.
+        numbers: Index of each painted class in the model; None if the model has no class of that name.
         parts: Regions that can be added to a mask.
         tuning: Fine-tuning, if there are labelled images.
     """

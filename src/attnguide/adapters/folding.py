@@ -27,7 +27,7 @@ class Folded(nn.Module):
     Args:
         model: The model.
         adapters: Its adapters, on the model or not.
-        layers: For each adapter the layer that it reads, None for none.
+        layers: The layer that each adapter reads, None for none.
         companions: What the adapters use, to be moved and exported along.
     """
 

@@ -1,4 +1,4 @@
-"""Tells an honest guidance from one that only made the map look right."""
+"""Distinguishes guidance that changed the model from guidance that only changed the map."""
 
 from __future__ import annotations
 
@@ -129,13 +129,13 @@ class AuditReport:
         above = {
             cls: one for cls, one in self.by_class.items() if one.pairs >= _ENOUGH and one.exceeds(limit)
         }
-        told = f"change with what is outside the mask; at most {limit:.0%} pass"
+        verdict = f"depend on what is outside the mask (limit {limit:.0%})"
         if self.exchanged.exceeds(limit):
-            found.append(f"{self.reliance:.0%} of the answers {told}")
+            found.append(f"{self.reliance:.0%} of predictions {verdict}")
         elif above:
             worst = max(above, key=lambda cls: above[cls].share)
             more = f", so do those about {len(above) - 1} more" if len(above) > 1 else ""
-            found.append(f"{above[worst].share:.0%} of the answers about class {worst} {told}{more}")
+            found.append(f"{above[worst].share:.0%} of predictions about class {worst} {verdict}{more}")
         if self.before is not None and self.reliance > limit:
             gain, was = self.optimised - self.before.optimised, self.before.witnesses
             gains = {name: value - was[name] for name, value in self.witnesses.items()}
@@ -339,6 +339,6 @@ def _reliance(changes: Exchanges, some: Tensor | None = None) -> Reliance:
         counted
     ]
     less = changes.outside[counted] - chance
-    # Few that are all alike tell less than their spread says, hence the addition.
+    # Few that are all alike say less than their spread says, hence the addition.
     error = (float(less.var(correction=0)) + 1 / (4 * count)) / count
     return Reliance(max(0.0, float(less.mean())), error**0.5, float(chance.mean()), count)

@@ -55,11 +55,11 @@ def exchange(
     outside.
 
     Args:
-        model: In evaluation mode.
+        model: The model, in evaluation mode.
         images: `(B, C, H, W)`.
         logits: The model's, `(B, K)`.
         truth: Class indices `(B,)`, or positives `(B, K)` where each class is a question of its own.
-        pairs: Tell which answers to try.
+        pairs: The predictions to try.
         masks: Where the model may look for each, `(N, H, W)` in [0, 1]. An image without a pair is cut along
             the mask of its partner.
         batch_size: Number of images at once.
@@ -84,7 +84,7 @@ class _Cut:
     """Images with their answers to one question, to be cut along masks.
 
     Args:
-        model: In evaluation mode.
+        model: The model, in evaluation mode.
         images: `(B, C, H, W)`.
         logits: The model's, `(B, K)`.
         question: The class asked for; None: which one it is.

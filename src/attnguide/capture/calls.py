@@ -97,7 +97,7 @@ def tensors_in(output: Any) -> Iterator[tuple[Path, Tensor]]:
 def select(output: Any, path: Path) -> Tensor | None:
     """Return the tensor at a path of an output, the first one for an empty path; None if there is none."""
     if path:
-        wanted = [*map(str, path)]  # a written path does not tell whether a key is 0 or "0"
+        wanted = [*map(str, path)]  # a written path does not say whether a key is 0 or "0"
         return next((tensor for found, tensor in tensors_in(output) if [*map(str, found)] == wanted), None)
     return next((tensor for _, tensor in tensors_in(output)), None)
 
@@ -159,11 +159,11 @@ class Call:
     @property
     def signature(self) -> tuple[str, ...]:
         """What else the model was called with, as far as it may change what it does."""
-        told = [
-            f"{index}={_told(value)}" for index, value in enumerate(self.args) if value is not self.images
+        others = [
+            f"{index}={_text(value)}" for index, value in enumerate(self.args) if value is not self.images
         ]
-        told += [f"{key}={_told(value)}" for key, value in self.kwargs.items() if value is not self.images]
-        return tuple(sorted(told))
+        others += [f"{key}={_text(value)}" for key, value in self.kwargs.items() if value is not self.images]
+        return tuple(sorted(others))
 
     def arguments(self, images: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the arguments with other images, `(N, C, H, W)`, in place of those of the call.
@@ -182,7 +182,7 @@ class Call:
         return tuple(map(adapted, self.args)), {key: adapted(value) for key, value in self.kwargs.items()}
 
 
-def _told(value: Any) -> str:
+def _text(value: Any) -> str:
     return repr(value) if isinstance(value, (bool, int, float, str, type(None))) else type(value).__name__
 
 

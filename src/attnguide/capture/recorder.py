@@ -99,7 +99,7 @@ class Recording(Shard):
     """A recording with what the recorder and its riders need while the pass runs.
 
     Attributes:
-        calls: For each module how often it has run.
+        calls: Number of calls of each module.
         fusion: Whether attention is fused.
         class_token: Names of the modules in which only the first tokens get a graph.
     """

@@ -66,7 +66,7 @@ class Comparison:
     """A model before and after.
 
     Attributes:
-        names: Of the classes, in the order of the model's.
+        names: Names of the classes, in the order of the model's.
         before: What was measured before, class by class.
         after: The same after.
         groups: Group by group, before and after; empty where no groups were given.
@@ -154,10 +154,10 @@ def compare_folder(
         after: The model after; with the same classes and preprocessing.
         images: The files.
         mask_for: Finds their masks.
-        group_of: Tells the group of an image, if it has one.
+        group_of: Returns the group of an image, if it has one.
         source: Attribution source.
         layer: Where to look.
-        threshold: Of the IoU.
+        threshold: Threshold of the IoU.
         batch_size: Images at once.
         device: Where the models run; where the first is by default.
         advance: Called with the number of images that are done.

@@ -94,7 +94,7 @@ class ClassResult:
     Attributes:
         images: Number of images.
         right: How many of them were classified right.
-        scores: For each measure the scores of the images that have a mask.
+        scores: Scores of the images that have a mask, by measure.
     """
 
     images: int = 0
@@ -301,7 +301,7 @@ def evaluate_folder(
         mask_for: Finds their masks.
         source: Attribution source.
         layer: Where to look.
-        threshold: Of the IoU.
+        threshold: Threshold of the IoU.
         batch_size: Images at once.
         device: Where the model runs; where it is by default.
         advance: Called with the number of images that are done.
@@ -350,7 +350,7 @@ def measure(
         failures: Gets the files that cannot be read, with the reason.
         source: Attribution source.
         layer: Where to look.
-        threshold: Of the IoU.
+        threshold: Threshold of the IoU.
         batch_size: Images at once.
         device: Where the models run; where the first is by default.
         advance: Called with the number of images that are done.

@@ -1,4 +1,4 @@
-"""Groups of images, such as those with and without a shortcut, as a file tells them."""
+"""Reads groups of images, such as those with and without a shortcut, from a file."""
 
 from __future__ import annotations
 

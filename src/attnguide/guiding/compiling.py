@@ -45,7 +45,7 @@ def compile_before(
         model: The unwrapped model.
         layers: The layers looked at.
         images: `(B, C, H, W)`; the first is run, to see in which order modules run.
-        options: For `torch.compile`.
+        options: Options of `torch.compile`.
 
     Returns:
         Names of the modules, the largest that come before the layers.

@@ -205,7 +205,7 @@ class Guide:
         return list(self._records)
 
     def check(self, images: Tensor, labels: Tensor, **annotations: Any) -> checking.CheckReport:
-        """Prove that the guidance term reaches the weights, and tell which.
+        """Prove that the guidance term reaches the weights, and report which.
 
         Runs one forward pass in evaluation mode and one backward pass; the model, its gradients and buffers
         stay as they are. Call it once before training, with a batch that has annotations.
@@ -239,7 +239,7 @@ class Guide:
         tolerance: float = 0.1,
         **annotations: Any,
     ) -> AuditReport:
-        """Tell whether the model looks where it should, or only the map does; see [`audit`][attnguide.audit].
+        """Check whether predictions depend on the right region, not only the map; see `ag.audit`.
 
         Args:
             images: `(B, C, H, W)`, none of which was trained on.
@@ -300,7 +300,7 @@ class Guide:
 
         Args:
             images: `(B, C, H, W)`, as they will be in training; the layers are found with them.
-            **options: For `torch.compile`: `mode`, `dynamic`, `backend` …
+            **options: Options of `torch.compile`: `mode`, `dynamic`, `backend` …
 
         Returns:
             Names of the modules that were compiled.

@@ -19,16 +19,16 @@ __all__ = [
     "decode",
     "fit",
     "grids_of",
+    "is_informative",
     "likely_grids",
     "needed",
-    "tells",
 ]
 
 #: Numbers of tokens beside the patches that shape rules try: class token, distillation token, registers.
 _EXTRAS = (0, 1, 2, 5, 3, 4, 8, 9)
 #: As many are tried against a measurement.
 _MOST_EXTRAS = 16
-#: Standard deviation of measured positions, in units of the image's side, that tells anything.
+#: Standard deviation of measured positions, in units of the image's side, that is informative.
 _LEAST_SPREAD = 0.005
 #: Grids may differ from the image's proportions by this factor: patches need not be square.
 _MOST_SKEW = 2.05
@@ -38,12 +38,12 @@ _MOST_SKEW = 2.05
 
 
 def assume(shape: tuple[int, ...], image_size: tuple[int, int], prefix: int | None = None) -> Layout | None:
-    """Tell rows, columns and channels of an output from its shape alone.
+    """Determine rows, columns and channels of an output from its shape alone.
 
     Args:
         shape: Shape of the output: `(B, C, h, w)`, `(B, h, w, C)` or `(B, tokens, C)`.
         image_size: `(H, W)` of the images; the grid must have their proportions, to within one cell.
-        prefix: Number of prefix tokens, if the model tells it; tried first.
+        prefix: Number of prefix tokens, if the model has it among its attributes; tried first.
 
     Returns:
         The layout, or None if the output has no rows and columns.
@@ -97,7 +97,7 @@ def fit(
         kind: `"nchw"` or `"nct"` if the channels are taken to come first, else `"nhwc"`, `"tokens"` or
             `"windows"`.
         places: Sizes of the axes between batch and channels.
-        rows: For each place, how far down in the image it looks, in [0, 1]; `(prod(places),)`.
+        rows: Measured vertical position of each place in the image, in [0, 1]; `(prod(places),)`.
         columns: Likewise, how far to the right.
         image_size: `(H, W)` of the images.
 
@@ -129,7 +129,7 @@ def agreement(layout: Layout, rows: Tensor, columns: Tensor) -> float:
     )
 
 
-def tells(positions: Tensor) -> bool:
+def is_informative(positions: Tensor) -> bool:
     """Whether places differ at all in where they look.
 
     Where all see the same, what is left is rounding, and rounding has patterns of its own.
@@ -138,7 +138,7 @@ def tells(positions: Tensor) -> bool:
 
 
 def _correlation(measured: Tensor, expected: Tensor) -> float:
-    if not tells(measured):
+    if not is_informative(measured):
         return 0.0
     cosine: Tensor = F.cosine_similarity(measured - measured.mean(), expected - expected.mean(), dim=0)
     return cosine.item()
@@ -244,7 +244,7 @@ def decode(kind: Kind, grid: tuple[int, int], extras: int, answers: Tensor) -> L
     Args:
         kind: How the output is taken apart.
         grid: Rows and columns.
-        extras: Number of places that are no patches, before or after the others.
+        extras: Number of places that hold no patch, before or after the others.
         answers: How strongly each place answers to each pattern, `(1 + bits, places)`.
 
     Returns:
@@ -254,7 +254,7 @@ def decode(kind: Kind, grid: tuple[int, int], extras: int, answers: Tensor) -> L
     for prefix in dict.fromkeys((extras, 0)):
         span = answers[:, prefix : answers.shape[1] - extras + prefix]
         shares = span[1:] / span[:1].clamp_min(torch.finfo(span.dtype).tiny)
-        # What mixes over the whole image lifts all answers alike: the middle tells ones from zeros.
+        # What mixes over the whole image lifts all answers alike: the middle separates ones from zeros.
         middle = (shares.amax(dim=1, keepdim=True) + shares.amin(dim=1, keepdim=True)) / 2
         bits = (shares > middle).long()
         of_rows = (height - 1).bit_length()

@@ -171,7 +171,7 @@ def fingerprint(model: nn.Module) -> str | None:
     Models of the same digest arrange their outputs in the same way, whatever their weights are.
 
     Returns:
-        The digest; None if the model holds something of which it cannot be told whether two are the same.
+        The digest; None if the model holds something that cannot be compared.
     """
     digest = hashlib.sha256()
     try:
@@ -198,7 +198,7 @@ _DEEPEST = 6
 
 
 class _Untold(Exception):  # noqa: N818
-    """An object of which it cannot be told what it is."""
+    """An object that cannot be described."""
 
 
 def _told(value: Any, depth: int = 0) -> Any:
@@ -287,5 +287,5 @@ def _write(file: Path | None, known: Known) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(file) as part:
             part.write_text(text, encoding="utf-8")
-    except (OSError, InputError) as error:  # a cache that cannot be written is no reason to stop
+    except (OSError, InputError) as error:  # work goes on without a cache
         logging.getLogger(__name__).info("%s was not written: %s", file, error)

@@ -3,8 +3,8 @@
 Two passes. The first runs two images and takes one gradient of the logits: it finds the tensors that modules
 give, and the share of their positions that the logits depend on. The second runs a base image and copies of
 it with noise whose strength rises or falls along the rows, or the columns. How much stronger a position
-answers to the rising noise than to the falling one tells where in the image it looks; thus rows, columns and
-channels are told apart without knowing anything of the model.
+changes with the rising noise than with the falling one shows where in the image it looks; thus rows, columns
+and channels are distinguished without knowing anything of the model.
 """
 
 from __future__ import annotations
@@ -480,12 +480,12 @@ def _pass_to(
 
 
 def measure(subject: Subject, taps: Sequence[Tap], seed: int = 0) -> dict[Tap, dict[Kind, Positions]]:
-    """Run perturbed copies of the first image, and tell where in it the places of outputs look.
+    """Run perturbed copies of the first image, and measure the positions of outputs in it.
 
     Args:
         subject: The model, and images.
         taps: The outputs to measure.
-        seed: Of the noise.
+        seed: Seed of the noise.
 
     Returns:
         For each output that was seen, and each way to take its channels, the positions of its places.
@@ -513,13 +513,13 @@ def _balance(rising: Tensor, falling: Tensor) -> Tensor:
 def respond(
     subject: Subject, patterns: Tensor, taps: Sequence[Tap], seed: int = 0
 ) -> dict[Tap, dict[Kind, Tensor]]:
-    """Run the first image with noise in given patterns, and tell how strongly the places of outputs answer.
+    """Run the first image with noise in given patterns, and measure how strongly outputs change.
 
     Args:
         subject: The model, and images.
         patterns: Strength of the noise, `(P, H, W)` in [0, 1].
         taps: The outputs to measure.
-        seed: Of the noise.
+        seed: Seed of the noise.
 
     Returns:
         For each output that was seen, and each way to take its channels, the root mean square of the change,

@@ -104,7 +104,7 @@ def list_candidates(
         measure: Measure where positions look; otherwise layouts are assumed from shapes.
         wanted: Chooses among the outputs that the model's modules gave; None for all of them.
         call: How the model is called with the images, if not `model(images)`.
-        seeds: Of the noise; each is a pass of five images more.
+        seeds: Seeds of the noise; each costs a pass of five images.
 
     Returns:
         Candidates in the order in which they ran.
@@ -211,8 +211,8 @@ def _best_fit(
     fits = [
         best
         for kind, places in kinds_of(shape).items()
-        if layouts.tells(ways[kind].rows)
-        and layouts.tells(ways[kind].columns)
+        if layouts.is_informative(ways[kind].rows)
+        and layouts.is_informative(ways[kind].columns)
         and (best := layouts.fit(kind, places, ways[kind].rows, ways[kind].columns, size)) is not None
     ]
     return max(fits, key=lambda item: item[0], default=None)

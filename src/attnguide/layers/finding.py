@@ -111,7 +111,7 @@ def find_layers(
 
     What was found is remembered: for the model as long as it lives, for its like (same classes, same
     settings, same shapes of weights) in this process, and for models of timm, torchvision and transformers
-    on disk; see [`memory`][attnguide.layers._memory].
+    on disk.
 
     Args:
         model: Any classifier.
@@ -241,7 +241,7 @@ def _named(subject: Subject, found: list[Candidate], text: str) -> Candidate:
     else:
         reason = (
             f"gives a tensor of shape {given.shape}, in which no rows and columns of a "
-            f"{subject.size[0]}×{subject.size[1]} image can be told"
+            f"{subject.size[0]}×{subject.size[1]} image can be found"
         )
     raise LayerError(f"layer {text!r} {reason}.{_alternatives(subject)}")
 

@@ -105,7 +105,7 @@ class RunLengths:
             where: File and entry, for errors.
 
         Raises:
-            DataError: They are no counts, or do not add up to the image.
+            DataError: They are not counts, or do not add up to the image.
         """
         if isinstance(counts, str):
             counts = _decompress(counts, where)

@@ -37,7 +37,7 @@ class LabelledMasks:
     Attributes:
         size: Height and width of the image in pixels.
         shapes: Label and shape of every region, in the order of the file.
-        skipped: What the file holds that is no region: how many entries of which kind were left out.
+        skipped: Number of entries of each kind that were left out because they describe no region.
         source: The file, and the image in it, for errors.
     """
 

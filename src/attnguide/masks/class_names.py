@@ -77,7 +77,7 @@ class ClassNames:
 
 
 def resize(mask: Tensor, size: Size | None) -> Tensor:
-    """Resize a mask; a pixel of a smaller one tells how much of it was covered.
+    """Resize a mask; a pixel of a smaller one holds the share that was covered.
 
     Args:
         mask: `(H, W)` in [0, 1].

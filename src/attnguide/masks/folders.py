@@ -171,7 +171,7 @@ class MaskFolder:
 
     Raises:
         DataError: The folder holds no image, or two masks for one purpose.
-        InputError: The root is no folder, the size is not positive, or there are masks for classes but no
+        InputError: The root is not a folder, the size is not positive, or there are masks for classes but no
             `classes`.
         UnknownNameError: A mask is named like none of the classes.
     """

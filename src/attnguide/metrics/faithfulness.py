@@ -120,7 +120,7 @@ def deletion(
 ) -> Tensor:
     """Deletion curves: the class's probability while pixels are taken away, the most important first.
 
-    A map that tells what the model looks at makes it fall fast (Petsiuk et al., BMVC 2018). The model runs in
+    A faithful map makes it fall fast (Petsiuk et al., BMVC 2018). The model runs in
     evaluation mode and comes back as it was.
 
     Args:
@@ -158,7 +158,7 @@ def insertion(
     """Insertion curves: the class's probability while pixels come back, the most important first.
 
     As [`deletion`][attnguide.metrics.deletion], from the baseline to the whole image; a map that
-    tells what the model looks at makes it rise fast.
+    is faithful makes it rise fast.
 
     Args:
         model: As for `deletion`, like the rest.
@@ -185,7 +185,7 @@ def area(curves: Tensor) -> Tensor:
 
 
 class _Held:
-    """A model that is no part of what holds it: copies look at the same one."""
+    """Holds a model without owning it: copies share it."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -199,7 +199,7 @@ class Deletion(MeanMetric):
 
     Args:
         model: Any classifier.
-        **options: For `deletion`: `steps`, `baseline`, `multi_label`, `batch_size`.
+        **options: Options of `deletion`: `steps`, `baseline`, `multi_label`, `batch_size`.
     """
 
     higher_is_better = False
@@ -220,7 +220,7 @@ class Insertion(Deletion):
 
     Args:
         model: Any classifier.
-        **options: For `insertion`: `steps`, `baseline`, `multi_label`, `batch_size`.
+        **options: Options of `insertion`: `steps`, `baseline`, `multi_label`, `batch_size`.
     """
 
     higher_is_better = True

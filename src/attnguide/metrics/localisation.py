@@ -56,7 +56,7 @@ def iou(maps: Tensor, masks: Tensor, *, threshold: float = 0.5) -> Tensor:
     Args:
         maps: Attributions `(N, H, W)`, any scale.
         masks: `(N, H, W)`, or `(H, W)` for all; above 0.5 is inside.
-        threshold: In [0, 1).
+        threshold: Threshold of the map, in [0, 1).
 
     Returns:
         `(N,)` in [0, 1]; 0 if both are empty.
@@ -156,7 +156,7 @@ class IoU(MeanMetric):
     """Mean of [`iou`][attnguide.metrics.iou].
 
     Args:
-        threshold: In [0, 1).
+        threshold: Threshold of the map, in [0, 1).
     """
 
     def __init__(self, threshold: float = 0.5) -> None:

@@ -43,7 +43,7 @@ class Registry:
     """The parts of all plugins.
 
     Attributes:
-        parts: For each kind and name the parts that claim it: one, or several where plugins collide.
+        parts: The parts that claim each kind and name: one, or several where plugins collide.
         broken: The plugins that could not be loaded.
     """
 
@@ -149,7 +149,7 @@ class Registry:
                 ) from error
             if not isinstance(made, interface):
                 raise PluginError(
-                    f"{kind} {what!r} of plugin {self.find(kind, what).owner} gives {made!r}, which is no "
+                    f"{kind} {what!r} of plugin {self.find(kind, what).owner} gives {made!r}, which is not a "
                     f"attnguide.{interface.__name__}."
                 )
         if not isinstance(made, interface):

@@ -25,7 +25,7 @@ class BoxPrior(TargetPrior):
 
     With `guide.loss(labels, boxes=…)` boxes are a tensor `(B, 4)` or `(B, n, 4)`, or a list with one entry
     for each sample: `(n, 4)`, `(4,)`, a `tv_tensors.BoundingBoxes` of any format, or None. A row of NaN or −1
-    is no box; a sample without a box drops out. The map is the same for every class of a sample.
+    is not a box; a sample without a box drops out. The map is the same for every class of a sample.
     """
 
     def __call__(self, trace: Trace, pairs: Pairs, size: tuple[int, int], *, boxes: Any) -> PriorMaps:

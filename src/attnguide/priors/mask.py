@@ -18,7 +18,7 @@ from attnguide.trace import Trace
 
 __all__ = ["MaskPrior"]
 
-#: Tells "not passed" from None, which means "no sample of this batch is annotated".
+#: Distinguishes "not passed" from None, which means "no sample of this batch is annotated".
 _NOT_PASSED: Any = object()
 
 

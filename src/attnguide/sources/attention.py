@@ -65,7 +65,7 @@ def _followed(trace: Trace, steps: Iterable[tuple[float, Tensor]]) -> Tensor:
 
     Args:
         trace: The forward pass.
-        steps: For each block, the last one first, how much of a token stays, and what it takes from the
+        steps: Share of a token that stays in each block, the last block first, and what it takes from the
             others, `(B, N, N)`.
 
     Returns:

@@ -44,7 +44,7 @@ _CELLS = {
     "ShapleyValueSampling": 6,
     "ShapleyValues": 2,
 }
-#: What the methods are told where the user does not say.
+#: Arguments of the methods where the user gives none.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "GradientShap": {"n_samples": 8},
     "IntegratedGradients": {"n_steps": 32, "internal_batch_size": 64},
@@ -134,7 +134,7 @@ class Captum(AttributionSource):
         kind = getattr(captum.attr, "Saliency" if self.method == "NoiseTunnel" else self.method)
         if self.method.endswith("Permutation") and len(images) < 2:
             raise InputError(f"{self!r} exchanges regions between images: it needs two at least, got one.")
-        # This one selects the class twice if it is told of it.
+        # This one selects the class twice if it gets it.
         alone = self.method == "LayerFeaturePermutation"
         classes = pairs.cls + trace.logits.shape[1] * (pairs.sign < 0)
         given: tuple[Any, ...] = (_Scores(model, classes if alone else None),)
@@ -222,7 +222,7 @@ class _Scores(nn.Module):
 
     Args:
         model: Any classifier.
-        classes: Of each image, to give the score of that one alone; None for all.
+        classes: Class of each image whose score alone is returned; None for all.
     """
 
     def __init__(self, model: nn.Module, classes: Tensor | None = None) -> None:

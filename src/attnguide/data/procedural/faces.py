@@ -145,7 +145,7 @@ class ProceduralFaces(Dataset[FaceSample]):
         n: Number of faces.
         size: Side of the images in pixels, at least 32. The same face looks the same at any size.
         seed: Seed of the faces, at least 0.
-        cooccurrence: For pairs of attributes, the probability that they agree: that both are present or
+        cooccurrence: Probability that the attributes of a pair agree: that both are present or
             both absent. Prevalences are kept. The pairs must form a forest.
         prevalence: Probability, for attributes, that they are present; others keep the default of
             `PREVALENCE`.
