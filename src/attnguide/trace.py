@@ -34,6 +34,7 @@ __all__ = [
     "trace_of",
 ]
 
+#: Arrangements of the axes of a layer's output.
 Kind = Literal["nchw", "nhwc", "tokens", "nct", "windows"]
 #: How a layout was determined, the most trusted first.
 How = Literal["measured", "inherited", "assumed"]

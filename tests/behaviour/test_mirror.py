@@ -13,7 +13,6 @@ ELSEWHERE = ("behaviour", "contract", "docs", "examples", "benchmarks", "plugins
 #: Modules without a test file of their own, and where they are tested.
 TESTED_BY = {
     "adapters/holder": "behaviour/test_adapters_beside_a_model.py",
-    "capture/host_sync": "behaviour/test_shortcuts.py",
     "commands/evaluate": "evaluation/test_evaluate.py",
     "commands/explain/run": "commands/explain/test_command.py",
     "commands/report": "evaluation/test_report.py",
@@ -22,7 +21,12 @@ TESTED_BY = {
     "guiding/guide": "behaviour/test_training_modes.py",
     "interfaces": "contract/test_every_part.py",
     "parts/hookspecs": "parts/test_registry.py",
-    "tracing": "test_trace.py",
+    "models/building": "models/test_loading.py",
+    "models/downloading": "models/test_loading.py",
+    "models/embedded_model": "models/test_loading.py",
+    "models/loaded_model": "models/test_loading.py",
+    "models/timm": "models/test_loading.py",
+    "models/torchvision": "models/test_loading.py",
 }
 #: Test files whose name is not that of a module, and the module that they are for.
 TESTS_OF = {"metrics/test_occlusion.py": "metrics/faithfulness"}

@@ -12,8 +12,8 @@ from attnguide.parts.registry import Broken
 
 def test_help_names_every_kind(call):
     text = " ".join(call("plugins", "--help").stdout.split())
-    assert "sources, priors, losses, adapters, recipes and commands, with the plugin" in text
-    assert len(KINDS) == 6
+    assert "sources, priors, losses, adapters, regions, recipes and commands, with the plugin" in text
+    assert len(KINDS) == 7
 
 
 def test_plugins_lists_parts_and_problems(call, plugins):

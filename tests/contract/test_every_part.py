@@ -131,7 +131,7 @@ def test_parts_are_what_they_say() -> None:
 def test_every_recipe_builds_a_guide(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe.about
-    with ag.Guide(cnn(), **{**recipe.guide, "layer": "auto"}) as guide:
+    with ag.Guide(cnn(), terms=[ag.Term(**{**recipe.guide, "layer": "auto"})]) as guide:
         assert guide.terms
 
 
@@ -300,7 +300,7 @@ def test_guide_while_the_model_raises(
         {"loss": "iuo"},
         {"weight": float("nan")},
         {"targets": "labells"},
-        {"evidence": "logits"},
+        {"terms": [ag.Term(evidence="logits")]},
         {"terms": [ag.Term(), ag.Term(layer="body.nowhere")]},
         {"terms": []},
     ],

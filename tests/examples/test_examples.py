@@ -142,7 +142,7 @@ def test_fer_tells_what_is_wrong(
         code = stopped.value.code
         return capsys.readouterr().err + (code if isinstance(code, str) else "")
 
-    assert "nowhere is no folder" in said("--data", tmp_path / "nowhere")
+    assert "nowhere is not a folder" in said("--data", tmp_path / "nowhere")
     assert "0 tables *.npz; expected one" in said("--data", tmp_path)
     np.savez(tmp_path / "a.npz", files=np.array(["1.png"]), landmarks68=np.zeros((1, 68, 2)))
     assert "a.npz has no labels, classes; it has files, landmarks68" in said("--data", tmp_path)

@@ -114,6 +114,7 @@ _MULTI_LABEL = click.option(
 )
 
 
+#: Adds `--device`.
 device_option = click.option(
     "--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda, cuda:1, mps …"
 )

@@ -10,7 +10,9 @@ from attnguide.parts.registry import Registry, registry
 
 __all__ = ["plugins"]
 
-_PLURALS = [f"{kind}es" if kind.endswith("s") else f"{kind}s" for kind in KINDS]
+_PLURALS = [
+    kind if kind.endswith("ns") else f"{kind}es" if kind.endswith("s") else f"{kind}s" for kind in KINDS
+]
 _KINDS = f"{', '.join(_PLURALS[:-1])} and {_PLURALS[-1]}"
 _HELP = f"""List the {_KINDS}, with the plugin that provides each of them.
 

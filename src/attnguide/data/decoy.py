@@ -26,6 +26,7 @@ from attnguide.errors import DataError, UnknownNameError
 
 __all__ = ["DecoyMNIST", "Protocol", "read_digits"]
 
+#: Published protocols of DecoyMNIST.
 Protocol = Literal["xil", "cdep"]
 _SIDE = 28
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from attnguide.errors import InputError, UnknownNameError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["ClassNames", "Size", "as_size", "class_key", "resize"]
 
@@ -70,6 +70,8 @@ class ClassNames:
         Returns:
             Float tensor `(K, H, W)` in [0, 1]; all NaN, "no annotation", for a class without a region.
         """
+        import torch  # here, since class names alone cost no torch
+
         height, width = next(iter(regions.values())).shape if size is None else as_size(size)
         missing = torch.full((height, width), torch.nan)
         resized = {name: resize(region, (height, width)) for name, region in regions.items()}
@@ -91,6 +93,8 @@ def resize(mask: Tensor, size: Size | None) -> Tensor:
     """
     if size is None or tuple(mask.shape) == as_size(size):
         return mask
+    import torch.nn.functional as F
+
     height, width = as_size(size)
     mode = "area" if height <= mask.shape[0] and width <= mask.shape[1] else "nearest-exact"
     return F.interpolate(mask[None, None], (height, width), mode=mode)[0, 0]

@@ -326,5 +326,5 @@ def test_wrong_rankings() -> None:
             prune(adapted, images(), range(6), 1.0)
         whole = prune(adapted, images(), range(6), 0.0)
         assert torch.equal(whole.model(images()), adapted.model(images()))
-    with pytest.raises(InputError, match="holds no multi-channel attention"):
+    with pytest.raises(InputError, match="hold no multi-channel attention"):
         multichannel_of(ag.Guide(small()).adapters)

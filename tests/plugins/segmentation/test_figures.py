@@ -55,10 +55,10 @@ def test_the_most_active_channels_come_first() -> None:
 
 def test_regions_and_maps_in_colour() -> None:
     labels = torch.randint(7, (2, 4, 6))
-    pictures = figures.colours(labels)
+    pictures = figures.colors(labels)
     masks = torch.nn.functional.one_hot(labels, 7).movedim(-1, 1).float()
-    assert torch.equal(figures.colours(masks), pictures)
-    assert figures.colours(labels, (8, 12))[:, :, ::2, ::2].equal(pictures)
+    assert torch.equal(figures.colors(masks), pictures)
+    assert figures.colors(labels, (8, 12))[:, :, ::2, ::2].equal(pictures)
     assert len({tuple(color) for color in pictures.movedim(1, -1).reshape(-1, 3).tolist()}) == len(
         labels.unique()
     )
