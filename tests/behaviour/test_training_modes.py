@@ -531,7 +531,10 @@ def test_labels_and_masks_that_were_made_in_inference_mode() -> None:
     model(images)
     expected = float(guide.loss(labels, mask=masks).detach())
     with torch.inference_mode():
-        other = {"mask": torch.nn.functional.avg_pool2d(masks[:, None], 8)[:, 0], "sample_weight": torch.ones(4)}
+        other = {
+            "mask": torch.nn.functional.avg_pool2d(masks[:, None], 8)[:, 0],
+            "sample_weight": torch.ones(4),
+        }
         classes = labels.clone()
     loss = guide.loss(classes, **other)
     assert float(loss.detach()) == pytest.approx(expected, rel=1e-6)
