@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -17,7 +17,7 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from attnguide.errors import GuidanceError
+from attnguide.errors import GuidanceError, InputError, nearest
 from attnguide.pairs import Pairs
 from attnguide.trace import Trace
 
@@ -28,6 +28,7 @@ __all__ = [
     "PriorMaps",
     "RegionSource",
     "TargetPrior",
+    "check_annotations",
     "maps_of",
 ]
 
@@ -243,6 +244,25 @@ class RegionSource(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
+
+
+def check_annotations(readers: Sequence[TargetPrior | Adapter], annotations: Mapping[str, Any]) -> None:
+    """Refuse annotations that no prior or adapter reads, and name those that are missing.
+
+    Raises:
+        InputError: If an annotation is unknown or missing.
+    """
+    known = sorted({name for reader in readers for name in reader.annotations})
+    for name in annotations:
+        if name not in known:
+            raise InputError(f"no prior of this guide reads {name}=.{nearest(name, known)}")
+    for reader in readers:
+        for name, required in reader.annotations.items():
+            if required and name not in annotations:
+                raise InputError(
+                    f"{reader!r} needs {name}=: pass guide.loss(labels, {name}=…), None for a batch "
+                    "without any."
+                )
 
 
 def _keyword_only(function: Callable[..., Any]) -> dict[str, bool]:

@@ -19,14 +19,14 @@ from attnguide.capture.calls import Call, replace_logits
 from attnguide.capture.model_state import unwrap
 from attnguide.capture.recorder import Plan, Recorder, Recording
 from attnguide.data.files import atomic_write
-from attnguide.errors import GuidanceError, InputError, nearest
+from attnguide.errors import GuidanceError, InputError
 from attnguide.functional import full_precision_mode, reading
-from attnguide.interfaces import Adapter, TargetPrior
+from attnguide.interfaces import Adapter, check_annotations
 from attnguide.layers import check_layer, find_layers
 from attnguide.parts.registry import registry
 from attnguide.trace import Layer, Trace, trace_of
 
-__all__ = ["AdapterSet", "check_annotations"]
+__all__ = ["AdapterSet"]
 
 
 class AdapterSet:
@@ -128,7 +128,7 @@ class AdapterSet:
                 belong to a guide.
             InputError: If annotations are missing or unknown.
         """
-        check_annotations(self, annotations)
+        check_annotations(self._adapters, annotations)
         if self._removed:
             raise GuidanceError("these adapters were removed from their model; put them on again.")
         if self._recorder is None:
@@ -270,24 +270,3 @@ class AdapterSet:
         read = [None if adapter.layer is None else next(layers) for adapter in self]
         self.remove()
         return Folded(unwrap(self.model), self._adapters, read, self.companions)
-
-
-def check_annotations(
-    readers: Sequence[TargetPrior | Adapter] | AdapterSet, annotations: Mapping[str, Any]
-) -> None:
-    """Refuse annotations that no prior or adapter reads, and name those that are missing.
-
-    Raises:
-        InputError: If an annotation is unknown or missing.
-    """
-    known = sorted({name for reader in readers for name in reader.annotations})
-    for name in annotations:
-        if name not in known:
-            raise InputError(f"no prior of this guide reads {name}=.{nearest(name, known)}")
-    for reader in readers:
-        for name, required in reader.annotations.items():
-            if required and name not in annotations:
-                raise InputError(
-                    f"{reader!r} needs {name}=: pass guide.loss(labels, {name}=…), None for a batch "
-                    "without any."
-                )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from torch import Tensor, nn
 
-from attnguide.adapters.holder import AdapterSet, check_annotations
+from attnguide.adapters.holder import AdapterSet
 from attnguide.capture.calls import Call
 from attnguide.capture.model_state import unwrap
 from attnguide.capture.recorder import Plan, Recorder, adapters_of
@@ -21,7 +21,7 @@ from attnguide.guiding import check as checking
 from attnguide.guiding.compiling import check_uncompiled, compile_before
 from attnguide.guiding.recipe import load_recipe
 from attnguide.guiding.terms import BoundTerm, Term, TermRecord
-from attnguide.interfaces import Adapter, AlignmentLoss, AttributionSource, TargetPrior
+from attnguide.interfaces import Adapter, AlignmentLoss, AttributionSource, TargetPrior, check_annotations
 from attnguide.layers import LayerSpec, find_attention
 from attnguide.pairs import Pairs, Targets
 from attnguide.trace import Attending, Layer, Trace, trace_of
