@@ -119,7 +119,10 @@ class Explanation:
         Raises:
             InputError: If the format is unknown, the names do not fit, or the folder cannot be written.
         """
-        return visual.save_explanation(self, Path(folder), names, format)
+        pictures = self.overlay() if format == "png" else None
+        return visual.save_maps(
+            Path(folder), self.maps, self.classes, self.scores, names, format=format, pictures=pictures
+        )
 
 
 def explain(

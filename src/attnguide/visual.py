@@ -1,4 +1,4 @@
-"""Pictures: colour maps, overlays, contact sheets."""
+"""Pictures: colour maps, overlays, contact sheets, and files of maps."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import base64
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,10 +17,7 @@ from attnguide import functional
 from attnguide.data.files import atomic_write
 from attnguide.errors import InputError, nearest
 
-if TYPE_CHECKING:
-    from attnguide.explanation import Explanation
-
-__all__ = ["colorize", "contact_sheet", "data_uri", "displayable", "overlay", "save_explanation", "to_pil"]
+__all__ = ["colorize", "contact_sheet", "data_uri", "displayable", "overlay", "save_maps", "to_pil"]
 
 #: From cold to hot through colours that keep their order in grey and for the colour-blind: violet, magenta,
 #: orange, yellow.
@@ -57,7 +54,7 @@ def displayable(images: Tensor) -> Tensor:
 
 
 def overlay(images: Tensor, maps: Tensor, alpha: float = 0.5) -> Tensor:
-    """Lay coloured maps over images, whose own colours fade by as much, so that the two are told apart.
+    """Lay coloured maps over images, whose own colours fade by as much, so that the two can be distinguished.
 
     Args:
         images: `(B, 3, H, W)` in [0, 1].
@@ -83,8 +80,8 @@ def overlay(images: Tensor, maps: Tensor, alpha: float = 0.5) -> Tensor:
         return torch.zeros(batch, 0, 3, height, width, dtype=torch.uint8)
     sized = functional.resize(maps.flatten(0, 1).float(), (height, width)).view(batch, count, height, width)
     base = images.to(sized)[:, None]
-    grey = (base * base.new_tensor(_LUMA)[:, None, None]).sum(dim=2, keepdim=True)
-    faded = torch.lerp(base, grey, alpha)
+    gray = (base * base.new_tensor(_LUMA)[:, None, None]).sum(dim=2, keepdim=True)
+    faded = torch.lerp(base, gray, alpha)
     mixed = torch.lerp(faded.expand(-1, count, -1, -1, -1), colorize(sized), alpha)
     picture: Tensor = (mixed.clamp(0, 1) * 255).round().byte().cpu()
     return picture
@@ -102,7 +99,7 @@ def data_uri(picture: Image.Image | bytes, format: Literal["png", "jpeg"] = "png
 
     Args:
         picture: The picture, or the content of its file.
-        format: Of the file. Photographs are a fraction of the size as JPEG.
+        format: Format of the link. Photographs are a fraction of the size as JPEG.
     """
     if not isinstance(picture, bytes):
         buffer = io.BytesIO()
@@ -124,10 +121,10 @@ def contact_sheet(
     Args:
         pictures: Any sizes; each is fitted into a square cell. None leaves the cell empty.
         captions: One for each picture, or none.
-        columns: Groups a row; by default such that the page is a little wider than high.
+        columns: Number of groups in a row; by default such that the page is a little wider than high.
         cell: Side of a cell in pixels.
-        group: So many pictures in succession belong together, such as an image and its maps. They touch, and
-            the caption of the first is muted.
+        group: Number of successive pictures that belong together, such as an image and its maps. They touch,
+            and the caption of the first is muted.
 
     Returns:
         The page.
@@ -167,7 +164,7 @@ def contact_sheet(
 
 
 def _fitted(text: str, width: float, measure: Callable[[str], float]) -> str:
-    """Shorten a text until it is no wider."""
+    """Shorten a text to a width."""
     # A file name need not be valid Unicode, but what is drawn must be.
     text = text.encode("utf-8", "replace").decode()
     while text and measure(text) > width:
@@ -175,33 +172,60 @@ def _fitted(text: str, width: float, measure: Callable[[str], float]) -> str:
     return text
 
 
-def save_explanation(
-    explanation: Explanation, folder: Path, names: Sequence[str] | None, format: str
+def save_maps(
+    folder: Path,
+    maps: Tensor,
+    classes: Tensor,
+    scores: Tensor,
+    names: Sequence[str] | None = None,
+    *,
+    format: str,
+    pictures: Tensor | None = None,
 ) -> list[Path]:
-    """Write one file for each map; see [`Explanation.save`][attnguide.Explanation.save]."""
+    """Write one file for each map, `NAME_CLASS.FORMAT`.
+
+    Args:
+        folder: Folder of the files, made if missing.
+        maps: `(B, T, H, W)`.
+        classes: Class of each map, `(B, T)`; a map of class −1 is left out.
+        scores: Score of each map, `(B, T)`.
+        names: A stem for each image; `image0`, `image1` … by default.
+        format: `"png"`, which writes the pictures, `"npy"`, or `"npz"` (`map`, `cls`, `score`).
+        pictures: Overlays `(B, T, 3, H0, W0)`, uint8, for `"png"`.
+
+    Returns:
+        The files, written atomically.
+
+    Raises:
+        InputError: If the format is unknown or has no pictures, the names do not fit, or the folder cannot
+            be written.
+    """
     if format not in ("png", "npy", "npz"):
         raise InputError(f"format={format!r} is unknown.{nearest(format, ('png', 'npy', 'npz'))}")
-    names = [f"image{index}" for index in range(len(explanation.maps))] if names is None else list(names)
-    if len(names) != len(explanation.maps) or len(set(names)) != len(names):
-        raise InputError(f"{len(explanation.maps)} images need as many different names, got {names}.")
+    if format == "png" and pictures is None:
+        raise InputError("format='png' needs pictures: give overlays, or choose 'npy' or 'npz'.")
+    names = [f"image{index}" for index in range(len(maps))] if names is None else list(names)
+    if len(names) != len(maps) or len(set(names)) != len(names):
+        raise InputError(f"{len(maps)} images need as many different names, got {names}.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot make the folder {folder}: {error.strerror}.") from error
-    pictures = explanation.overlay() if format == "png" else None
-    maps, scores = explanation.maps.float().cpu().numpy(), explanation.scores.cpu().numpy()
+    values, logits = maps.float().cpu().numpy(), scores.cpu().numpy()
     written = []
     for row, name in enumerate(names):
-        for column, cls in enumerate(explanation.classes[row].tolist()):
+        for column, cls in enumerate(classes[row].tolist()):
             if cls < 0:
                 continue
             path = folder / f"{name}_{cls}.{format}"
             with atomic_write(path) as temporary:
-                if pictures is not None:
+                if format == "png" and pictures is not None:
                     to_pil(pictures[row, column]).save(temporary)
                 elif format == "npy":
-                    np.save(temporary, maps[row, column])
+                    np.save(temporary, values[row, column])
                 else:
-                    np.savez_compressed(temporary, map=maps[row, column], cls=cls, score=scores[row, column])
+                    np.savez_compressed(
+                        temporary, map=values[row, column], cls=cls, score=logits[row, column]
+                    )
             written.append(path)
     return written
