@@ -28,7 +28,7 @@ import attnguide as ag
 from attnguide import models
 from attnguide.cli.main import main
 from attnguide.errors import DataError, InputError
-from attnguide.evaluation.groups import read_groups
+from attnguide.evaluation import read_groups
 from attnguide.models import checkpoints
 
 MEASURES = ("accuracy", "energy", "iou", "pointing", "witness")

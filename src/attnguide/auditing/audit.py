@@ -19,7 +19,7 @@ from attnguide.explanation import explain
 from attnguide.interfaces import AttributionSource
 from attnguide.layers import LayerSpec
 from attnguide.metrics.faithfulness import occlusion
-from attnguide.metrics.localisation import energy_in_mask
+from attnguide.metrics.localization import energy_in_mask
 from attnguide.pairs import Evidence, Pairs, Targets, positives, resolve
 
 __all__ = ["AuditReport", "AuditWarning", "MasksOf", "audit"]

@@ -16,19 +16,27 @@ from attnguide.errors import InputError
 from attnguide.evaluation.evaluate import (
     ClassResult,
     Evaluation,
-    Labelled,
+    ImageResult,
+    LabeledImage,
     MaskFor,
-    Record,
-    measure,
+    measure_images,
     read_batches,
 )
 from attnguide.explanation import explain
 from attnguide.models import LoadedModel
 
-__all__ = ["Change", "Comparison", "Drawn", "Kind", "check_alike", "compare_folder", "draw"]
+__all__ = [
+    "Change",
+    "ChangeKind",
+    "Comparison",
+    "Overlays",
+    "check_comparable",
+    "compare_folder",
+    "draw_overlays",
+]
 
 #: Which changes: more energy in the mask, less of it; answers that became right, that became wrong.
-Kind = Literal["rose", "fell", "righted", "wronged"]
+ChangeKind = Literal["rose", "fell", "righted", "wronged"]
 
 
 @dataclass(frozen=True)
@@ -40,11 +48,11 @@ class Change:
         after: By the model after.
     """
 
-    before: Record
-    after: Record
+    before: ImageResult
+    after: ImageResult
 
     @property
-    def image(self) -> Labelled:
+    def image(self) -> LabeledImage:
         """The file and its class."""
         return self.before.image
 
@@ -84,7 +92,7 @@ class Comparison:
         """Files that could not be read, with the reason."""
         return self.before.failures
 
-    def largest(self, kind: Kind) -> list[Change]:
+    def largest(self, kind: ChangeKind) -> list[Change]:
         """All changes of a kind, the largest first.
 
         By how much the energy in the mask changed, or, where the answer became right or wrong, the
@@ -104,7 +112,7 @@ class Comparison:
         return sorted(flipped, key=lambda change: -change.probability if right else change.probability)
 
 
-def check_alike(before: LoadedModel, after: LoadedModel, files: Sequence[Path]) -> None:
+def check_comparable(before: LoadedModel, after: LoadedModel, files: Sequence[Path]) -> None:
     """Refuse two models that cannot be compared image by image.
 
     Args:
@@ -136,7 +144,7 @@ def _listed(values: Sequence[object]) -> str:
 def compare_folder(
     before: LoadedModel,
     after: LoadedModel,
-    images: Sequence[Labelled],
+    images: Sequence[LabeledImage],
     mask_for: MaskFor,
     *,
     group_of: Callable[[Path], str | None] = lambda path: None,
@@ -165,7 +173,7 @@ def compare_folder(
     failures: dict[Path, str] = {}
     first, second = (Evaluation({name: ClassResult() for name in before.classes}, failures) for _ in range(2))
     result = Comparison(before.classes, first, second)
-    records = measure(
+    records = measure_images(
         [before, after],
         images,
         mask_for,
@@ -190,7 +198,7 @@ def compare_folder(
 
 
 @dataclass(frozen=True)
-class Drawn:
+class Overlays:
     """An image with the maps of its own class laid over it.
 
     Attributes:
@@ -206,16 +214,16 @@ class Drawn:
     layer: str
 
 
-def draw(
+def draw_overlays(
     before: LoadedModel,
     after: LoadedModel,
-    images: Sequence[Labelled],
+    images: Sequence[LabeledImage],
     mask_for: MaskFor,
     *,
     source: str = "grad_cam",
     layer: str | list[str] = "auto",
     batch_size: int = 32,
-) -> Mapping[Path, Drawn]:
+) -> Mapping[Path, Overlays]:
     """Draw what both models look at in a few images, which are read again.
 
     Each map shows what counts as energy: its positive part, on a scale of its own.
@@ -233,7 +241,7 @@ def draw(
         By file, without those that cannot be read any more.
     """
     device = next(before.model.parameters()).device
-    drawn: dict[Path, Drawn] = {}
+    drawn: dict[Path, Overlays] = {}
     for batch in read_batches(before, images, mask_for, {}, batch_size=batch_size):
         pixels = torch.stack([sample.pixels for sample in batch]).to(device)
         pairs = [(row, sample.image.cls) for row, sample in enumerate(batch)]
@@ -244,5 +252,5 @@ def draw(
             overlays.append(visual.overlay(loaded.displayed(pixels), maps)[:, 0])
         for sample, old, new in zip(batch, *overlays, strict=True):
             pictures = visual.to_pil(old), visual.to_pil(new)
-            drawn[sample.image.path] = Drawn(*pictures, sample.mask, shown.layer)
+            drawn[sample.image.path] = Overlays(*pictures, sample.mask, shown.layer)
     return drawn

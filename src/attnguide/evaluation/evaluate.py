@@ -25,15 +25,15 @@ __all__ = [
     "COLUMNS",
     "ClassResult",
     "Evaluation",
-    "Labelled",
+    "ImageResult",
+    "LabeledImage",
     "MaskFor",
-    "Record",
     "Sample",
-    "as_seen",
     "evaluate_folder",
-    "labelled_images",
+    "labeled_images",
     "mask_reader",
-    "measure",
+    "measure_images",
+    "preprocess_mask",
     "read_batches",
     "single_label_images",
 ]
@@ -55,7 +55,7 @@ MaskFor = Callable[[Path, int], Tensor | None]
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabeledImage:
     """An image file and the class of its folder."""
 
     path: Path
@@ -63,7 +63,7 @@ class Labelled:
 
 
 @dataclass(frozen=True)
-class Record:
+class ImageResult:
     """What was measured on one image.
 
     Attributes:
@@ -75,7 +75,7 @@ class Record:
             without a mask.
     """
 
-    image: Labelled
+    image: LabeledImage
     predicted: int
     confidence: float
     probability: float
@@ -101,7 +101,7 @@ class ClassResult:
     right: int = 0
     scores: dict[str, list[float]] = field(default_factory=dict)
 
-    def add(self, record: Record) -> None:
+    def add(self, record: ImageResult) -> None:
         """Count an image."""
         self.images += 1
         self.right += record.right
@@ -165,7 +165,7 @@ def _mean(values: Sequence[Any]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def single_label_images(loaded: LoadedModel, root: Path) -> tuple[LoadedModel, list[Labelled]]:
+def single_label_images(loaded: LoadedModel, root: Path) -> tuple[LoadedModel, list[LabeledImage]]:
     """List the images of a folder that has a subfolder for each class of a model.
 
     Args:
@@ -177,7 +177,7 @@ def single_label_images(loaded: LoadedModel, root: Path) -> tuple[LoadedModel, l
 
     Raises:
         InputError: If the model answers a question for each class, or the folder does not fit it; see
-            [`labelled_images`][attnguide.evaluation.labelled_images].
+            [`labeled_images`][attnguide.evaluation.labeled_images].
         DataError: If there is no image.
     """
     if loaded.multi_label:
@@ -186,14 +186,14 @@ def single_label_images(loaded: LoadedModel, root: Path) -> tuple[LoadedModel, l
             "gives each image one class. Name it: --model NAME."
         )
     named = not all(name == f"class {index}" for index, name in enumerate(loaded.classes))
-    images = labelled_images(root, loaded.classes, named=named)
+    images = labeled_images(root, loaded.classes, named=named)
     if not named:
         folders = {each.cls: each.path.relative_to(root).parts[0] for each in images}
         loaded = loaded.renamed([folders.get(index, name) for index, name in enumerate(loaded.classes)])
     return loaded, images
 
 
-def labelled_images(root: Path, classes: Sequence[str], *, named: bool) -> list[Labelled]:
+def labeled_images(root: Path, classes: Sequence[str], *, named: bool) -> list[LabeledImage]:
     """List the images of a folder that has a subfolder for each class.
 
     Args:
@@ -235,7 +235,7 @@ def labelled_images(root: Path, classes: Sequence[str], *, named: bool) -> list[
             "are not known. Give them: --class-names FILE."
         )
     found = [
-        Labelled(path, cls)
+        LabeledImage(path, cls)
         for folder, cls in zip(folders, index, strict=True)
         if any(each.suffix.lower() in IMAGE_SUFFIXES for each in folder.rglob("*"))
         for path in find_images([folder])
@@ -281,7 +281,7 @@ def mask_reader(masks: Path | None, classes: Sequence[str]) -> MaskFor:
 
 def evaluate_folder(
     loaded: LoadedModel,
-    images: Sequence[Labelled],
+    images: Sequence[LabeledImage],
     mask_for: MaskFor,
     *,
     source: str = "grad_cam",
@@ -311,7 +311,7 @@ def evaluate_folder(
         `witness`, the energy of the gradient of the images, which guidance at a layer does not optimise.
     """
     result = Evaluation({name: ClassResult() for name in loaded.classes})
-    records = measure(
+    records = measure_images(
         [loaded],
         images,
         mask_for,
@@ -328,9 +328,9 @@ def evaluate_folder(
     return result
 
 
-def measure(
+def measure_images(
     models: Sequence[LoadedModel],
-    images: Sequence[Labelled],
+    images: Sequence[LabeledImage],
     mask_for: MaskFor,
     failures: dict[Path, str],
     *,
@@ -340,7 +340,7 @@ def measure(
     batch_size: int = 32,
     device: torch.device | None = None,
     advance: Callable[[int], None] = lambda count: None,
-) -> Iterator[tuple[Record, ...]]:
+) -> Iterator[tuple[ImageResult, ...]]:
     """Measure models on the same images, each of which is read once.
 
     Args:
@@ -377,14 +377,14 @@ class Sample:
         mask: Cropped and resized as the image is, `(H, W)`; None where there is none.
     """
 
-    image: Labelled
+    image: LabeledImage
     pixels: Tensor
     mask: Tensor | None
 
 
 def read_batches(
     loaded: LoadedModel,
-    images: Sequence[Labelled],
+    images: Sequence[LabeledImage],
     mask_for: MaskFor,
     failures: dict[Path, str],
     *,
@@ -406,7 +406,7 @@ def read_batches(
         try:
             picture, mask = read_image(labelled.path), mask_for(labelled.path, labelled.cls)
             pixels = loaded.prepared(picture, labelled.path)
-            seen = None if mask is None else as_seen(loaded, mask, picture.size)
+            seen = None if mask is None else preprocess_mask(loaded, mask, picture.size)
             waiting.append(Sample(labelled, pixels, seen))
         except DataError as error:
             failures[labelled.path] = str(error)
@@ -418,7 +418,7 @@ def read_batches(
         yield waiting
 
 
-def as_seen(loaded: LoadedModel, mask: Tensor, size: tuple[int, int]) -> Tensor:
+def preprocess_mask(loaded: LoadedModel, mask: Tensor, size: tuple[int, int]) -> Tensor:
     """Stretch a mask over its image, of that many columns and rows, and crop it as the image is."""
     picture = Image.fromarray((mask.clamp(0, 1) * 255).round().byte().numpy())
     picture = picture.resize(size, Image.Resampling.BILINEAR).convert("RGB")
@@ -432,7 +432,7 @@ def _measured(
     source: str,
     layer: str | list[str],
     threshold: float,
-) -> list[Record]:
+) -> list[ImageResult]:
     classes = [sample.image.cls for sample in batch]
     logits = pixels.new_empty(len(batch), len(loaded.classes))
     scores: list[dict[str, float]] = [{} for _ in batch]
@@ -461,7 +461,7 @@ def _measured(
     chosen = torch.stack([predicted, torch.tensor(classes, device=pixels.device)], dim=1)
     pairs = probabilities.gather(1, chosen).tolist()
     return [
-        Record(sample.image, answer, confidence, probability, score)
+        ImageResult(sample.image, answer, confidence, probability, score)
         for sample, answer, (confidence, probability), score in zip(
             batch, predicted.tolist(), pairs, scores, strict=True
         )

@@ -22,14 +22,14 @@ from torch import Tensor
 
 from attnguide import visual
 from attnguide.data.files import atomic_write, natural_key
-from attnguide.evaluation.compare import Change, Comparison, Drawn, Kind
+from attnguide.evaluation.compare import Change, ChangeKind, Comparison, Overlays
 from attnguide.evaluation.evaluate import COLUMNS
 
 __all__ = ["write_report"]
 
 #: What is compared; `area` is the mask's alone.
 _MEASURES = tuple(key for key in COLUMNS if key not in ("images", "masks", "area"))
-_GALLERIES: dict[Kind, str] = {
+_GALLERIES: dict[ChangeKind, str] = {
     "rose": "Energy in the mask rose most",
     "fell": "Energy in the mask fell most",
     "righted": "Answers that became right",
@@ -51,8 +51,8 @@ class _Row(NamedTuple):
 def write_report(
     path: str | Path,
     comparison: Comparison,
-    examples: Mapping[Kind, Sequence[Change]],
-    drawn: Mapping[Path, Drawn],
+    examples: Mapping[ChangeKind, Sequence[Change]],
+    drawn: Mapping[Path, Overlays],
     settings: Mapping[str, object],
     *,
     root: Path,
@@ -289,8 +289,8 @@ def _spread(comparison: Comparison) -> str:
 
 def _galleries(
     comparison: Comparison,
-    examples: Mapping[Kind, Sequence[Change]],
-    drawn: Mapping[Path, Drawn],
+    examples: Mapping[ChangeKind, Sequence[Change]],
+    drawn: Mapping[Path, Overlays],
     root: Path,
 ) -> str:
     names = comparison.names
@@ -317,7 +317,7 @@ def _key() -> str:
     )
 
 
-def _card(change: Change, pictures: Drawn, names: Sequence[str], root: Path) -> str:
+def _card(change: Change, pictures: Overlays, names: Sequence[str], root: Path) -> str:
     path, cls = change.image.path, names[change.image.cls]
     file = _text(path.relative_to(root).as_posix())
     width, height = pictures.before.size

@@ -1,4 +1,4 @@
-"""Class names as files spell them, and masks of one size."""
+"""Class names as files spell them."""
 
 from __future__ import annotations
 
@@ -7,15 +7,12 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from attnguide.errors import InputError, UnknownNameError
+from attnguide.masks.sizes import Size, as_size, resize
 
-__all__ = ["ClassNames", "Size", "as_size", "class_key", "resize"]
-
-Size = int | tuple[int, int]
-"""Height and width in pixels; one number stands for both."""
+__all__ = ["ClassNames", "class_key"]
 
 
 def class_key(name: str) -> str:
@@ -74,35 +71,3 @@ class ClassNames:
         missing = torch.full((height, width), torch.nan)
         resized = {name: resize(region, (height, width)) for name, region in regions.items()}
         return torch.stack([resized.get(name, missing) for name in self.names])
-
-
-def resize(mask: Tensor, size: Size | None) -> Tensor:
-    """Resize a mask; a pixel of a smaller one tells how much of it was covered.
-
-    Args:
-        mask: `(H, W)` in [0, 1].
-        size: The size wanted; None leaves the mask as it is.
-
-    Returns:
-        `(h, w)` in [0, 1]: averages over areas if no side grows, else the nearest pixels.
-
-    Raises:
-        InputError: The size is not positive.
-    """
-    if size is None or tuple(mask.shape) == as_size(size):
-        return mask
-    height, width = as_size(size)
-    mode = "area" if height <= mask.shape[0] and width <= mask.shape[1] else "nearest-exact"
-    return F.interpolate(mask[None, None], (height, width), mode=mode)[0, 0]
-
-
-def as_size(size: Size) -> tuple[int, int]:
-    """Return `(height, width)`.
-
-    Raises:
-        InputError: The size is not one or two positive integers.
-    """
-    sides = (size, size) if isinstance(size, int) else tuple(size)
-    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
-        raise InputError(f"size must be a positive integer or (height, width), got {size!r}.")
-    return sides[0], sides[1]

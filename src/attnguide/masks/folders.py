@@ -21,9 +21,10 @@ from torch import Tensor
 from attnguide.data.files import natural_key
 from attnguide.data.images import IMAGE_SUFFIXES, load_image
 from attnguide.errors import DataError, InputError
-from attnguide.masks.class_names import ClassNames, Size, as_size, resize
+from attnguide.masks.class_names import ClassNames
 from attnguide.masks.legends import LegendEntry, find_legend, read_legend
-from attnguide.masks.levels import is_grey, read_levels
+from attnguide.masks.levels import is_gray, read_levels
+from attnguide.masks.sizes import Size, as_size, resize
 
 __all__ = ["MaskFolder", "Template", "images_in", "load_template", "read_mask"]
 
@@ -149,7 +150,7 @@ def _values(
         # A transparent pixel has a colour too, but nobody painted it.
         values[True] = np.where(opacity > 0, red << 16 | green << 8 | blue, -1)
     if not all(entry.is_colour for entry in entries):
-        if not (is_grey(image) or image.mode in ("1", "P")):
+        if not (is_gray(image) or image.mode in ("1", "P")):
             raise DataError(
                 f"{path} is a colour image (mode {image.mode}), but {legend} lists indices. Save it with a "
                 "palette or in grey, or list colours as #rrggbb."

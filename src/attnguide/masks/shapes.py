@@ -15,11 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from attnguide.errors import DataError
+from attnguide.masks._entries import EXPORT_AGAIN
 
-__all__ = ["EXPORT_AGAIN", "Circle", "Polygon", "RunLengths", "Shape"]
-
-EXPORT_AGAIN = " Correct the entry, or export the file again."
-"""The remedy that ends every error about an entry of an annotation file."""
+__all__ = ["Circle", "Polygon", "RunLengths", "Shape"]
 
 Mask = npt.NDArray[np.bool_]
 

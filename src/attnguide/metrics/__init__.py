@@ -14,7 +14,7 @@ from attnguide.metrics.classification import (
     group_accuracy,
 )
 from attnguide.metrics.faithfulness import Deletion, Insertion, deletion, insertion, occlusion
-from attnguide.metrics.localisation import (
+from attnguide.metrics.localization import (
     Cosine,
     EnergyInMask,
     IoU,

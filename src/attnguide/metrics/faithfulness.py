@@ -12,7 +12,7 @@ from attnguide.capture.calls import find_logits
 from attnguide.capture.model_state import evaluating, unwrap
 from attnguide.capture.recorder import aside
 from attnguide.errors import InputError, nearest
-from attnguide.metrics.mean import MeanMetric
+from attnguide.metrics._mean import MeanMetric
 
 __all__ = ["Baseline", "Deletion", "Insertion", "deletion", "insertion", "occlusion"]
 

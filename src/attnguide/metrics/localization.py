@@ -12,7 +12,7 @@ from torch import Tensor
 from attnguide import functional
 from attnguide.errors import InputError
 from attnguide.functional import full_precision
-from attnguide.metrics.mean import MeanMetric
+from attnguide.metrics._mean import MeanMetric
 
 __all__ = [
     "Cosine",
