@@ -318,7 +318,7 @@ def combine(maps: Sequence[Tensor], how: str = "mean") -> Tensor:
     """Join the maps of several layers, each scaled to a maximum of 1, at the largest of their resolutions.
 
     Args:
-        maps: For each layer maps `(N, h, w)`; sizes may differ.
+        maps: Maps of each layer, `(N, h, w)`; sizes may differ.
         how: `"mean"`, `"max"`, or `"product"` (only where all agree).
 
     Returns:

@@ -55,7 +55,7 @@ def swap(
     from outside.
 
     Args:
-        model: In evaluation mode.
+        model: Any classifier, in evaluation mode.
         images: `(B, C, H, W)`.
         logits: The model's logits, `(B, K)`.
         truth: Class indices `(B,)`, or positives `(B, K)` where each class is predicted by itself.
@@ -84,7 +84,7 @@ class _Cut:
     """Images with one prediction each, to be cut along masks.
 
     Args:
-        model: In evaluation mode.
+        model: Any classifier, in evaluation mode.
         images: `(B, C, H, W)`.
         logits: The model's logits, `(B, K)`.
         question: The class whose presence is predicted; None: the prediction is the class.

@@ -1,4 +1,4 @@
-"""Groups of images, such as those with and without a shortcut, as a file tells them."""
+"""Reads which group each image belongs to, such as those with and without a shortcut."""
 
 from __future__ import annotations
 

@@ -19,12 +19,12 @@ __all__ = ["LabeledMasks"]
 
 @dataclass(frozen=True)
 class LabeledMasks:
-    """What an annotation file says about one image. Masks are drawn when they are asked for.
+    """The regions of one image in an annotation file. Masks are drawn at each call.
 
     Attributes:
         size: Height and width of the image in pixels.
         shapes: Label and shape of every region, in the order of the file.
-        skipped: What the file holds that is no region: how many entries of which kind were left out.
+        skipped: Number of entries of each kind that are not regions, and were left out.
         source: The file, and the image in it, for errors.
     """
 
@@ -35,7 +35,7 @@ class LabeledMasks:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The labels that occur, in the order of the file."""
+        """The labels in use, in the order of the file."""
         return tuple(dict.fromkeys(label for label, _ in self.shapes))
 
     @property
@@ -47,17 +47,17 @@ class LabeledMasks:
         """Draw the regions of a model's classes.
 
         Args:
-            classes: The model's classes; a label matches whatever its case, and `_` counts as a space.
+            classes: The model's classes; a label matches in any case, and `_` counts as a space.
             size: Size of the masks; that of the image if None.
-            strict: Whether a label that is none of the classes is an error; if not, it is left out.
+            strict: Whether an unknown label is an error; if not, it is left out.
 
         Returns:
             Float tensor `(K, H, W)` in [0, 1]; all NaN, "no annotation", for a class without a region, or
-            whose regions hold no pixel, being outside the image or too small.
+            whose regions have no pixel, because they are outside the image or too small.
 
         Raises:
             InputError: There are no classes, or the size is not positive.
-            UnknownNameError: A label is none of the classes, and `strict` is true.
+            UnknownNameError: A label is unknown, and `strict` is true.
         """
         names = ClassNames(classes)
         spellings: dict[str, list[str]] = {}

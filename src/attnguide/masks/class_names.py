@@ -22,7 +22,7 @@ def class_key(name: str) -> str:
 
 
 class ClassNames:
-    """The classes of a model, found by name whatever its case and whether by `_` or by space.
+    """The classes of a model, found by name in any case, and with `_` or spaces.
 
     Args:
         classes: The names, in the order of the model's logits.
@@ -46,16 +46,16 @@ class ClassNames:
         """Return the class that `name` means, as the model spells it.
 
         Args:
-            name: A name out of a file.
+            name: A name in a file.
             where: The file, and the entry in it, for the error.
 
         Raises:
-            UnknownNameError: It is none of the classes.
+            UnknownNameError: There is no such class.
         """
-        found = self.find(name)
-        if found is None:
+        match = self.find(name)
+        if match is None:
             raise UnknownNameError(f"class (in {where})", name, self.names)
-        return found
+        return match
 
     def stack(self, regions: Mapping[str, Tensor], size: Size | None = None) -> Tensor:
         """Stack regions in the order of the classes.

@@ -1,4 +1,4 @@
-"""What an image file says as a mask, without torch: how much of each pixel was painted."""
+"""Reads image files as masks, without torch: how much of each pixel was painted."""
 
 from __future__ import annotations
 

@@ -14,11 +14,11 @@ Size = int | tuple[int, int]
 
 
 def resize(mask: Tensor, size: Size | None) -> Tensor:
-    """Resize a mask; a pixel of a smaller one tells how much of it was covered.
+    """Resize a mask; a pixel of a smaller mask is the share of it that was covered.
 
     Args:
         mask: `(H, W)` in [0, 1].
-        size: The size wanted; None leaves the mask as it is.
+        size: New size; None leaves the mask as it is.
 
     Returns:
         `(h, w)` in [0, 1]: averages over areas if no side grows, else the nearest pixels.
