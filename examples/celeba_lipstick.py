@@ -20,7 +20,7 @@ from torchvision.transforms import v2
 import attnguide as ag
 from attnguide.data.celeba import CelebA
 from attnguide.data.procedural.faces import ATTRIBUTES, ProceduralFaces
-from attnguide.masks.folders import load_template
+from attnguide.masks import load_template
 from attnguide.metrics import energy_in_mask
 from attnguide.models.networks import small_cnn
 from attnguide_gradcam_iou.finetune import finetune, prepare

@@ -16,7 +16,7 @@ from torch import Tensor
 from attnguide.data.images import read_image
 from attnguide.errors import DataError
 from attnguide.interfaces import RegionSource
-from attnguide.masks._shapes import Polygon
+from attnguide.masks import Polygon
 from attnguide_action_units.tables import LandmarkTable, read_landmarks
 
 __all__ = ["LandmarkRegions"]

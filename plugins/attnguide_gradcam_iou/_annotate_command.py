@@ -213,7 +213,7 @@ def _labeled(
     """List the images to fine-tune on; their folders may name the model's classes."""
     if data is None:
         return loaded, None
-    from attnguide.evaluation.evaluate import single_label_images
+    from attnguide.evaluation import single_label_images
     from attnguide_gradcam_iou.painting.tuning import LabeledImage, read_attributes
 
     if loaded.multi_label and labels is None:
@@ -244,7 +244,7 @@ def _with_model(
     device: str,
 ) -> None:
     """Show the maps of a model, and offer to fine-tune it."""
-    from attnguide.masks.class_names import ClassNames
+    from attnguide.masks import ClassNames
     from attnguide.parts.registry import registry
     from attnguide_gradcam_iou.painting.tuning import FineTuning
     from attnguide_gradcam_iou.painting.watching import Watcher

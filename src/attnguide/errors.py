@@ -1,8 +1,8 @@
 """Every error that attnguide raises on purpose.
 
 Each message names the culprit, the value that it had, and the remedy. All of them derive from
-[`AttnGuideError`][attnguide.AttnGuideError], so that one `except` catches whatever the library has to
-say, and most also derive from the built-in that a caller would expect.
+[`AttnGuideError`][attnguide.AttnGuideError], so that one `except` catches all of them, and
+most also derive from the built-in error that a caller would expect.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ class UnknownNameError(AttnGuideError, LookupError):
     """A name is not known; the message lists the ones that exist and offers the nearest."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
-        """Compose the message from what was asked for and what there is.
+        """Compose the message from the requested name and the known ones.
 
         Args:
-            kind: What the name should have named, for example `"prior"`.
-            name: The name that was asked for.
+            kind: Kind of the named thing, for example `"prior"`.
+            name: The requested name.
             known: The names that exist.
         """
         self.kind, self.name, self.known = kind, name, sorted(known)
@@ -50,7 +50,7 @@ class UnknownNameError(AttnGuideError, LookupError):
 
 
 class LayerError(AttnGuideError, LookupError):
-    """No layer of the model can serve, or the one that was named cannot."""
+    """No layer of the model is suitable, or the named one is not."""
 
 
 class GuidanceError(AttnGuideError, RuntimeError):
@@ -67,7 +67,7 @@ def nearest(name: str, known: Iterable[str], *, limit: int = 40) -> str:
     Args:
         name: The name that was not found.
         known: The names that exist.
-        limit: At most so many names are listed.
+        limit: Largest number of names to list.
 
     Returns:
         Text that starts with a space, ready to follow an error's first sentence.

@@ -52,7 +52,7 @@ __all__ = [
 ]
 
 EPSILON = 1e-6
-#: Weight of what plain rectification drops; well above EPSILON, well below anything that shows in a map.
+#: Weight of the values that plain rectification drops; well above EPSILON, and too small to show in a map.
 LEAK = 1e-3
 
 
@@ -125,8 +125,7 @@ def grad_cam_plus_plus(features: Tensor, gradients: Tensor, *, relu: bool = True
 
     Chattopadhay et al., WACV 2018, eq. 19. Second and third derivatives are powers of the first, as the paper
     derives for an exponential score. The constant in the denominator is that of the established
-    implementation (pytorch-grad-cam, 1e-6). It is not negligible where gradients are small, so it is kept for
-    agreement.
+    implementation (pytorch-grad-cam, 1e-6). It matters where gradients are small, and is kept to agree.
 
     Args:
         features: Feature maps `(N, C, h, w)`.
@@ -178,7 +177,7 @@ def hires_cam(features: Tensor, gradients: Tensor, *, relu: bool = True) -> Tens
 def xgrad_cam(features: Tensor, gradients: Tensor, *, relu: bool = True) -> Tensor:
     """XGrad-CAM: each channel weighted by its gradients, averaged where it is active (Fu et al., BMVC 2020).
 
-    The weight of channel k is Σ F_k·∂s/∂F_k / Σ F_k, eq. 8. A channel whose sum is zero weighs nothing.
+    The weight of channel k is Σ F_k·∂s/∂F_k / Σ F_k, eq. 8. A channel whose sum is zero has weight 0.
 
     Args:
         features: Feature maps `(N, C, h, w)`.
@@ -190,9 +189,9 @@ def xgrad_cam(features: Tensor, gradients: Tensor, *, relu: bool = True) -> Tens
     """
     features, gradients = full_precision(features), full_precision(gradients)
     total = features.sum(dim=(2, 3), keepdim=True)
-    known = total.abs() > EPSILON
-    weighed = (features * gradients).sum(dim=(2, 3), keepdim=True)
-    weights = torch.where(known, weighed / torch.where(known, total, torch.ones_like(total)), 0.0)
+    active = total.abs() > EPSILON
+    products = (features * gradients).sum(dim=(2, 3), keepdim=True)
+    weights = torch.where(active, products / torch.where(active, total, torch.ones_like(total)), 0.0)
     maps = (weights * features).sum(dim=1)
     return maps.relu() if relu else maps
 
@@ -319,7 +318,7 @@ def combine(maps: Sequence[Tensor], how: str = "mean") -> Tensor:
     """Join the maps of several layers, each scaled to a maximum of 1, at the largest of their resolutions.
 
     Args:
-        maps: Maps `(N, h, w)` of each layer; sizes may differ.
+        maps: Maps of each layer, `(N, h, w)`; sizes may differ.
         how: `"mean"`, `"max"`, or `"product"` (only where all agree).
 
     Returns:
@@ -332,8 +331,8 @@ def combine(maps: Sequence[Tensor], how: str = "mean") -> Tensor:
         raise InputError(f"combine={how!r} for {len(maps)} layers: choose one of {', '.join(COMBINATIONS)}.")
     if len(maps) == 1:
         return maps[0]
-    height, width = (max(one.shape[axis] for one in maps) for axis in (-2, -1))
-    joined = torch.stack([resize(unit(one), (height, width)) for one in maps])
+    height, width = (max(layer.shape[axis] for layer in maps) for axis in (-2, -1))
+    joined = torch.stack([resize(unit(layer), (height, width)) for layer in maps])
     if how == "mean":
         return joined.mean(dim=0)
     return joined.amax(dim=0) if how == "max" else joined.prod(dim=0)
@@ -358,8 +357,10 @@ def iou_loss(attribution: Tensor, prior: Tensor) -> Tensor:
     Raises:
         InputError: If the shapes differ.
     """
-    attribution, prior = _comparable(attribution, prior)
+    if attribution.ndim != 3 or attribution.shape != prior.shape:
+        raise _mismatch(attribution, prior)
     scaled = unit(attribution)
+    prior = prior.to(scaled)
     # Means instead of sums: the ratio is the same, and the constant then weighs the same at any resolution.
     overlap = torch.minimum(scaled, prior).mean(dim=(1, 2))
     union = torch.maximum(scaled, prior).mean(dim=(1, 2))
@@ -386,11 +387,11 @@ def cosine_loss(attribution: Tensor, prior: Tensor) -> Tensor:
     # Dividing by the peak first keeps tiny maps clear of the constant inside the cosine.
     peak = flat.detach().abs().amax(dim=1, keepdim=True)
     flat = flat / torch.where(peak > 0, peak, torch.ones_like(peak))
-    wanted = prior.flatten(1)
+    target = prior.flatten(1)
     # With a peak of 1 any map has a norm of at least 1: the limit is for zeros, where it bounds the gradient.
-    size = flat.norm(dim=1).clamp(min=1) * wanted.norm(dim=1).clamp(min=EPSILON)
-    found: Tensor = (flat * wanted).sum(dim=1) / size
-    return 1 - found
+    norms = flat.norm(dim=1).clamp(min=1) * target.norm(dim=1).clamp(min=EPSILON)
+    cosine: Tensor = (flat * target).sum(dim=1) / norms
+    return 1 - cosine
 
 
 def energy_loss(attribution: Tensor, prior: Tensor) -> Tensor:
@@ -431,16 +432,16 @@ def dice_loss(attribution: Tensor, prior: Tensor) -> Tensor:
     """
     attribution, prior = _comparable(attribution, prior)
     scaled = unit(attribution)
-    both = (scaled * prior).mean(dim=(1, 2))
-    each = (scaled.square() + prior.square()).mean(dim=(1, 2))
-    return 1 - (2 * both + EPSILON) / (each + EPSILON)
+    overlap = (scaled * prior).mean(dim=(1, 2))
+    sizes = (scaled.square() + prior.square()).mean(dim=(1, 2))
+    return 1 - (2 * overlap + EPSILON) / (sizes + EPSILON)
 
 
 def kl_loss(attribution: Tensor, prior: Tensor) -> Tensor:
     """Kullback–Leibler divergence of the attribution from the prior, Σ s·ln(s / g), in nats.
 
-    s and g are the prior and the positive attribution, each divided by its sum: where one should look, and
-    where the model does, as distributions over the positions. A prior of zeros says nothing: its loss is 0.
+    s and g are the prior and the positive attribution as distributions over the positions, each divided by
+    its sum. The loss of a prior of zeros is 0.
 
     Args:
         attribution: Maps `(N, h, w)`, any scale.
@@ -455,16 +456,16 @@ def kl_loss(attribution: Tensor, prior: Tensor) -> Tensor:
     attribution, prior = _comparable(attribution, prior)
     scaled = (unit(attribution) + EPSILON).flatten(1)
     total = prior.sum(dim=(1, 2)).unsqueeze(1)
-    wanted = prior.flatten(1) / torch.where(total > 0, total, torch.ones_like(total))
-    seen = scaled.log() - scaled.sum(dim=1, keepdim=True).log()
-    return (torch.xlogy(wanted, wanted) - wanted * seen).sum(dim=1)
+    target = prior.flatten(1) / torch.where(total > 0, total, torch.ones_like(total))
+    log_share = scaled.log() - scaled.sum(dim=1, keepdim=True).log()
+    return (torch.xlogy(target, target) - target * log_share).sum(dim=1)
 
 
 def correlation_loss(attribution: Tensor, prior: Tensor) -> Tensor:
-    """One minus the cosine of both maps after their means are taken off: one minus their correlation.
+    """One minus the correlation of both maps: the cosine after their means are subtracted.
 
-    Unlike [`cosine`][attnguide.functional.cosine_loss] it takes no notice of a constant in either map. A flat
-    map has correlation 0.
+    Unlike [`cosine_loss`][attnguide.functional.cosine_loss] it does not depend on a constant in either map.
+    A flat map has correlation 0.
 
     Args:
         attribution: Maps `(N, h, w)`, any scale.
@@ -482,13 +483,13 @@ def correlation_loss(attribution: Tensor, prior: Tensor) -> Tensor:
     )
 
 
-#: What a position's loss is made of.
+#: The distance at a position.
 Distance = Literal["absolute", "squared", "cross_entropy"]
-#: What is asked of a map: to be like the prior, to be empty outside of it, or to be full inside.
+#: What a map should be: like the prior, empty outside of it, or full inside.
 Mode = Literal["match", "suppress", "reward"]
 #: How a map is scaled first: its positive part to a maximum of 1, with its signs to one of ±1, or not.
 Scale = Literal["unit", "signed", "none"]
-#: How the positions' losses become one.
+#: How the losses of all positions are reduced to one.
 Reduction = Literal["mean", "sum"]
 
 
@@ -507,19 +508,19 @@ def pointwise_loss(
 
     - absolute, match, mean: L1 (Rao et al., ICCV 2023);
     - cross entropy, reward, mean: PPCE (the same);
-    - squared, suppress, signed, sum: their variant of "Right for the right reasons";
+    - squared, suppress, signed, sum: the variant of "Right for the right reasons" of Rao et al.;
     - squared, suppress, not scaled, sum: "Right for the right reasons" (Ross et al., IJCAI 2017, eq. 3), for
       gradients; with maps of Grad-CAM and scaled, RRR-G (Friedrich et al., 2022);
-    - squared, match, sum: HINT, as the same typology has it.
+    - squared, match, sum: HINT, in the typology of Friedrich et al.
 
     Args:
         attribution: Maps `(N, h, w)`.
         prior: Maps `(N, h, w)` in [0, 1].
-        distance: Distance of a value from what it should be.
-        mode: What it should be, and where.
+        distance: Distance between a value and its target.
+        mode: The targets, and the positions that count.
         scale: How each map is scaled first.
         reduction: `"mean"` over the positions that count, so that λ means the same at any resolution and for
-            masks of any size; or `"sum"`, as most publications have it.
+            masks of any size; or `"sum"`, as in most publications.
 
     Returns:
         Losses `(N,)`, at least 0; 0 where no position counts.
@@ -538,20 +539,20 @@ def pointwise_loss(
     if distance == "cross_entropy" and scale != "unit":
         raise InputError(f"a cross entropy needs maps in [0, 1]: scale={scale!r} must be 'unit'.")
     attribution, prior = _comparable(attribution, prior)
-    seen = attribution if scale == "none" else unit(attribution) if scale == "unit" else signed(attribution)
-    wanted = prior if mode == "match" else torch.full_like(prior, float(mode == "reward"))
-    difference = seen if mode == "suppress" else seen - wanted
+    maps = attribution if scale == "none" else unit(attribution) if scale == "unit" else signed(attribution)
+    target = prior if mode == "match" else torch.full_like(prior, float(mode == "reward"))
+    difference = maps if mode == "suppress" else maps - target
     if distance == "absolute":
-        apart = difference.abs()
+        losses = difference.abs()
     elif distance == "squared":
-        apart = difference.square()
+        losses = difference.square()
     else:
-        apart = -(wanted * (seen + EPSILON).log() + (1 - wanted) * (1 - seen + EPSILON).log())
+        losses = -(target * (maps + EPSILON).log() + (1 - target) * (1 - maps + EPSILON).log())
     if mode == "match":
-        total = apart.sum(dim=(1, 2))
-        return total if reduction == "sum" else total / apart[0].numel()
+        total = losses.sum(dim=(1, 2))
+        return total if reduction == "sum" else total / losses[0].numel()
     counts = prior if mode == "reward" else 1 - prior
-    total = (counts * apart).sum(dim=(1, 2))
+    total = (counts * losses).sum(dim=(1, 2))
     return total if reduction == "sum" else total / counts.sum(dim=(1, 2)).clamp(min=EPSILON)
 
 
@@ -572,10 +573,15 @@ def mse_loss(attribution: Tensor, prior: Tensor) -> Tensor:
 
 
 def _comparable(attribution: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
+    """Return both in full precision, on the device of the attribution."""
     if attribution.ndim != 3 or attribution.shape != prior.shape:
-        raise InputError(
-            f"attribution {tuple(attribution.shape)} and prior {tuple(prior.shape)} cannot be compared: "
-            "both must be (N, h, w) of one shape. Resize one with attnguide.functional.resize."
-        )
+        raise _mismatch(attribution, prior)
     attribution = full_precision(attribution)
     return attribution, prior.to(attribution)
+
+
+def _mismatch(attribution: Tensor, prior: Tensor) -> InputError:
+    return InputError(
+        f"attribution {tuple(attribution.shape)} and prior {tuple(prior.shape)} cannot be compared: "
+        "both must be (N, h, w) of one shape. Resize one with attnguide.functional.resize."
+    )

@@ -77,8 +77,8 @@ def overlay(images: Tensor, maps: Tensor, alpha: float = 0.5) -> Tensor:
         return torch.zeros(batch, 0, 3, height, width, dtype=torch.uint8)
     sized = functional.resize(maps.flatten(0, 1).float(), (height, width)).view(batch, count, height, width)
     base = images.to(sized)[:, None]
-    grey = (base * base.new_tensor(_LUMA)[:, None, None]).sum(dim=2, keepdim=True)
-    faded = torch.lerp(base, grey, alpha)
+    gray = (base * base.new_tensor(_LUMA)[:, None, None]).sum(dim=2, keepdim=True)
+    faded = torch.lerp(base, gray, alpha)
     mixed = torch.lerp(faded.expand(-1, count, -1, -1, -1), colorize(sized), alpha)
     picture: Tensor = (mixed.clamp(0, 1) * 255).round().byte().cpu()
     return picture
@@ -118,10 +118,10 @@ def contact_sheet(
     Args:
         pictures: Any sizes; each is fitted into a square cell. None leaves the cell empty.
         captions: One for each picture, or none.
-        columns: Groups a row; by default such that the page is a little wider than high.
+        columns: Number of groups in a row; by default such that the page is a little wider than high.
         cell: Side of a cell in pixels.
-        group: So many pictures in succession belong together, such as an image and its maps. They touch, and
-            the caption of the first is muted.
+        group: Number of successive pictures that belong together, such as an image and its maps. They touch,
+            and the caption of the first is muted.
 
     Returns:
         The page.
@@ -161,7 +161,7 @@ def contact_sheet(
 
 
 def _fitted(text: str, width: float, measure: Callable[[str], float]) -> str:
-    """Shorten a text until it is no wider."""
+    """Shorten a text to a width."""
     # A file name need not be valid Unicode, but what is drawn must be.
     text = text.encode("utf-8", "replace").decode()
     while text and measure(text) > width:

@@ -26,7 +26,7 @@ MASK[:, : SIDE // 2] = 1
 
 
 def shapes(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Noise; on the left a bar whose place tells the class, on the right a brightness that tells it too."""
+    """Noise; on the left a bar whose place shows the class, on the right a brightness that does so too."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(CLASSES, (count,), generator=generator)
     images = 0.3 * torch.randn(count, 1, SIDE, SIDE, generator=generator)
@@ -107,9 +107,9 @@ def test_an_honest_model_passes(compared: bool) -> None:
         report = audited("guided", audited("unguided") if compared else None)
     assert report.looks_right
     assert report.reliance < 0.1
-    assert report.attention > 0.5
+    assert report.inside > 0.5
     assert not report.gamed
-    assert "answers that change with what is outside" in str(report)
+    assert "predictions that depend on what is outside" in str(report)
 
 
 @pytest.mark.slow
@@ -136,12 +136,12 @@ def test_a_guide_audits_with_its_own_parts_and_changes_nothing(build: type) -> N
         again = ag.audit(model, images, labels, masks, source="grad_cam", tolerance=1.0)
         torch.testing.assert_close(guide.loss(labels, mask=masks), value)  # still that of the forward before
     assert snapshot(model) == before
-    assert report.optimised == pytest.approx(again.optimised, abs=1e-5)
+    assert report.optimized == pytest.approx(again.optimized, abs=1e-5)
     assert report.witnesses == pytest.approx(again.witnesses, abs=1e-5)
-    assert (report.pairs, report.swaps) == (8, 8)
+    assert (report.pairs, report.n_swaps) == (8, 8)
     assert report.uniform == pytest.approx(float(masks.mean()))
     shown = ag.explain(model, images, "grad_cam", "labels", labels=labels).maps[:, 0]
-    assert report.optimised == pytest.approx(float(ag.metrics.energy_in_mask(shown, masks).mean()), abs=1e-5)
+    assert report.optimized == pytest.approx(float(ag.metrics.energy_in_mask(shown, masks).mean()), abs=1e-5)
 
 
 def test_attributes_and_missing_masks() -> None:
@@ -150,15 +150,15 @@ def test_attributes_and_missing_masks() -> None:
     masks = masks.clone()
     masks[3] = torch.nan
     report = ag.audit(model, images, labels, masks, tolerance=1.0)
-    assert (report.pairs, report.swaps) == (3, 3)
+    assert (report.pairs, report.n_swaps) == (3, 3)
     with ag.Guide(model) as guide:
         own = guide.audit(images, labels, mask=[*masks[:3].unbind(), None], tolerance=1.0)
-    assert own.optimised == pytest.approx(report.optimised, abs=1e-5)
+    assert own.optimized == pytest.approx(report.optimized, abs=1e-5)
     assert own.reliance == report.reliance
 
 
-def test_a_partner_has_another_answer_to_what_is_asked() -> None:
-    """An attribute that nearly all have, told by one pixel outside the mask: every exchange turns it."""
+def test_a_partner_has_another_prediction_about_the_class_in_question() -> None:
+    """An attribute that nearly all have, shown by one pixel outside the mask: every swap turns it."""
 
     class Pixel(nn.Module):
         def __init__(self) -> None:
@@ -179,11 +179,11 @@ def test_a_partner_has_another_answer_to_what_is_asked() -> None:
     mask[0, 0] = 0
     report = ag.audit(Pixel(), images, labels, mask, targets=[0], layer="body.block4", tolerance=1.0)
     assert report.reliance == 1.0
-    assert report.swaps == 100
+    assert report.n_swaps == 100
 
 
 class Reads(nn.Module):
-    """Logits that are known, beside a body that a map can be made of and that says next to nothing."""
+    """Logits that are known, beside a body that a map can be made of and that adds almost nothing."""
 
     def __init__(self, read: Callable[[Tensor], Tensor], classes: int) -> None:
         super().__init__()
@@ -208,12 +208,12 @@ def test_the_object_of_another_image_is_not_brought_in() -> None:
         image[label, row : row + 6, column : column + 6] = 1
         mask[row : row + 6, column : column + 6] = 1
     report = known(lambda images: images.mean(dim=(2, 3)), images, labels, masks)
-    assert (report.reliance, report.attention, report.swaps) == (0.0, 1.0, 60)
+    assert (report.reliance, report.inside, report.n_swaps) == (0.0, 1.0, 60)
 
 
 @pytest.mark.filterwarnings("ignore::attnguide.AuditWarning")
-def test_answers_that_noise_turns_are_not_held_against_a_model() -> None:
-    """The mask's mean tells the class, the rest is noise that the model cannot tell from it."""
+def test_predictions_that_noise_changes_do_not_count() -> None:
+    """The mean in the mask depends on the class; the rest is noise that the model cannot separate from it."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(400) % 2
     images = torch.randn(400, 3, 32, 32, generator=generator)
@@ -226,16 +226,16 @@ def test_answers_that_noise_turns_are_not_held_against_a_model() -> None:
         return torch.stack([-mean, mean], dim=1)
 
     report = known(read, images, labels, mask)
-    assert report.exchanged.chance > 0.05
-    assert not report.exchanged.exceeds(0.3)
+    assert report.outside.chance > 0.05
+    assert not report.outside.exceeds(0.3)
     blind = known(lambda images: read(images * mask), images, labels, mask)
-    assert (blind.reliance, blind.exchanged.chance) == (0.0, 0.0)
+    assert (blind.reliance, blind.outside.chance) == (0.0, 0.0)
 
 
 @pytest.mark.filterwarnings("ignore::attnguide.AuditWarning")
 @pytest.mark.parametrize("targets", ["labels", "all"])
 def test_a_shortcut_that_is_enough_alone_is_found(targets: str) -> None:
-    """A yes by what is in the mask, or by a watermark: positives keep their answer, whatever is exchanged."""
+    """Present by the mask or by a watermark: positives keep their prediction, whatever is swapped."""
     labels = (torch.arange(80) % 2).float()[:, None]
     images = torch.zeros(80, 3, 32, 32)
     images[..., 8:16, 8:16] = labels[:, :, None, None]
@@ -260,30 +260,30 @@ def test_one_class_of_many_is_found() -> None:
     assert report.reliance < report.tolerance
     assert [cls for cls, one in report.by_class.items() if one.exceeds(0.1)] == [0]
     assert report.reasons == [
-        "100% of predictions about class 0 depend on what is outside the mask (limit 10%)"
+        "100% of the predictions about class 0 depend on what is outside the mask (limit 10%)"
     ]
 
 
 def report_of(**values: Any) -> AuditReport:
     """A report of a model whose map looks right, and that is honest."""
-    exchanged = Reliance(values.pop("share", 0.0), values.pop("error", 0.01), 0.0, 100)
-    common: dict[str, Any] = {"source": "grad_cam", "optimised": 0.9, "blank": 0.0, "attention": 1.0}
+    outside = Reliance(values.pop("share", 0.0), values.pop("error", 0.01), 0.0, 100)
+    common: dict[str, Any] = {"source": "grad_cam", "optimized": 0.9, "blank": 0.0, "inside": 1.0}
     common |= {"witnesses": {"input_gradient": 0.8, "occlusion": 0.9}, "by_class": {}, "uniform": 0.2}
-    common |= {"exchanged": exchanged, "pairs": 100, "tolerance": 0.1}
+    common |= {"outside": outside, "pairs": 100, "tolerance": 0.1}
     return AuditReport(**(common | values))
 
 
-def test_what_is_held_against_a_map() -> None:
+def test_what_contradicts_a_map() -> None:
     assert not report_of().gamed
     assert report_of(share=0.5).gamed
     assert not report_of(share=0.5, error=0.25).gamed  # it may be chance
     # A large mask leaves little to gain; a blank map shows nothing outside.
-    assert report_of(share=1.0, uniform=0.98, optimised=1.0).gamed
-    assert not report_of(share=1.0, uniform=0.98, optimised=0.98).gamed
-    assert report_of(share=1.0, uniform=0.98, optimised=0.5, blank=0.5).gamed
-    assert not report_of(share=1.0, optimised=0.2).gamed
+    assert report_of(share=1.0, uniform=0.98, optimized=1.0).gamed
+    assert not report_of(share=1.0, uniform=0.98, optimized=0.98).gamed
+    assert report_of(share=1.0, uniform=0.98, optimized=0.5, blank=0.5).gamed
+    assert not report_of(share=1.0, optimized=0.2).gamed
     # Guidance that left a quarter of the reliance passes, one that left half does not.
-    before = report_of(share=0.9, optimised=0.4, witnesses={"input_gradient": 0.3, "occlusion": 0.4})
+    before = report_of(share=0.9, optimized=0.4, witnesses={"input_gradient": 0.3, "occlusion": 0.4})
     assert not report_of(share=0.2, before=before).gamed
     assert report_of(share=0.45, before=before).gamed
     # Witnesses that were right already need not follow; those that did not tip the scales.
@@ -294,10 +294,10 @@ def test_what_is_held_against_a_map() -> None:
     assert stayed.gamed
     assert "gained +0.50" in str(stayed)
     # What was blank before and shows the mask now has gained.
-    blank = report_of(share=1.0, optimised=0.0, blank=1.0)
+    blank = report_of(share=1.0, optimized=0.0, blank=1.0)
     assert report_of(share=1.0, before=blank).gamed
-    assert "The map does not look right, and 100%" in str(report_of(share=1.0, optimised=0.2))
-    honest = report_of(optimised=0.5, witnesses={"input_gradient": 0.8, "occlusion": 0.95})
+    assert "The map does not look right, and 100%" in str(report_of(share=1.0, optimized=0.2))
+    honest = report_of(optimized=0.5, witnesses={"input_gradient": 0.8, "occlusion": 0.95})
     assert not report_of(before=honest, witnesses={"input_gradient": 0.8, "occlusion": 0.95}).gamed
 
 

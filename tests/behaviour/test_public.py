@@ -35,13 +35,6 @@ USED_BY_PLUGINS = {
     "attnguide.data.files.read_text",
     "attnguide.data.images.IMAGE_SUFFIXES",
     "attnguide.data.images.load_image",
-    "attnguide.evaluation.evaluate.as_seen",
-    "attnguide.evaluation.evaluate.single_label_images",
-    "attnguide.masks.class_names.Size",
-    "attnguide.masks.class_names.as_size",
-    "attnguide.masks.class_names.class_key",
-    "attnguide.masks._levels.read_levels",
-    "attnguide.masks._shapes.Polygon",
     "attnguide.pairs.IGNORE_INDEX",
 }
 

@@ -20,7 +20,7 @@ import attnguide as ag
 from attnguide.cli.main import main
 from attnguide.data.decoy import DecoyMNIST
 from attnguide.data.images import find_images, read_image
-from attnguide.masks.folders import MaskFolder
+from attnguide.masks import MaskFolder
 from attnguide.models.loading import LoadedModel, load
 
 NETWORK = "tf_efficientnet_lite0"

@@ -28,7 +28,7 @@ import attnguide as ag
 from attnguide import models
 from attnguide.cli.main import main
 from attnguide.errors import DataError, InputError
-from attnguide.evaluation.groups import read_groups
+from attnguide.evaluation import read_groups
 from attnguide.models import checkpoints
 
 MEASURES = ("accuracy", "energy", "iou", "pointing", "witness")
@@ -173,10 +173,12 @@ def test_galleries_are_sorted(before: Path, after: Path, data: Path, mask: Path,
     kinds = {
         "Energy in the mask rose most": sorted((n for n in old if energy[n] > 0), key=lambda n: -energy[n]),
         "Energy in the mask fell most": sorted((n for n in old if energy[n] < 0), key=energy.__getitem__),
-        "Answers that became right": sorted(
+        "Predictions that became right": sorted(
             (n for n in old if new[n][2] > old[n][2]), key=lambda n: -surer[n]
         ),
-        "Answers that became wrong": sorted((n for n in old if new[n][2] < old[n][2]), key=surer.__getitem__),
+        "Predictions that became wrong": sorted(
+            (n for n in old if new[n][2] < old[n][2]), key=surer.__getitem__
+        ),
     }
     assert all(kinds.values()), "the networks of this test change in every way"
     page = made(tmp_path, data, "--before", before, "--after", after, "--masks", mask)
@@ -409,7 +411,7 @@ def test_a_multi_label_model(data: Path, mask: Path, tmp_path: Path) -> None:
     faces = models.EMBEDDED
     result = call(data, "--before", faces, "--after", faces, "--masks", mask, "--out", tmp_path / "r.html")
     assert result.exit_code == 2
-    assert "needs a model that gives each image one class" in result.stderr
+    assert "is multi-label; a folder for each class needs a model that gives each image one" in result.stderr
 
 
 def test_help_is_light() -> None:

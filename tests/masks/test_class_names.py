@@ -1,13 +1,33 @@
-"""Class names are found whatever their spelling, and masks take the order of the classes."""
+"""Class names as files spell them."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from tests.helpers.masks import paint, region
 from torch.nn.functional import avg_pool2d
 
 from attnguide.errors import InputError, UnknownNameError
-from attnguide.masks.class_names import ClassNames, as_size, class_key, resize
+from attnguide.masks import (
+    ClassNames,
+    load_template,
+)
+from attnguide.masks.class_names import class_key
+from attnguide.masks.sizes import as_size, resize
+
+
+def test_names_match_across_spellings():
+    names = ClassNames(["café_au lait", "b"])
+    for name in ("Café au_lait", "cafe\u0301 AU  LAIT", " café_au_lait"):
+        assert names.find(name) == "café_au lait"
+    assert names.find("caféaulait") is None
+
+
+@pytest.mark.parametrize("classes", [[], "Bald"])
+def test_classes_must_be_names(tmp_path, classes):
+    paint(tmp_path / "Bald.png", region())
+    with pytest.raises(InputError, match="classes must be"):
+        load_template(tmp_path, classes)
 
 
 def test_spellings_of_one_name() -> None:

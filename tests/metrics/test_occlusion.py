@@ -52,10 +52,10 @@ def test_pairs_are_their_images_and_classes_one_by_one() -> None:
         torch.testing.assert_close(found, alone[0], atol=1e-5, rtol=1e-4)
     with pytest.raises(InputError, match=r"classes of shape \(2,\) do not fit 3 images"):
         metrics.occlusion(model, images, torch.tensor([0, 1]))
-    with pytest.raises(InputError, match="images that are not there: the batch has 0 to 2"):
+    with pytest.raises(InputError, match="images that do not exist: the batch has 0 to 2"):
         metrics.occlusion(model, images, torch.tensor([[3, 0]]))
     for wrong in (-1, 3):
-        with pytest.raises(InputError, match=f"class {wrong} is not there: the model has classes 0 to 2"):
+        with pytest.raises(InputError, match=f"class {wrong} does not exist: the model has classes 0 to 2"):
             metrics.occlusion(model, images, torch.tensor([0, 1, wrong]))
-        with pytest.raises(InputError, match=f"class {wrong} is not there"):
+        with pytest.raises(InputError, match=f"class {wrong} does not exist"):
             metrics.deletion(model, images, torch.rand(3, 32, 32), torch.tensor([0, 1, wrong]))

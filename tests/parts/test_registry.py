@@ -208,7 +208,7 @@ def test_an_unknown_name_lists_what_there_is() -> None:
         ("attnguide.priors.mask:MaskPriour", "MaskPriour"),
         ("tests.helpers.leaving:Prior", "SystemExit: 3"),
         ("attnguide.priors.mask:_as_float", "cannot be made.*_as_float"),
-        ("attnguide.losses.overlap:IoU", "gives IoU.*not a attnguide.TargetPrior"),
+        ("attnguide.losses.overlap:IoU", "gives IoU.*not an attnguide.TargetPrior"),
         ("attnguide.priors.boxes:BoxPrior.nothing", "nothing"),
     ],
 )

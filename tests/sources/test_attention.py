@@ -205,7 +205,7 @@ def test_several_read_one_model() -> None:
             assert second.loss(labels, mask=masks).requires_grad
             torch.testing.assert_close(ag.explain(model, images, "transformer_relevance").maps, alone.maps)
         report = first.audit(images, labels, mask=masks, tolerance=1.0)
-        assert report.optimised > 0
+        assert report.optimized > 0
 
 
 @pytest.mark.parametrize("source", ["attention_rollout", "transformer_relevance"])

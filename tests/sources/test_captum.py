@@ -154,7 +154,7 @@ def test_bad_input() -> None:
         ag.explain(cnn(), images, "captum:Salience")
     with pytest.raises(InputError, match="looks at the images, not at layer 'block2'"):
         ag.explain(cnn(), images, "captum:Saliency", layer="block2")
-    with pytest.raises(InputError, match="two at least"):
+    with pytest.raises(InputError, match="at least two, got one"):
         ag.explain(cnn(), images[:1], "captum:FeaturePermutation")
     with pytest.raises(GuidanceError, match="channels first"):
         ag.explain(tiny_vit(), images, "captum:LayerGradCam")
@@ -195,5 +195,5 @@ def test_what_guides_have_put_on_a_model_is_not_ignored() -> None:
 
     model, (images, _, _) = cnn(), batch()
     guide = ag.Guide(model, terms=[], adapters=[Doubling()])
-    with guide, pytest.raises(GuidanceError, match="without what guides have put on it"):
+    with guide, pytest.raises(GuidanceError, match="without the adapters on it"):
         ag.explain(model, images, "captum:Saliency")

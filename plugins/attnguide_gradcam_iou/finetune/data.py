@@ -13,8 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from attnguide import Recipe
 from attnguide.data.procedural.faces import FaceSample
 from attnguide.errors import DataError, InputError
-from attnguide.masks import MaskFolder
-from attnguide.masks.class_names import Size, as_size
+from attnguide.masks import MaskFolder, Size, as_size
 from attnguide.pairs import IGNORE_INDEX
 from attnguide_gradcam_iou.finetune._settings import whole_number
 

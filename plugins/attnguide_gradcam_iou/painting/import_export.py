@@ -17,7 +17,7 @@ from attnguide_gradcam_iou.painting.sheets import Sheets
 from attnguide_gradcam_iou.painting.store import Bits, MaskStore
 
 if TYPE_CHECKING:
-    from attnguide.masks.annotations import LabelledMasks
+    from attnguide.masks import LabeledMasks
 
 __all__ = ["Imported", "as_coco", "as_labelme", "outlines", "read_into"]
 
@@ -107,13 +107,13 @@ def read_into(sheets: Sheets, store: MaskStore, content: bytes, number: int) -> 
     Raises:
         DataError: If the file is neither.
     """
-    from attnguide.masks.annotations import read_coco, read_labelme
+    from attnguide.masks import read_coco, read_labelme
 
     with tempfile.TemporaryDirectory() as folder, _named(path := Path(folder) / "imported.json"):
         path.write_bytes(content)
         document = read_json(path)
         stems = {sheets.stem(n): n for n in range(len(sheets))}
-        imported: list[tuple[int, LabelledMasks]] = []
+        imported: list[tuple[int, LabeledMasks]] = []
         skipped = []
         if isinstance(document, dict) and "annotations" in document:
             for name, masks in read_coco(path).items():
@@ -140,12 +140,12 @@ def read_into(sheets: Sheets, store: MaskStore, content: bytes, number: int) -> 
 def _draw(
     drawn: dict[tuple[int, int], Bits],
     place: int,
-    masks: LabelledMasks,
+    masks: LabeledMasks,
     size: tuple[int, int],
     classes: Sequence[str],
 ) -> list[str]:
     """Add an image's masks to those of the same sheet and class; return reasons for what was skipped."""
-    from attnguide.masks.class_names import ClassNames
+    from attnguide.masks import ClassNames
 
     names = ClassNames(classes or (WHOLE,))
     height, width = masks.size

@@ -20,8 +20,7 @@ from PIL import Image
 from attnguide.data.files import atomic_write, read_json
 from attnguide.data.images import IMAGE_SUFFIXES
 from attnguide.errors import DataError, InputError
-from attnguide.masks._levels import read_levels
-from attnguide.masks.class_names import class_key
+from attnguide.masks import class_key, read_levels
 
 __all__ = ["INDEX", "Bits", "MaskStore", "recorded_classes"]
 

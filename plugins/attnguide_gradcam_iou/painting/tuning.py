@@ -21,8 +21,8 @@ from torch.utils.data import Dataset, Subset
 from attnguide.data.files import atomic_write, read_text
 from attnguide.data.images import read_image
 from attnguide.errors import AttnGuideError, DataError, InputError
-from attnguide.evaluation.evaluate import as_seen, mask_reader
-from attnguide.masks.class_names import ClassNames
+from attnguide.evaluation import mask_reader, preprocess_mask
+from attnguide.masks import ClassNames
 from attnguide.models import LoadedModel
 from attnguide_gradcam_iou.finetune import Epoch, finetune
 
@@ -212,7 +212,7 @@ class _Painted(Dataset[tuple[Tensor, Tensor, Tensor]]):
 
         def mask(cls: int) -> Tensor:
             painted = self.mask_for(path, cls)
-            cropped = None if painted is None else as_seen(self.loaded, painted, picture.size)
+            cropped = None if painted is None else preprocess_mask(self.loaded, painted, picture.size)
             return missing if cropped is None or not bool(cropped.any()) else cropped
 
         if isinstance(label, int):

@@ -1,4 +1,4 @@
-"""Distinguishes guidance that changed the model from guidance that only changed the map."""
+"""Checks whether guidance changed what a model looks at, or only the map that was optimized."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from attnguide import functional
-from attnguide.auditing.swapping import Exchanges, exchange
+from attnguide.auditing.swapping import Swaps, swap
 from attnguide.capture.calls import find_logits
 from attnguide.capture.model_state import evaluating, unwrap
 from attnguide.capture.recorder import aside
@@ -19,36 +19,36 @@ from attnguide.explanation import explain
 from attnguide.interfaces import AttributionSource
 from attnguide.layers import LayerSpec
 from attnguide.metrics.faithfulness import occlusion
-from attnguide.metrics.localisation import energy_in_mask
+from attnguide.metrics.localization import energy_in_mask
 from attnguide.pairs import Evidence, Pairs, Targets, positives, resolve
 
 __all__ = ["AuditReport", "AuditWarning", "MasksOf", "audit"]
 
-#: A gain of the optimised map that is worth a question; a quarter of what was left to gain is enough.
+#: A gain of the optimized map from which on witnesses count; a quarter of what was left to gain is enough.
 _GAIN = 0.05
-#: The witnesses should have gained this share of it, or of what they had left to gain.
+#: The share of that gain, or of what they had left to gain, that witnesses should have gained.
 _FOLLOWING = 0.25
 #: With a report of the model before guidance, this share of its reliance passes too.
 _REMAINING = 0.25
-#: Of so many answers a class is judged by itself.
+#: Number of predictions from which on a class is judged by itself.
 _ENOUGH = 5
 
 
 class AuditWarning(UserWarning):
-    """A guided model looks right on the optimised map alone."""
+    """Warns of a guided model that looks right only by the optimized map."""
 
 
 @dataclass(frozen=True)
 class Reliance:
-    """How many answers follow what is outside the masks.
+    """How many predictions depend on what is outside the masks.
 
     Attributes:
-        share: Share of the answers that change when what is outside is exchanged for that of an image with
-            another answer, less those that do with an image of the same answer, which noise and the cut
-            itself change. Near 0 in a model that does not look there.
-        error: Its standard error over the answers.
+        share: Share of the predictions that change when what is outside is swapped with an image of another
+            prediction, less those that change with an image of the same prediction, which is the effect of
+            noise and of the cut itself. Near 0 in a model that does not look there.
+        error: Standard error of the share over the predictions.
         chance: What was subtracted.
-        pairs: Number of answers for which there was an image with another one.
+        pairs: Number of predictions for which there was an image with another one.
     """
 
     share: float
@@ -63,18 +63,18 @@ class Reliance:
 
 @dataclass(frozen=True)
 class AuditReport:
-    """What a model looks at, by the attribution that was optimised and by witnesses that were not.
+    """What a model looks at, by the attribution that was optimized and by witnesses that were not.
 
     Attributes:
-        source: The attribution that was, or will be, optimised.
-        optimised: Its energy in the mask, the mean over the pairs, in [0, 1].
-        blank: Share of the pairs whose optimised map shows nothing at all, and has an energy of 0.
-        witnesses: The energy of attributions that were not optimised: `"input_gradient"`, `"occlusion"`.
-        exchanged: How many answers follow what is outside the masks.
-        by_class: The same of the answers about each class: where a model gives each image one class, of the
-            images that it gives that one.
-        attention: Share of the answers that change when what is inside the mask is exchanged for that of an
-            image with another answer: high in a model that looks there.
+        source: The attribution that was, or will be, optimized.
+        optimized: Its energy in the mask, the mean over the pairs, in [0, 1].
+        blank: Share of the pairs whose optimized map shows nothing at all, and has an energy of 0.
+        witnesses: The energy of attributions that were not optimized: `"input_gradient"`, `"occlusion"`.
+        inside: Share of the predictions that change when what is inside the mask is swapped with an image of
+            another prediction: high in a model that looks there.
+        outside: How many predictions depend on what is outside the masks.
+        by_class: The same for the predictions about each class; for a model that gives each image one class,
+            for the images with that prediction.
         uniform: Energy in the mask of a map that is the same everywhere: the mask's area.
         pairs: Number of (sample, class) pairs.
         tolerance: Highest reliance that passes.
@@ -82,12 +82,12 @@ class AuditReport:
     """
 
     source: str
-    optimised: float
+    optimized: float
     blank: float
     witnesses: dict[str, float]
-    exchanged: Reliance
+    inside: float
+    outside: Reliance
     by_class: dict[int, Reliance]
-    attention: float
     uniform: float
     pairs: int
     tolerance: float
@@ -95,25 +95,25 @@ class AuditReport:
 
     @property
     def reliance(self) -> float:
-        """Share of the answers that follow what is outside the masks, less chance."""
-        return self.exchanged.share
+        """Share of the predictions that depend on what is outside the masks, less chance."""
+        return self.outside.share
 
     @property
-    def swaps(self) -> int:
-        """Number of answers for which there was an image to exchange with."""
-        return self.exchanged.pairs
+    def n_swaps(self) -> int:
+        """Number of predictions for which there was an image to swap with."""
+        return self.outside.pairs
 
     @property
     def looks_right(self) -> bool:
-        """Whether the optimised map is better than before; without `before`, than one that is uniform.
+        """Whether the optimized map is better than before; without `before`, than one that is uniform.
 
         A map that shows nothing shows nothing outside the mask either.
         """
-        shown = self.optimised + self.blank
+        shown = self.optimized + self.blank
         if self.before is None:
             return _gained(shown, self.uniform)
         was = self.before
-        return _gained(self.optimised, was.optimised) or _gained(shown, was.optimised + was.blank)
+        return _gained(self.optimized, was.optimized) or _gained(shown, was.optimized + was.blank)
 
     @property
     def limit(self) -> float:
@@ -124,45 +124,47 @@ class AuditReport:
 
     @property
     def reasons(self) -> list[str]:
-        """What the other measurements hold against the optimised map; empty if nothing."""
-        found, limit = [], self.limit
+        """Why the other measurements contradict the optimized map; empty if they do not."""
+        reasons, limit = [], self.limit
         above = {
-            cls: one for cls, one in self.by_class.items() if one.pairs >= _ENOUGH and one.exceeds(limit)
+            cls: reliance
+            for cls, reliance in self.by_class.items()
+            if reliance.pairs >= _ENOUGH and reliance.exceeds(limit)
         }
-        verdict = f"depend on what is outside the mask (limit {limit:.0%})"
-        if self.exchanged.exceeds(limit):
-            found.append(f"{self.reliance:.0%} of predictions {verdict}")
+        depend = f"depend on what is outside the mask (limit {limit:.0%})"
+        if self.outside.exceeds(limit):
+            reasons.append(f"{self.reliance:.0%} of the predictions {depend}")
         elif above:
             worst = max(above, key=lambda cls: above[cls].share)
-            more = f", so do those about {len(above) - 1} more" if len(above) > 1 else ""
-            found.append(f"{above[worst].share:.0%} of predictions about class {worst} {verdict}{more}")
+            more = f", and so do those about {len(above) - 1} more" if len(above) > 1 else ""
+            reasons.append(f"{above[worst].share:.0%} of the predictions about class {worst} {depend}{more}")
         if self.before is not None and self.reliance > limit:
-            gain, was = self.optimised - self.before.optimised, self.before.witnesses
+            gain, was = self.optimized - self.before.optimized, self.before.witnesses
             gains = {name: value - was[name] for name, value in self.witnesses.items()}
-            if all(each < _FOLLOWING * min(gain, 1 - was[name]) for name, each in gains.items()):
-                gained = ", ".join(f"{name} {value:+.2f}" for name, value in gains.items())
-                found.append(f"the optimised map gained {gain:+.2f}, those that were not optimised {gained}")
-        return found
+            if all(rise < _FOLLOWING * min(gain, 1 - was[name]) for name, rise in gains.items()):
+                gained = ", ".join(f"{name} {rise:+.2f}" for name, rise in gains.items())
+                reasons.append(f"the optimized map gained {gain:+.2f}, the witnesses gained {gained}")
+        return reasons
 
     @property
     def gamed(self) -> bool:
-        """Whether the optimised map looks right and the others say otherwise."""
+        """Whether the optimized map looks right and the other measurements contradict it."""
         return self.looks_right and bool(self.reasons)
 
     def __str__(self) -> str:
         was = self.before
         rows = [
-            (f"energy of {self.source} in the mask (optimised)", self.optimised, was and was.optimised),
+            (f"energy of {self.source} in the mask (optimized)", self.optimized, was and was.optimized),
             *(
                 (f"energy of {name} in the mask", value, was and was.witnesses[name])
                 for name, value in self.witnesses.items()
             ),
             ("energy of a uniform map", self.uniform, None),
-            ("answers that change with what is outside, less chance", self.reliance, was and was.reliance),
-            ("answers that change with what is inside", self.attention, was and was.attention),
+            ("predictions that depend on what is outside, less chance", self.reliance, was and was.reliance),
+            ("predictions that depend on what is inside", self.inside, was and was.inside),
         ]
         width = max(len(name) for name, _, _ in rows)
-        lines = [f"{self.pairs} pairs, {self.swaps} exchanges"]
+        lines = [f"{self.pairs} pairs, {self.n_swaps} swaps"]
         for name, value, earlier in rows:
             lines.append(
                 f"  {name:{width}}  {value:6.1%}" + ("" if earlier is None else f"  was {earlier:6.1%}")
@@ -177,7 +179,7 @@ def _gained(now: float, base: float) -> bool:
     return now - base > min(_GAIN, (1 - base) / 4)
 
 
-#: Gives masks and weights for pairs at a size, as a prior does; pairs of weight 0 are left out.
+#: Returns masks and weights for pairs at a size, as a prior does; pairs of weight 0 are left out.
 MasksOf = Callable[[Pairs, tuple[int, int]], tuple[Tensor, Tensor]]
 
 
@@ -196,29 +198,29 @@ def audit(
     window: int | None = None,
     batch_size: int = 128,
 ) -> AuditReport:
-    """Look at a model by the attribution that was optimised, by others, and by exchanging what is forbidden.
+    """Compare the optimized attribution with others, and swap the forbidden regions between images.
 
-    An optimised map can be gamed: the network finds a way to use a shortcut that the map does not show. So
-    the masks are held against the gradient of the images and against occlusion, which no guidance at a layer
-    optimises; and what is outside the masks is exchanged between images that the model answers differently.
-    An honest model's answers do not follow it: no more change than between images that it answers alike. The
-    model runs in evaluation mode and comes back as it was.
+    An optimized map can be gamed: the network finds a way to use a shortcut that the map does not show. So
+    the audit also measures the gradient of the images and occlusion, which no guidance at a layer optimizes;
+    and it swaps what is outside the masks between images with different predictions. The predictions of an
+    honest model do not depend on it: they change no more often than with an image of the same prediction.
+    The model runs in evaluation mode and comes back as it was.
 
     Args:
         model: Any classifier.
         images: `(B, C, H, W)`, none of which was trained on; some dozens or hundreds.
         labels: Class indices `(B,)`, or multi-hot `(B, K)`.
         masks: Where to look, `(H, W)`, `(B, H, W)`, or `(B, K, H, W)` for each class, in [0, 1]; of any size.
-            Or a function that gives masks and weights for pairs.
-        source: The attribution that was optimised.
-        layer: Where it looks.
+            Or a function that returns masks and weights for pairs.
+        source: The attribution that was optimized.
+        layer: Layer at which it was optimized.
         targets: Which (sample, class) pairs.
         evidence: As in [`Term`][attnguide.Term].
         before: The report of the model before guidance, or of its unguided twin, on the same images.
-        tolerance: Share of the answers, less chance, that may change with what is outside the mask; with
+        tolerance: Share of the predictions, less chance, that may depend on what is outside the mask; with
             `before`, a quarter of what it was passes too.
         window: Side of the window of occlusion, in pixels; an eighth of the image's height if left out.
-        batch_size: Number of images that the model sees at once.
+        batch_size: Number of images in one forward pass.
 
     Returns:
         The report; print it.
@@ -228,8 +230,8 @@ def audit(
             classes.
 
     Warns:
-        AuditWarning: If the optimised map is better than before (without `before`: than a uniform one) and
-            the others do not bear it out.
+        AuditWarning: If the optimized map is better than before (without `before`: than a uniform one) and
+            the other measurements contradict it.
     """
     size = images.shape[-2], images.shape[-1]
     with torch.no_grad(), aside(unwrap(model)), evaluating(model):
@@ -245,7 +247,7 @@ def audit(
             raise InputError(
                 "no two images are of different classes: give a batch with at least two classes."
             )
-        changes = exchange(model, images, logits, truth, pairs, inside, batch_size)
+        swaps = swap(model, images, logits, truth, pairs, inside, batch_size)
         side = window or max(2, size[0] // 8)
         falls = occlusion(
             model,
@@ -255,22 +257,21 @@ def audit(
             stride=max(1, side // 2),
             batch_size=batch_size,
         )
-    by_name = {"optimised": (source, layer), "input_gradient": ("input_gradient", "auto")}
     maps = {
-        name: _explained(model, images, pairs, which, where, evidence, batch_size)
-        for name, (which, where) in by_name.items()
+        "optimized": _explained(model, images, pairs, source, layer, evidence, batch_size),
+        "input_gradient": _explained(model, images, pairs, "input_gradient", "auto", evidence, batch_size),
     }
-    energy = {name: energy_in_mask(each, inside) for name, each in maps.items()}
+    energy = {name: energy_in_mask(values, inside) for name, values in maps.items()}
     energy["occlusion"] = energy_in_mask(falls * pairs.sign[:, None, None], inside)
     scores = {name: float(values.mean()) for name, values in energy.items()}
     report = AuditReport(
         source=source if isinstance(source, str) else repr(source),
-        optimised=scores.pop("optimised"),
-        blank=float((maps["optimised"].clamp(min=0).flatten(1).amax(dim=1) == 0).float().mean()),
+        optimized=scores.pop("optimized"),
+        blank=float((maps["optimized"].clamp(min=0).flatten(1).amax(dim=1) == 0).float().mean()),
         witnesses=scores,
-        exchanged=_reliance(changes),
-        by_class={cls: _reliance(changes, changes.cls == cls) for cls in torch.unique(changes.cls).tolist()},
-        attention=float(changes.inside.nanmean()),
+        inside=float(swaps.inside.nanmean()),
+        outside=_reliance(swaps),
+        by_class={cls: _reliance(swaps, swaps.cls == cls) for cls in torch.unique(swaps.cls).tolist()},
         uniform=float(inside.mean()),
         pairs=len(pairs),
         tolerance=tolerance,
@@ -292,12 +293,12 @@ def _explained(
     evidence: Evidence,
     batch_size: int,
 ) -> Tensor:
-    """Maps of the pairs, `(N, H, W)`, from so many images at once."""
+    """Compute the maps of the pairs, `(N, H, W)`, batch by batch."""
     maps = []
     for first in range(0, len(images), batch_size):
-        some = (pairs.sample >= first) & (pairs.sample < first + batch_size)
-        if bool(some.any()):
-            part = pairs.select(some.nonzero()[:, 0])
+        in_batch = (pairs.sample >= first) & (pairs.sample < first + batch_size)
+        if bool(in_batch.any()):
+            part = pairs.select(in_batch.nonzero()[:, 0])
             index = torch.stack([part.sample - first, part.cls], dim=1)
             shown = explain(
                 model, images[first : first + batch_size], source, index, layer, evidence=evidence
@@ -307,7 +308,7 @@ def _explained(
 
 
 def _masks_of(masks: Tensor, pairs: Pairs, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Pick each pair's mask, at the size of the images; one that holds NaN is none."""
+    """Pick each pair's mask, at the size of the images, and its weight: 0 for one that holds NaN."""
     masks = torch.as_tensor(masks).to(images.device).float()
     batch = len(images)
     if masks.ndim == 2:
@@ -328,17 +329,15 @@ def _masks_of(masks: Tensor, pairs: Pairs, images: Tensor) -> tuple[Tensor, Tens
     return functional.resize(chosen, (images.shape[-2], images.shape[-1])), (~missing).float()
 
 
-def _reliance(changes: Exchanges, some: Tensor | None = None) -> Reliance:
-    """Of some answers, or of all; those without a partner do not count."""
-    counted = ~changes.outside.isnan() & (True if some is None else some)
+def _reliance(swaps: Swaps, chosen: Tensor | None = None) -> Reliance:
+    """Summarize the chosen predictions, or all; those without a partner do not count."""
+    counted = ~swaps.outside.isnan() & (True if chosen is None else chosen)
     count = int(counted.sum())
     if not count:
         return Reliance(float("nan"), float("nan"), float("nan"), 0)
-    # An answer that no other image shares is held against the chance of all.
-    chance = torch.where(changes.chance.isnan(), changes.chance.nanmean().nan_to_num(), changes.chance)[
-        counted
-    ]
-    less = changes.outside[counted] - chance
-    # Few that are all alike say less than their spread says, hence the addition.
-    error = (float(less.var(correction=0)) + 1 / (4 * count)) / count
-    return Reliance(max(0.0, float(less.mean())), error**0.5, float(chance.mean()), count)
+    # A prediction that no other image shares is compared with the chance of all.
+    chance = torch.where(swaps.chance.isnan(), swaps.chance.nanmean().nan_to_num(), swaps.chance)[counted]
+    excess = swaps.outside[counted] - chance
+    # A few that are all alike are less certain than their spread suggests, hence the addition.
+    error = (float(excess.var(correction=0)) + 1 / (4 * count)) / count
+    return Reliance(max(0.0, float(excess.mean())), error**0.5, float(chance.mean()), count)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from attnguide.evaluation.compare import Comparison
-    from attnguide.evaluation.evaluate import Labelled
+    from attnguide.evaluation.evaluate import LabeledImage
     from attnguide.models import LoadedModel
 
 __all__ = ["report"]
@@ -112,7 +112,7 @@ def report(
     """  # noqa: D301  (click's mark for "leave these lines as they are")
     from attnguide.data.files import check_target
     from attnguide.errors import InputError
-    from attnguide.evaluation.compare import Kind, check_alike, compare_folder, draw
+    from attnguide.evaluation.compare import ChangeKind, check_comparable, compare_folder, draw_overlays
     from attnguide.evaluation.evaluate import mask_reader, single_label_images
     from attnguide.evaluation.report import write_report
     from attnguide.parts.registry import registry
@@ -123,7 +123,7 @@ def report(
     registry().find("source", source)
     used_device = pick_device(device)
     old, new = (_load(choice, file) for file in (before, after))
-    check_alike(old, new, [before, after])
+    check_comparable(old, new, [before, after])
     old, images = single_label_images(old, data)
     new = new.renamed(old.classes)
     group_of = _group_of(groups, data, images)
@@ -144,10 +144,10 @@ def report(
     note_skipped(comparison.failures.values())
     if not comparison.changes:
         raise click.ClickException("no image could be read.")
-    kinds: tuple[Kind, ...] = ("rose", "fell", "righted", "wronged")
+    kinds: tuple[ChangeKind, ...] = ("rose", "fell", "righted", "wronged")
     chosen = {kind: comparison.largest(kind)[:examples] for kind in kinds}
     shown = {change.image.path: change.image for changes in chosen.values() for change in changes}
-    drawn = draw(old, new, list(shown.values()), reader, **how)
+    drawn = draw_overlays(old, new, list(shown.values()), reader, **how)
     used_layer = next((drawing.layer for drawing in drawn.values()), layer)
     settings = {
         "model": choice.name or "small network",
@@ -182,7 +182,7 @@ def _load(choice: ModelChoice, file: Path) -> LoadedModel:
     return loaded
 
 
-def _group_of(groups: Path | None, data: Path, images: list[Labelled]) -> Callable[[Path], str | None]:
+def _group_of(groups: Path | None, data: Path, images: list[LabeledImage]) -> Callable[[Path], str | None]:
     if groups is None:
         return lambda path: None
 

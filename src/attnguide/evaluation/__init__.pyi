@@ -1,9 +1,22 @@
-from .compare import Comparison as Comparison, compare_folder as compare_folder
+from .compare import (
+    Change as Change,
+    ChangeKind as ChangeKind,
+    Comparison as Comparison,
+    Overlays as Overlays,
+    compare_folder as compare_folder,
+    draw_overlays as draw_overlays,
+)
 from .evaluate import (
+    ClassResult as ClassResult,
     Evaluation as Evaluation,
+    ImageResult as ImageResult,
+    LabeledImage as LabeledImage,
+    MaskFor as MaskFor,
     evaluate_folder as evaluate_folder,
-    labelled_images as labelled_images,
+    labeled_images as labeled_images,
     mask_reader as mask_reader,
+    preprocess_mask as preprocess_mask,
+    single_label_images as single_label_images,
 )
 from .groups import read_groups as read_groups
 from .report import write_report as write_report

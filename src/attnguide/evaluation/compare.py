@@ -1,4 +1,4 @@
-"""What guidance changed: a model before and after, on the same images."""
+"""Compares a model before and after guidance, on the same images."""
 
 from __future__ import annotations
 
@@ -16,46 +16,54 @@ from attnguide.errors import InputError
 from attnguide.evaluation.evaluate import (
     ClassResult,
     Evaluation,
-    Labelled,
+    ImageResult,
+    LabeledImage,
     MaskFor,
-    Record,
-    measure,
+    measure_images,
     read_batches,
 )
 from attnguide.explanation import explain
 from attnguide.models import LoadedModel
 
-__all__ = ["Change", "Comparison", "Drawn", "Kind", "check_alike", "compare_folder", "draw"]
+__all__ = [
+    "Change",
+    "ChangeKind",
+    "Comparison",
+    "Overlays",
+    "check_comparable",
+    "compare_folder",
+    "draw_overlays",
+]
 
-#: Which changes: more energy in the mask, less of it; answers that became right, that became wrong.
-Kind = Literal["rose", "fell", "righted", "wronged"]
+#: Kinds of changes: more energy in the mask, less of it; predictions that became right, that became wrong.
+ChangeKind = Literal["rose", "fell", "righted", "wronged"]
 
 
 @dataclass(frozen=True)
 class Change:
-    """What was measured on one image, before and after.
+    """The results of one image, before and after.
 
     Attributes:
-        before: By the model before.
-        after: By the model after.
+        before: Result of the model before.
+        after: Result of the model after.
     """
 
-    before: Record
-    after: Record
+    before: ImageResult
+    after: ImageResult
 
     @property
-    def image(self) -> Labelled:
+    def image(self) -> LabeledImage:
         """The file and its class."""
         return self.before.image
 
     @property
     def probability(self) -> float:
-        """How much the probability of the image's own class rose."""
+        """Change of the probability of the true class."""
         return self.after.probability - self.before.probability
 
     @property
     def energy(self) -> float | None:
-        """How much the energy in the mask rose; None without a mask."""
+        """Change of the energy in the mask; None without a mask."""
         if "energy" not in self.before.scores:
             return None
         return self.after.scores["energy"] - self.before.scores["energy"]
@@ -63,14 +71,14 @@ class Change:
 
 @dataclass
 class Comparison:
-    """A model before and after.
+    """The results of a model before and after.
 
     Attributes:
-        names: Names of the classes, in the order of the model's.
-        before: What was measured before, class by class.
-        after: The same after.
-        groups: Group by group, before and after; empty where no groups were given.
-        changes: Image by image, in the order of the files.
+        names: Names of the classes, in the order of the logits.
+        before: Results before, by class.
+        after: Results after, by class.
+        groups: Results before and after, by group; empty without groups.
+        changes: Results by image, in the order of the files.
     """
 
     names: tuple[str, ...]
@@ -84,11 +92,11 @@ class Comparison:
         """Files that could not be read, with the reason."""
         return self.before.failures
 
-    def largest(self, kind: Kind) -> list[Change]:
-        """All changes of a kind, the largest first.
+    def largest(self, kind: ChangeKind) -> list[Change]:
+        """Return all changes of a kind, the largest first.
 
-        By how much the energy in the mask changed, or, where the answer became right or wrong, the
-        probability of the image's own class.
+        They are ordered by the change of the energy in the mask, or, where the prediction became right or
+        wrong, of the probability of the true class.
         """
         moved = [(change.energy, change) for change in self.changes if change.energy is not None]
         if kind == "rose":
@@ -104,26 +112,26 @@ class Comparison:
         return sorted(flipped, key=lambda change: -change.probability if right else change.probability)
 
 
-def check_alike(before: LoadedModel, after: LoadedModel, files: Sequence[Path]) -> None:
-    """Refuse two models that cannot be compared image by image.
+def check_comparable(before: LoadedModel, after: LoadedModel, files: Sequence[Path]) -> None:
+    """Check that two models can be compared image by image.
 
     Args:
-        before: One model.
-        after: The other.
-        files: Where their weights come from, for the error.
+        before: The model before.
+        after: The model after.
+        files: Files of their weights, for the error.
 
     Raises:
         InputError: If their classes or their preprocessing differ.
     """
-    for what, one, other in (
+    for what, old, new in (
         ("classes", before.classes, after.classes),
         ("sizes of images", before.size, after.size),
         ("means of images", before.mean, after.mean),
         ("standard deviations of images", before.std, after.std),
     ):
-        if one != other:
+        if old != new:
             raise InputError(
-                f"{files[0]} and {files[1]} have different {what}: {_listed(one)} and {_listed(other)}. "
+                f"{files[0]} and {files[1]} have different {what}: {_listed(old)} and {_listed(new)}. "
                 "Compare two states of one model."
             )
 
@@ -136,7 +144,7 @@ def _listed(values: Sequence[object]) -> str:
 def compare_folder(
     before: LoadedModel,
     after: LoadedModel,
-    images: Sequence[Labelled],
+    images: Sequence[LabeledImage],
     mask_for: MaskFor,
     *,
     group_of: Callable[[Path], str | None] = lambda path: None,
@@ -153,19 +161,19 @@ def compare_folder(
         before: The model before.
         after: The model after; with the same classes and preprocessing.
         images: The files.
-        mask_for: Finds their masks.
-        group_of: Returns the group of an image, if it has one.
+        mask_for: Returns the mask of an image.
+        group_of: Returns the group of an image, or None.
         source: Attribution source.
-        layer: Where to look.
+        layer: Layer to explain.
         threshold: Threshold of the IoU.
-        batch_size: Images at once.
-        device: Where the models run; where the first is by default.
+        batch_size: Number of images at once.
+        device: Device of the models; by default that of the first.
         advance: Called with the number of images that are done.
     """
     failures: dict[Path, str] = {}
     first, second = (Evaluation({name: ClassResult() for name in before.classes}, failures) for _ in range(2))
     result = Comparison(before.classes, first, second)
-    records = measure(
+    records = measure_images(
         [before, after],
         images,
         mask_for,
@@ -190,14 +198,14 @@ def compare_folder(
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """An image with the maps of its own class laid over it.
+class Overlays:
+    """The maps of an image's true class, laid over it.
 
     Attributes:
-        before: With the map of the model before.
-        after: With the map of the model after.
-        mask: As the model sees it, `(H, W)`; None where there is none.
-        layer: The layer that was looked at.
+        before: Overlay of the model before.
+        after: Overlay of the model after.
+        mask: Mask after the model's preprocessing, `(H, W)`; None where there is none.
+        layer: The explained layer.
     """
 
     before: Image.Image
@@ -206,34 +214,34 @@ class Drawn:
     layer: str
 
 
-def draw(
+def draw_overlays(
     before: LoadedModel,
     after: LoadedModel,
-    images: Sequence[Labelled],
+    images: Sequence[LabeledImage],
     mask_for: MaskFor,
     *,
     source: str = "grad_cam",
     layer: str | list[str] = "auto",
     batch_size: int = 32,
-) -> Mapping[Path, Drawn]:
-    """Draw what both models look at in a few images, which are read again.
+) -> Mapping[Path, Overlays]:
+    """Lay the maps of both models over a few images, which are read again.
 
-    Each map shows what counts as energy: its positive part, on a scale of its own.
+    Each map shows what counts as energy: its positive part, scaled by its maximum.
 
     Args:
         before: The model before.
         after: The model after.
         images: The files.
-        mask_for: Finds their masks.
+        mask_for: Returns the mask of an image.
         source: Attribution source.
-        layer: Where to look.
-        batch_size: Images at once.
+        layer: Layer to explain.
+        batch_size: Number of images at once.
 
     Returns:
-        By file, without those that cannot be read any more.
+        Overlays by file, without files that can no longer be read.
     """
     device = next(before.model.parameters()).device
-    drawn: dict[Path, Drawn] = {}
+    drawn: dict[Path, Overlays] = {}
     for batch in read_batches(before, images, mask_for, {}, batch_size=batch_size):
         pixels = torch.stack([sample.pixels for sample in batch]).to(device)
         pairs = [(row, sample.image.cls) for row, sample in enumerate(batch)]
@@ -244,5 +252,5 @@ def draw(
             overlays.append(visual.overlay(loaded.displayed(pixels), maps)[:, 0])
         for sample, old, new in zip(batch, *overlays, strict=True):
             pictures = visual.to_pil(old), visual.to_pil(new)
-            drawn[sample.image.path] = Drawn(*pictures, sample.mask, shown.layer)
+            drawn[sample.image.path] = Overlays(*pictures, sample.mask, shown.layer)
     return drawn

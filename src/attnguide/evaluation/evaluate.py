@@ -1,4 +1,4 @@
-"""How good a classifier is on a folder of images, and whether it looks where masks say; class by class."""
+"""Measures a classifier on a folder of images: accuracy, and where maps lie on masks, class by class."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ __all__ = [
     "COLUMNS",
     "ClassResult",
     "Evaluation",
-    "Labelled",
+    "ImageResult",
+    "LabeledImage",
     "MaskFor",
-    "Record",
     "Sample",
-    "as_seen",
     "evaluate_folder",
-    "labelled_images",
+    "labeled_images",
     "mask_reader",
-    "measure",
+    "measure_images",
+    "preprocess_mask",
     "read_batches",
     "single_label_images",
 ]
 
-#: What tables show of a `summary`, and its headings.
+#: Headings of tables for the values of a `summary`.
 COLUMNS = {
     "images": "images",
     "accuracy": "accuracy",
@@ -50,12 +50,12 @@ COLUMNS = {
     "area": "mask's area",
 }
 
-#: The mask of an image and its class, `(H, W)`; None where there is none.
+#: Returns the mask of an image file and class, `(H, W)`, or None.
 MaskFor = Callable[[Path, int], Tensor | None]
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabeledImage:
     """An image file and the class of its folder."""
 
     path: Path
@@ -63,8 +63,8 @@ class Labelled:
 
 
 @dataclass(frozen=True)
-class Record:
-    """What was measured on one image.
+class ImageResult:
+    """The results of one image.
 
     Attributes:
         image: The file and its class.
@@ -75,7 +75,7 @@ class Record:
             without a mask.
     """
 
-    image: Labelled
+    image: LabeledImage
     predicted: int
     confidence: float
     probability: float
@@ -83,17 +83,17 @@ class Record:
 
     @property
     def right(self) -> bool:
-        """Whether the image was classified right."""
+        """Whether the prediction is right."""
         return self.predicted == self.image.cls
 
 
 @dataclass
 class ClassResult:
-    """What was measured on the images of one class, or of any other group.
+    """The results of the images of one class, or of any other group.
 
     Attributes:
         images: Number of images.
-        right: How many of them were classified right.
+        right: Number of images that were classified right.
         scores: Scores of the images that have a mask, by measure.
     """
 
@@ -101,8 +101,8 @@ class ClassResult:
     right: int = 0
     scores: dict[str, list[float]] = field(default_factory=dict)
 
-    def add(self, record: Record) -> None:
-        """Count an image."""
+    def add(self, record: ImageResult) -> None:
+        """Add the result of an image."""
         self.images += 1
         self.right += record.right
         for name, value in record.scores.items():
@@ -114,7 +114,7 @@ class ClassResult:
         return len(next(iter(self.scores.values()), []))
 
     def summary(self) -> dict[str, float | int | None]:
-        """Counts, accuracy and mean scores; None where there is nothing to take the mean of."""
+        """Return counts, accuracy and mean scores; None for the mean of no images."""
         return {
             "images": self.images,
             "accuracy": self.right / self.images if self.images else None,
@@ -125,10 +125,10 @@ class ClassResult:
 
 @dataclass
 class Evaluation:
-    """What was measured.
+    """The results of a model.
 
     Attributes:
-        classes: By name, in the order of the model's.
+        classes: Results by name of the class, in the order of the logits.
         failures: Files that could not be read, with the reason.
     """
 
@@ -139,33 +139,35 @@ class Evaluation:
     def whole(self) -> ClassResult:
         """All images together."""
         together = ClassResult()
-        for one in self.classes.values():
-            together.images += one.images
-            together.right += one.right
-            for name, values in one.scores.items():
+        for result in self.classes.values():
+            together.images += result.images
+            together.right += result.right
+            for name, values in result.scores.items():
                 together.scores.setdefault(name, []).extend(values)
         return together
 
     @property
     def balanced(self) -> dict[str, float | None]:
         """Means over the classes: each counts the same, however many images it has."""
-        rows = [one.summary() for one in self.classes.values() if one.images]
+        rows = [result.summary() for result in self.classes.values() if result.images]
         names = dict.fromkeys(name for row in rows for name in row if name not in ("images", "masks"))
         return {name: _mean([row[name] for row in rows if row.get(name) is not None]) for name in names}
 
     @property
     def worst(self) -> tuple[str, float]:
         """The class of the lowest accuracy, and that accuracy."""
-        rows = {name: one.right / one.images for name, one in self.classes.items() if one.images}
-        name = min(rows, key=lambda key: rows[key])
-        return name, rows[name]
+        accuracy = {
+            name: result.right / result.images for name, result in self.classes.items() if result.images
+        }
+        name = min(accuracy, key=lambda key: accuracy[key])
+        return name, accuracy[name]
 
 
 def _mean(values: Sequence[Any]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def single_label_images(loaded: LoadedModel, root: Path) -> tuple[LoadedModel, list[Labelled]]:
+def single_label_images(loaded: LoadedModel, root: Path) -> tuple[LoadedModel, list[LabeledImage]]:
     """List the images of a folder that has a subfolder for each class of a model.
 
     Args:
@@ -176,32 +178,31 @@ def single_label_images(loaded: LoadedModel, root: Path) -> tuple[LoadedModel, l
         The model, with the names of the subfolders for its classes if they had none, and the images.
 
     Raises:
-        InputError: If the model answers a question for each class, or the folder does not fit it; see
-            [`labelled_images`][attnguide.evaluation.labelled_images].
+        InputError: If the model is multi-label, or the folder does not fit it; see
+            [`labeled_images`][attnguide.evaluation.labeled_images].
         DataError: If there is no image.
     """
     if loaded.multi_label:
         raise InputError(
-            f"{loaded.name} answers a question for each class; a folder for each class needs a model that "
-            "gives each image one class. Name it: --model NAME."
+            f"{loaded.name} is multi-label; a folder for each class needs a model that gives each image one "
+            "class. Name it: --model NAME."
         )
     named = not all(name == f"class {index}" for index, name in enumerate(loaded.classes))
-    images = labelled_images(root, loaded.classes, named=named)
+    images = labeled_images(root, loaded.classes, named=named)
     if not named:
-        folders = {each.cls: each.path.relative_to(root).parts[0] for each in images}
+        folders = {image.cls: image.path.relative_to(root).parts[0] for image in images}
         loaded = loaded.renamed([folders.get(index, name) for index, name in enumerate(loaded.classes)])
     return loaded, images
 
 
-def labelled_images(root: Path, classes: Sequence[str], *, named: bool) -> list[Labelled]:
+def labeled_images(root: Path, classes: Sequence[str], *, named: bool) -> list[LabeledImage]:
     """List the images of a folder that has a subfolder for each class.
 
     Args:
         root: The folder.
         classes: Names of the model's classes.
-        named: Whether these are names at all: if so, subfolders are found by name, whatever its case and
-            whether by `_` or by space; else they are the classes in the order of torchvision's
-            `ImageFolder`.
+        named: Whether the names are known. If so, subfolders are found by name, in any case, and with `_` or
+            spaces; else they are the classes in the order of torchvision's `ImageFolder`.
 
     Raises:
         InputError: If there is no such folder, its subfolders are not the classes, or two classes have one
@@ -211,8 +212,8 @@ def labelled_images(root: Path, classes: Sequence[str], *, named: bool) -> list[
     if not root.is_dir():
         raise InputError(f"{root} is not a folder. Give the one that holds a subfolder for each class.")
     folders = sorted(
-        (each for each in root.iterdir() if each.is_dir() and not each.name.startswith(".")),
-        key=lambda each: each.name,  # as torchvision's ImageFolder, which numbered them for the training
+        (path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")),
+        key=lambda path: path.name,  # as torchvision's ImageFolder, which numbered them for the training
     )
     if not folders:
         raise InputError(
@@ -220,38 +221,38 @@ def labelled_images(root: Path, classes: Sequence[str], *, named: bool) -> list[
         )
     if named:
         names = ClassNames(classes)
-        chosen = [names.get(each.name, each) for each in folders]
+        chosen = [names.get(folder.name, folder) for folder in folders]
         for name in chosen:
             if classes.count(name) > 1:
                 raise InputError(
                     f"two classes of the model are called {name!r}. Give them names: --class-names."
                 )
-        index = [classes.index(name) for name in chosen]
+        indices = [classes.index(name) for name in chosen]
     elif len(folders) == len(classes):
-        index = list(range(len(classes)))
+        indices = list(range(len(classes)))
     else:
         raise InputError(
             f"{root} has {len(folders)} subfolders, but the model has {len(classes)} classes, whose names "
             "are not known. Give them: --class-names FILE."
         )
-    found = [
-        Labelled(path, cls)
-        for folder, cls in zip(folders, index, strict=True)
-        if any(each.suffix.lower() in IMAGE_SUFFIXES for each in folder.rglob("*"))
+    images = [
+        LabeledImage(path, cls)
+        for folder, cls in zip(folders, indices, strict=True)
+        if any(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.rglob("*"))
         for path in find_images([folder])
     ]
-    if not found:
+    if not images:
         raise DataError(f"{root}: its subfolders hold no image.")
-    return found
+    return images
 
 
 def mask_reader(masks: Path | None, classes: Sequence[str]) -> MaskFor:
-    """Make what finds the mask of an image.
+    """Return a function that finds the mask of an image.
 
     Args:
-        masks: One image: the same for all; a folder with an image for each class, named like it: a template;
-            or a folder with masks for single images, see
-            [`MaskFolder`][attnguide.masks.MaskFolder]. None: there are no masks.
+        masks: An image, the mask of all images; a folder with an image for each class, named like it, a
+            template; or a folder with masks for single images, see
+            [`MaskFolder`][attnguide.masks.MaskFolder]. None without masks.
         classes: Names of the model's classes.
 
     Raises:
@@ -263,11 +264,11 @@ def mask_reader(masks: Path | None, classes: Sequence[str]) -> MaskFor:
     if not masks.exists():
         raise InputError(f"{masks} does not exist. Give a mask, or a folder of masks.")
     if not masks.is_dir():
-        one = read_mask(masks)
-        return lambda _path, _cls: one
+        mask_of_all = read_mask(masks)
+        return lambda _path, _cls: mask_of_all
     names = ClassNames(classes)
     files = images_in(masks)
-    if files and all(names.find(each.stem) is not None for each in files):
+    if files and all(names.find(file.stem) is not None for file in files):
         template = load_template(masks, classes).masks
 
         def of_class(_path: Path, cls: int) -> Tensor | None:
@@ -281,7 +282,7 @@ def mask_reader(masks: Path | None, classes: Sequence[str]) -> MaskFor:
 
 def evaluate_folder(
     loaded: LoadedModel,
-    images: Sequence[Labelled],
+    images: Sequence[LabeledImage],
     mask_for: MaskFor,
     *,
     source: str = "grad_cam",
@@ -291,19 +292,19 @@ def evaluate_folder(
     device: torch.device | None = None,
     advance: Callable[[int], None] = lambda count: None,
 ) -> Evaluation:
-    """Classify images, and hold what the model looks at against masks.
+    """Classify images, and compare the maps with masks.
 
     Masks go through the model's own preprocessing, so that they are cropped and resized as the images are.
 
     Args:
         loaded: The model.
         images: The files.
-        mask_for: Finds their masks.
+        mask_for: Returns the mask of an image.
         source: Attribution source.
-        layer: Where to look.
+        layer: Layer to explain.
         threshold: Threshold of the IoU.
-        batch_size: Images at once.
-        device: Where the model runs; where it is by default.
+        batch_size: Number of images at once.
+        device: Device of the model; by default the one it is on.
         advance: Called with the number of images that are done.
 
     Returns:
@@ -311,7 +312,7 @@ def evaluate_folder(
         `witness`, the energy of the gradient of the images, which guidance at a layer does not optimise.
     """
     result = Evaluation({name: ClassResult() for name in loaded.classes})
-    records = measure(
+    records = measure_images(
         [loaded],
         images,
         mask_for,
@@ -328,9 +329,9 @@ def evaluate_folder(
     return result
 
 
-def measure(
+def measure_images(
     models: Sequence[LoadedModel],
-    images: Sequence[Labelled],
+    images: Sequence[LabeledImage],
     mask_for: MaskFor,
     failures: dict[Path, str],
     *,
@@ -340,31 +341,31 @@ def measure(
     batch_size: int = 32,
     device: torch.device | None = None,
     advance: Callable[[int], None] = lambda count: None,
-) -> Iterator[tuple[Record, ...]]:
+) -> Iterator[tuple[ImageResult, ...]]:
     """Measure models on the same images, each of which is read once.
 
     Args:
-        models: They must have the same classes and preprocessing.
+        models: Models with the same classes and preprocessing.
         images: The files.
-        mask_for: Finds their masks.
-        failures: Gets the files that cannot be read, with the reason.
+        mask_for: Returns the mask of an image.
+        failures: Dictionary to which files that cannot be read are added, with the reason.
         source: Attribution source.
-        layer: Where to look.
+        layer: Layer to explain.
         threshold: Threshold of the IoU.
-        batch_size: Images at once.
-        device: Where the models run; where the first is by default.
+        batch_size: Number of images at once.
+        device: Device of the models; by default that of the first.
         advance: Called with the number of images that are done.
 
     Yields:
-        For each image that could be read, in order, a record of each model.
+        The result of each model, for each image that could be read, in order.
     """
     device = device or next(models[0].model.parameters()).device
     for loaded in models:
         loaded.model.to(device)
     for batch in read_batches(models[0], images, mask_for, failures, batch_size=batch_size, advance=advance):
         pixels = torch.stack([sample.pixels for sample in batch]).to(device)
-        measured = [_measured(loaded, batch, pixels, source, layer, threshold) for loaded in models]
-        yield from zip(*measured, strict=True)
+        results = [_measured(loaded, batch, pixels, source, layer, threshold) for loaded in models]
+        yield from zip(*results, strict=True)
 
 
 @dataclass(frozen=True)
@@ -373,53 +374,62 @@ class Sample:
 
     Attributes:
         image: The file and its class.
-        pixels: As the model expects them, `(3, H, W)`.
-        mask: Cropped and resized as the image is, `(H, W)`; None where there is none.
+        pixels: Pixels after the model's preprocessing, `(3, H, W)`.
+        mask: Mask, cropped and resized as the image, `(H, W)`; None where there is none.
     """
 
-    image: Labelled
+    image: LabeledImage
     pixels: Tensor
     mask: Tensor | None
 
 
 def read_batches(
     loaded: LoadedModel,
-    images: Sequence[Labelled],
+    images: Sequence[LabeledImage],
     mask_for: MaskFor,
     failures: dict[Path, str],
     *,
     batch_size: int = 32,
     advance: Callable[[int], None] = lambda count: None,
 ) -> Iterator[list[Sample]]:
-    """Read images and their masks as a model sees them, batch by batch.
+    """Read and preprocess images and their masks, batch by batch.
 
     Args:
         loaded: The model.
         images: The files.
-        mask_for: Finds their masks.
-        failures: Gets the files that cannot be read, with the reason.
-        batch_size: Images at once.
+        mask_for: Returns the mask of an image.
+        failures: Dictionary to which files that cannot be read are added, with the reason.
+        batch_size: Number of images at once.
         advance: Called with the number of images that are done.
     """
-    waiting: list[Sample] = []
-    for labelled in images:
+    batch: list[Sample] = []
+    for image in images:
         try:
-            picture, mask = read_image(labelled.path), mask_for(labelled.path, labelled.cls)
-            pixels = loaded.prepared(picture, labelled.path)
-            seen = None if mask is None else as_seen(loaded, mask, picture.size)
-            waiting.append(Sample(labelled, pixels, seen))
+            picture, mask = read_image(image.path), mask_for(image.path, image.cls)
+            pixels = loaded.prepared(picture, image.path)
+            cropped = None if mask is None else preprocess_mask(loaded, mask, picture.size)
+            batch.append(Sample(image, pixels, cropped))
         except DataError as error:
-            failures[labelled.path] = str(error)
-        if len(waiting) == batch_size:
-            yield waiting
-            waiting = []
+            failures[image.path] = str(error)
+        if len(batch) == batch_size:
+            yield batch
+            batch = []
         advance(1)
-    if waiting:
-        yield waiting
+    if batch:
+        yield batch
 
 
-def as_seen(loaded: LoadedModel, mask: Tensor, size: tuple[int, int]) -> Tensor:
-    """Stretch a mask over its image, of that many columns and rows, and crop it as the image is."""
+def preprocess_mask(loaded: LoadedModel, mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """Apply a model's preprocessing to a mask.
+
+    Args:
+        loaded: The model.
+        mask: `(H, W)` in [0, 1], of any size; stretched over the image.
+        size: Width and height of the image.
+
+    Returns:
+        `(H, W)` in [0, 1], cropped and resized as the image is.
+    """
     picture = Image.fromarray((mask.clamp(0, 1) * 255).round().byte().numpy())
     picture = picture.resize(size, Image.Resampling.BILINEAR).convert("RGB")
     return loaded.displayed(loaded.transform(picture)[None])[0, 0]
@@ -432,7 +442,7 @@ def _measured(
     source: str,
     layer: str | list[str],
     threshold: float,
-) -> list[Record]:
+) -> list[ImageResult]:
     classes = [sample.image.cls for sample in batch]
     logits = pixels.new_empty(len(batch), len(loaded.classes))
     scores: list[dict[str, float]] = [{} for _ in batch]
@@ -447,22 +457,22 @@ def _measured(
         shown = explain(loaded.model, pixels[with_mask], source, own, layer)
         logits[with_mask], maps = shown.logits.to(logits), shown.maps[:, 0]
         witness = explain(loaded.model, pixels[with_mask], "input_gradient", own).maps[:, 0]
-        found = {
+        measures = {
             "energy": metrics.energy_in_mask(maps, masks),
             "iou": metrics.iou(maps, masks, threshold=threshold),
             "pointing": metrics.pointing_game(maps, masks),
             "witness": metrics.energy_in_mask(witness, masks),
             "area": masks.mean(dim=(1, 2)),
         }
-        for name, values in found.items():
+        for name, values in measures.items():
             for number, value in zip(with_mask, values.tolist(), strict=True):
                 scores[number][name] = value
     probabilities, predicted = loaded.probabilities(logits), logits.argmax(dim=1)
     chosen = torch.stack([predicted, torch.tensor(classes, device=pixels.device)], dim=1)
     pairs = probabilities.gather(1, chosen).tolist()
     return [
-        Record(sample.image, answer, confidence, probability, score)
-        for sample, answer, (confidence, probability), score in zip(
+        ImageResult(sample.image, cls, confidence, probability, score)
+        for sample, cls, (confidence, probability), score in zip(
             batch, predicted.tolist(), pairs, scores, strict=True
         )
     ]

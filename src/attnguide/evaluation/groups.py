@@ -1,4 +1,4 @@
-"""Reads groups of images, such as those with and without a shortcut, from a file."""
+"""Reads which group each image belongs to, such as those with and without a shortcut."""
 
 from __future__ import annotations
 

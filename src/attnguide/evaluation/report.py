@@ -1,7 +1,7 @@
-"""One HTML file that shows what guidance changed in a model.
+"""Writes one HTML file that shows what guidance changed in a model.
 
-The page needs nothing else: pictures are data URIs, and its policy forbids it to load anything or to run any
-script but its own. Whatever a file or a class is called, it is text.
+The page loads nothing: pictures are data URIs, and its policy forbids it to load anything or to run any
+script but its own. Names of files and classes are always escaped.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from torch import Tensor
 
 from attnguide import visual
 from attnguide.data.files import atomic_write, natural_key
-from attnguide.evaluation.compare import Change, Comparison, Drawn, Kind
+from attnguide.evaluation.compare import Change, ChangeKind, Comparison, Overlays
 from attnguide.evaluation.evaluate import COLUMNS
 
 __all__ = ["write_report"]
 
-#: What is compared; `area` is the mask's alone.
+#: Measures that are compared; `area` depends on the mask alone.
 _MEASURES = tuple(key for key in COLUMNS if key not in ("images", "masks", "area"))
-_GALLERIES: dict[Kind, str] = {
+_GALLERIES: dict[ChangeKind, str] = {
     "rose": "Energy in the mask rose most",
     "fell": "Energy in the mask fell most",
-    "righted": "Answers that became right",
-    "wronged": "Answers that became wrong",
+    "righted": "Predictions that became right",
+    "wronged": "Predictions that became wrong",
 }
 #: Bars of the histogram, an odd number: the middle one stands for hardly any change.
 _BARS = 41
@@ -51,8 +51,8 @@ class _Row(NamedTuple):
 def write_report(
     path: str | Path,
     comparison: Comparison,
-    examples: Mapping[Kind, Sequence[Change]],
-    drawn: Mapping[Path, Drawn],
+    examples: Mapping[ChangeKind, Sequence[Change]],
+    drawn: Mapping[Path, Overlays],
     settings: Mapping[str, object],
     *,
     root: Path,
@@ -61,10 +61,10 @@ def write_report(
 
     Args:
         path: The HTML file, written atomically.
-        comparison: What was measured; of one image at least.
-        examples: What the galleries show.
-        drawn: Pictures of the examples; one without is left out.
-        settings: What produced it, in the order in which it is shown.
+        comparison: Results of at least one image.
+        examples: Changes that the galleries show.
+        drawn: Overlays of the examples; an example without them is left out.
+        settings: Settings of the comparison, in the order in which they are shown.
         root: The folder of the data, to which names of files are relative.
 
     Raises:
@@ -108,8 +108,8 @@ def _text(value: object) -> str:
     return html.escape(str(value).encode("utf-8", "replace").decode())
 
 
-def _count(number: int, one: str, many: str = "") -> str:
-    return f"{number} {one if number == 1 else many or one + 's'}"
+def _count(number: int, singular: str, plural: str = "") -> str:
+    return f"{number} {singular if number == 1 else plural or singular + 's'}"
 
 
 def _share(value: float | None) -> str:
@@ -117,7 +117,7 @@ def _share(value: float | None) -> str:
 
 
 def _change(before: float | None, after: float | None) -> tuple[str, str]:
-    """How much a share rose, as text, and the class of its colour."""
+    """Return the change of a share as text, and its CSS class."""
     if before is None or after is None:
         return "", ""
     text = f"{100 * (after - before):+.1f}"
@@ -131,28 +131,26 @@ def _change(before: float | None, after: float | None) -> tuple[str, str]:
 
 def _by_class(comparison: Comparison) -> list[_Row]:
     pairs = zip(comparison.before.classes.items(), comparison.after.classes.values(), strict=True)
-    return [
-        _Row(name, one.images, one.summary(), other.summary()) for (name, one), other in pairs if one.images
-    ]
+    return [_Row(name, old.images, old.summary(), new.summary()) for (name, old), new in pairs if old.images]
 
 
 def _by_group(comparison: Comparison) -> list[_Row]:
     return [
-        _Row(name, one.images, one.summary(), other.summary())
-        for name, (one, other) in sorted(comparison.groups.items(), key=lambda item: natural_key(item[0]))
+        _Row(name, old.images, old.summary(), new.summary())
+        for name, (old, new) in sorted(comparison.groups.items(), key=lambda item: natural_key(item[0]))
     ]
 
 
 def _worst(rows: Sequence[_Row], name: str) -> _Row:
-    """The lowest of each measure, whichever row that is in."""
+    """Return the lowest value of each measure over all rows."""
 
     def lowest(summaries: Iterable[Summary]) -> Summary:
-        found: dict[str, float] = {}
+        lowest_values: dict[str, float] = {}
         for summary in summaries:
             for key in _MEASURES:
                 if (value := summary.get(key)) is not None:
-                    found[key] = min(value, found.get(key, value))
-        return found
+                    lowest_values[key] = min(value, lowest_values.get(key, value))
+        return lowest_values
 
     return _Row(name, None, lowest(row.before for row in rows), lowest(row.after for row in rows))
 
@@ -249,7 +247,7 @@ def _table(what: str, rows: Sequence[_Row], summaries: Sequence[_Row]) -> str:
 
 
 def _spread(comparison: Comparison) -> str:
-    """All images at once, since the examples are the extremes."""
+    """Return the section about all images, since the examples are the extremes."""
     flips = [(change.before.right, change.after.right) for change in comparison.changes]
     rows = "".join(
         f'<tr><th scope="row">{name}</th><td>{flips.count((was, True))}</td>'
@@ -272,11 +270,11 @@ def _spread(comparison: Comparison) -> str:
         f'height="{height:.2f}"/>'
         for index, (colour, height) in enumerate(zip(colours, 100 * counts / counts.max(), strict=True))
     )
-    said = f"Energy in the mask rose in {rose} of {_count(len(moved), 'image')}, and fell in {fell}"
+    summary = f"Energy in the mask rose in {rose} of {_count(len(moved), 'image')}, and fell in {fell}"
     return (
         '<section><h2>Image by image</h2><div class="spread"><div>'
-        f"<p>{said}.</p>{table}</div>"
-        f'<div role="img" aria-label="Histogram. {said}."><svg viewBox="0 0 {_BARS} 100" '
+        f"<p>{summary}.</p>{table}</div>"
+        f'<div role="img" aria-label="Histogram. {summary}."><svg viewBox="0 0 {_BARS} 100" '
         f'preserveAspectRatio="none" aria-hidden="true">{bars}</svg>'
         '<p class="axis" aria-hidden="true"><span>−100</span>'
         "<span>change of the energy in the mask</span><span>+100</span></p></div></div>"
@@ -289,8 +287,8 @@ def _spread(comparison: Comparison) -> str:
 
 def _galleries(
     comparison: Comparison,
-    examples: Mapping[Kind, Sequence[Change]],
-    drawn: Mapping[Path, Drawn],
+    examples: Mapping[ChangeKind, Sequence[Change]],
+    drawn: Mapping[Path, Overlays],
     root: Path,
 ) -> str:
     names = comparison.names
@@ -306,7 +304,7 @@ def _galleries(
 
 
 def _key() -> str:
-    """What the pictures show, with one divider that moves all of them."""
+    """Return the key of the pictures, with one divider that moves all of them."""
     colours = (255 * visual.colorize(torch.linspace(0, 1, 7)[None])[:, 0]).round().int().T.tolist()
     stops = ", ".join(f"rgb({red} {green} {blue})" for red, green, blue in colours)
     return (
@@ -317,7 +315,7 @@ def _key() -> str:
     )
 
 
-def _card(change: Change, pictures: Drawn, names: Sequence[str], root: Path) -> str:
+def _card(change: Change, pictures: Overlays, names: Sequence[str], root: Path) -> str:
     path, cls = change.image.path, names[change.image.cls]
     file = _text(path.relative_to(root).as_posix())
     width, height = pictures.before.size
@@ -333,7 +331,7 @@ def _card(change: Change, pictures: Drawn, names: Sequence[str], root: Path) -> 
         f"{drawing}<small>{when}</small></div>"
         for when, picture in (("before", pictures.before), ("after", pictures.after))
     )
-    answers = "".join(
+    predictions = "".join(
         f'<span class="{"up" if record.right else "down"}"><span class="unseen">{when}: '
         f"{'right' if record.right else 'wrong'}, </span>{'✓' if record.right else '✗'} "
         f'<em title="{_text(names[record.predicted])}">{_text(names[record.predicted])}</em> '
@@ -351,7 +349,7 @@ def _card(change: Change, pictures: Drawn, names: Sequence[str], root: Path) -> 
         f'<span title="{file}"><bdi>{file}</bdi></span></header><div class="stage">{layers}'
         '<input type="range" min="0" max="100" value="50" '
         f'aria-label="Divider between before and after, {file}"></div>'
-        f'<p class="answers">{answers}</p><table><thead><tr><th></th><th scope="col">before</th>'
+        f'<p class="answers">{predictions}</p><table><thead><tr><th></th><th scope="col">before</th>'
         '<th scope="col">after</th><th scope="col">change</th></tr></thead>'
         f"<tbody>{''.join(_line(*row) for row in rows)}</tbody></table></article>"
     )
@@ -366,7 +364,7 @@ def _line(name: str, before: float, after: float) -> str:
 
 
 def _outline(mask: Tensor | None) -> str:
-    """The border of what is above 0.5, as a path of SVG in pixels."""
+    """Return the border of the region above 0.5 as a path of SVG in pixels."""
     if mask is None:
         return ""
     # A rim of zeros closes the border where the mask reaches that of the image.
@@ -376,7 +374,7 @@ def _outline(mask: Tensor | None) -> str:
     return "".join("M" + "L".join(f"{x:.1f} {y:.1f}" for y, x in line) + "Z" for line in lines)
 
 
-# ---------------------------------------------------------------- what else
+# ---------------------------------------------------------------- failures
 
 
 def _failures(failures: Mapping[Path, str]) -> str:

@@ -6,4 +6,4 @@ from .overlap import (
     Energy as Energy,
     IoU as IoU,
 )
-from .pointwise import L1 as L1, MSE as MSE, PPCE as PPCE, Outside as Outside
+from .pointwise import L1 as L1, MSE as MSE, PPCE as PPCE, Outside as Outside, Pointwise as Pointwise

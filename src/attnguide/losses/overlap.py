@@ -1,4 +1,4 @@
-"""Losses that compare a whole map with its prior, thin classes around [functional][attnguide.functional]."""
+"""Losses of a whole map and its prior: thin classes around [functional][attnguide.functional]."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ __all__ = ["L1", "MSE", "PPCE", "Outside", "Pointwise"]
 
 
 class Pointwise(AlignmentLoss):
-    """A distance, position by position; the others are this one with settings of their own.
+    """A distance at each position; the other losses are special cases.
 
     Args:
         distance: `"absolute"`, `"squared"` or `"cross_entropy"`.
@@ -51,14 +51,14 @@ class L1(Pointwise):
 
 
 class MSE(Pointwise):
-    """Mean squared difference; with `reduction="sum"` HINT, as Friedrich et al. (2022) have it."""
+    """Mean squared difference; with `reduction="sum"` HINT, as defined by Friedrich et al. (2022)."""
 
     def __init__(self, *, mode: Mode = "match", scale: Scale = "unit", reduction: Reduction = "mean") -> None:
         super().__init__("squared", mode, scale, reduction)
 
 
 class PPCE(Pointwise):
-    """Pixel-wise cross entropy that asks for evidence inside the prior (Rao et al., ICCV 2023)."""
+    """Pixel-wise cross entropy that rewards evidence inside the prior (Rao et al., ICCV 2023)."""
 
     def __init__(self, *, mode: Mode = "reward", reduction: Reduction = "mean") -> None:
         super().__init__("cross_entropy", mode, "unit", reduction)

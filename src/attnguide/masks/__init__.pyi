@@ -1,9 +1,15 @@
-from .annotations import LabelledMasks as LabelledMasks, read_coco as read_coco, read_labelme as read_labelme
-from .class_names import ClassNames as ClassNames
+from .annotations import LabeledMasks as LabeledMasks
+from .class_names import ClassNames as ClassNames, class_key as class_key
+from .coco import read_coco as read_coco
 from .folders import (
     MaskFolder as MaskFolder,
     Template as Template,
+    images_in as images_in,
     load_template as load_template,
     read_mask as read_mask,
 )
+from .labelme import read_labelme as read_labelme
 from .legends import LegendEntry as LegendEntry, read_legend as read_legend
+from ._levels import read_levels as read_levels
+from ._shapes import Circle as Circle, Polygon as Polygon, RunLengths as RunLengths, Shape as Shape
+from .sizes import Size as Size, as_size as as_size

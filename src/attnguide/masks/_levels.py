@@ -1,4 +1,4 @@
-"""What an image file says as a mask, without torch: how much of each pixel was painted."""
+"""Reads image files as masks, without torch: how much of each pixel was painted."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image
 
 from attnguide.data.images import gray_levels, load_image
 
-__all__ = ["is_grey", "read_levels"]
+__all__ = ["is_gray", "read_levels"]
 
 
 def read_levels(path: str | Path) -> npt.NDArray[np.float64]:
@@ -27,11 +27,11 @@ def read_levels(path: str | Path) -> npt.NDArray[np.float64]:
         opacity = np.asarray(image.convert("RGBA").getchannel("A"))
         if opacity.min() < 255:
             return opacity / 255
-    if is_grey(image) and np.asarray(image).max() == 1:
+    if is_gray(image) and np.asarray(image).max() == 1:
         return np.asarray(image, dtype=np.float64)
     return gray_levels(image, path)
 
 
-def is_grey(image: Image.Image) -> bool:
+def is_gray(image: Image.Image) -> bool:
     """Whether an image has one channel of whole numbers, and no palette."""
     return image.mode == "L" or image.mode.startswith("I")

@@ -1,6 +1,6 @@
 """Drawing polygons, circles and run lengths as masks.
 
-One pixel convention holds for all: pixel (row r, column c) covers the square from (x, y) = (c, r) to
+All use one pixel convention: pixel (row r, column c) covers the square from (x, y) = (c, r) to
 (c + 1, r + 1), and is inside a shape if its centre (c + ½, r + ½) is. It is the convention of LabelMe's and
 COCO's coordinates, by which a polygon's area is on average its number of pixels.
 """
@@ -15,11 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from attnguide.errors import DataError
+from attnguide.masks._entries import EXPORT_AGAIN
 
-__all__ = ["EXPORT_AGAIN", "Circle", "Polygon", "RunLengths", "Shape"]
-
-EXPORT_AGAIN = " Correct the entry, or export the file again."
-"""The remedy that ends every error about an entry of an annotation file."""
+__all__ = ["Circle", "Polygon", "RunLengths", "Shape"]
 
 Mask = npt.NDArray[np.bool_]
 
@@ -97,7 +95,7 @@ class RunLengths:
 
     @classmethod
     def parse(cls, counts: object, size: tuple[int, int], where: str) -> RunLengths:
-        """Check counts out of a file.
+        """Check the counts of a file.
 
         Args:
             counts: A list of counts, or COCO's compressed string.
@@ -126,7 +124,7 @@ class RunLengths:
 def _decompress(text: str, where: str) -> Sequence[int]:
     """Decode COCO's compressed counts.
 
-    Like LEB128 with 5 bits to a character, each written as the character of code 48 + value: bit 5 says
+    Like LEB128 with 5 bits to a character, each written as the character of code 48 + value: bit 5 means
     that the number goes on, and bit 4 of its last character is its sign. From the fourth on, a number is
     the difference to the count two places earlier.
     """

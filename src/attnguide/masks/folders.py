@@ -1,6 +1,6 @@
-"""Masks that a user painted: one image, a template for all images, or a folder with masks for each image.
+"""Reads painted masks: one image, a template for all images, or a folder with masks for each image.
 
-Annotations drawn as shapes come out of LabelMe and COCO files: see
+For annotations drawn as shapes, in LabelMe and COCO files, see
 [`read_labelme`][attnguide.masks.read_labelme] and
 [`read_coco`][attnguide.masks.read_coco].
 """
@@ -21,9 +21,10 @@ from torch import Tensor
 from attnguide.data.files import natural_key
 from attnguide.data.images import IMAGE_SUFFIXES, load_image
 from attnguide.errors import DataError, InputError
-from attnguide.masks._levels import is_grey, read_levels
-from attnguide.masks.class_names import ClassNames, Size, as_size, resize
+from attnguide.masks._levels import is_gray, read_levels
+from attnguide.masks.class_names import ClassNames
 from attnguide.masks.legends import LegendEntry, find_legend, read_legend
+from attnguide.masks.sizes import Size, as_size, resize
 
 __all__ = ["MaskFolder", "Template", "images_in", "load_template", "read_mask"]
 
@@ -43,9 +44,9 @@ class Template(NamedTuple):
 def read_mask(path: str | Path, size: Size | None = None) -> Tensor:
     """Read one painted mask.
 
-    If any pixel is not fully opaque, the mask is the opacity: what was painted on a transparent layer, in
-    whatever colour. Otherwise it is the luminance, white being inside. A grey image with no value but 0 and 1
-    holds labels, and 1 is inside.
+    If any pixel is not fully opaque, the mask is the opacity: all that was painted on a transparent layer, in
+    any colour. Otherwise it is the luminance, white being inside. In a grey image with no value but 0 and 1,
+    1 is inside.
 
     Args:
         path: An image file, best a PNG.
@@ -65,7 +66,7 @@ def read_mask(path: str | Path, size: Size | None = None) -> Tensor:
 def load_template(
     path: str | Path, classes: Sequence[str], size: Size | None = None, *, legend: str | Path | None = None
 ) -> Template:
-    """Load a template: regions painted once that hold for every image, such as the mouth of aligned faces.
+    """Load a template: regions painted once for all images, such as the mouth of aligned faces.
 
     It is either a folder with a mask for each class, named like the class (`Wearing_Lipstick.png` and
     `wearing lipstick.png` are the same), or one image whose palette indices, grey values or colours a legend
@@ -85,7 +86,7 @@ def load_template(
     Raises:
         DataError: A file cannot be read, a region is empty, a class has two files, or there is no legend.
         InputError: There are no classes, the size is not positive, or a folder is given a legend.
-        UnknownNameError: A file or the legend names a class that is none of `classes`.
+        UnknownNameError: A file or the legend names an unknown class.
     """
     path, names = Path(path), ClassNames(classes)
     if size is not None:
@@ -125,7 +126,7 @@ def _read_labels(path: Path, names: ClassNames, legend: Path | None) -> dict[str
     values = _values(image, path, legend, entries)
     regions: dict[str, npt.NDArray[np.bool_]] = {}
     for entry in entries:
-        region = values[entry.is_colour] == entry.value
+        region = values[entry.is_color] == entry.value
         if not region.any():
             raise DataError(
                 f"{path}: the region of {', '.join(map(repr, entry.classes))} is empty: no pixel has the "
@@ -140,16 +141,16 @@ def _read_labels(path: Path, names: ClassNames, legend: Path | None) -> dict[str
 def _values(
     image: Image.Image, path: Path, legend: Path, entries: Sequence[LegendEntry]
 ) -> dict[bool, npt.NDArray[np.int64]]:
-    """Return what the legend refers to: indices (under False), colours 0xRRGGBB (under True), or both."""
+    """Return the values of the legend's kinds: indices (False), colours 0xRRGGBB (True), or both."""
     values: dict[bool, npt.NDArray[np.int64]] = {}
-    if any(entry.is_colour for entry in entries):
+    if any(entry.is_color for entry in entries):
         if image.mode.startswith("I") or image.mode == "F":
             raise DataError(f"{path} has no colours, but {legend} lists some. List grey values instead.")
         red, green, blue, opacity = np.moveaxis(np.asarray(image.convert("RGBA"), dtype=np.int64), -1, 0)
-        # A transparent pixel has a colour too, but nobody painted it.
+        # A transparent pixel has a colour, but was not painted.
         values[True] = np.where(opacity > 0, red << 16 | green << 8 | blue, -1)
-    if not all(entry.is_colour for entry in entries):
-        if not (is_grey(image) or image.mode in ("1", "P")):
+    if not all(entry.is_color for entry in entries):
+        if not (is_gray(image) or image.mode in ("1", "P")):
             raise DataError(
                 f"{path} is a colour image (mode {image.mode}), but {legend} lists indices. Save it with a "
                 "palette or in grey, or list colours as #rrggbb."
@@ -159,10 +160,10 @@ def _values(
 
 
 class MaskFolder:
-    """Masks of single images, found by the image's name without folder and suffix, its stem.
+    """Masks of single images, found by the stem of the image: its name without folder and suffix.
 
-    A mask is `<stem>.png` in the root, if it holds for the image as a whole, or `<class>/<stem>.png` or
-    `<stem>/<class>.png`, if it is for one class. A subfolder whose name is a class is taken for that class.
+    A mask is `<stem>.png` in the root, if it is for the whole image, or `<class>/<stem>.png` or
+    `<stem>/<class>.png`, if it is for one class. A subfolder named like a class is for that class.
 
     Args:
         root: The folder.
@@ -173,7 +174,7 @@ class MaskFolder:
         DataError: The folder holds no image, or two masks for one purpose.
         InputError: The root is not a folder, the size is not positive, or there are masks for classes but no
             `classes`.
-        UnknownNameError: A mask is named like none of the classes.
+        UnknownNameError: The name of a mask is not a class.
     """
 
     def __init__(
@@ -192,7 +193,9 @@ class MaskFolder:
             if folder.is_dir() and not folder.name.startswith("."):
                 self._add_folder(folder)
         if not len(self):
-            raise DataError(f"{self.root} holds no mask. Masks are images, named like those they are for.")
+            raise DataError(
+                f"{self.root} holds no mask. Masks are images, named like the images to which they belong."
+            )
         for stem in self._whole.keys() & self._parts.keys():
             raise DataError(
                 f"{self._whole[stem]} is a mask for the whole image, but there are others for its classes: "
@@ -238,11 +241,11 @@ class MaskFolder:
         return self._names.stack(regions, self._size)
 
     def get_class(self, image: str | Path, name: str) -> Tensor | None:
-        """Read the mask of an image for one class; those for others are not opened.
+        """Read the mask of an image for one class only.
 
         Args:
-            image: As for `get`.
-            name: The class's name.
+            image: Path or name of the image; the image itself is not read.
+            name: Name of the class.
 
         Returns:
             `(H, W)` in [0, 1]; None without a mask.

@@ -1,4 +1,4 @@
-"""Legends: which class a value or a colour of a painted template stands for."""
+"""Legends: the class of each value or colour of a painted template."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from attnguide.errors import DataError, InputError
 __all__ = ["LegendEntry", "find_legend", "read_legend"]
 
 _SUFFIXES = (".json", ".csv", ".toml")
-_COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
+_COLOR = re.compile(r"#[0-9a-fA-F]{6}")
 _INDEX = re.compile(r"[0-9]{1,5}")
 
 
@@ -25,13 +25,13 @@ class LegendEntry:
 
     Attributes:
         key: The value as the legend writes it.
-        is_colour: Whether it is a colour; otherwise it is a palette index or a grey value.
+        is_color: Whether it is a colour; otherwise it is a palette index or a grey value.
         value: The index, or the colour as 0xRRGGBB.
         classes: Names of the classes; none for background.
     """
 
     key: str
-    is_colour: bool
+    is_color: bool
     value: int
     classes: tuple[str, ...]
 
@@ -40,17 +40,19 @@ def find_legend(template: Path) -> Path:
     """Find the legend that lies next to a template: under the template's name, else under `legend`.
 
     Raises:
-        DataError: There is none, or more than one that could be meant.
+        DataError: There is none, or more than one.
     """
     for stem in (template.stem, "legend"):
-        found = [path for s in _SUFFIXES if (path := template.with_name(stem + s)).is_file()]
-        if len(found) > 1:
-            raise DataError(f"{template} has {len(found)} legends: {', '.join(map(str, found))}. Keep one.")
-        if found:
-            return found[0]
+        legends = [path for s in _SUFFIXES if (path := template.with_name(stem + s)).is_file()]
+        if len(legends) > 1:
+            raise DataError(
+                f"{template} has {len(legends)} legends: {', '.join(map(str, legends))}. Keep one."
+            )
+        if legends:
+            return legends[0]
     raise DataError(
-        f"{template} has no legend. Write {template.with_suffix('.json')}, which says what its values stand "
-        'for: {"1": "class a", "2": ["class b", "class c"]}, or "#rrggbb" for colours. Or give a folder '
+        f"{template} has no legend. Write {template.with_suffix('.json')}, which maps its values to "
+        'classes: {"1": "class a", "2": ["class b", "class c"]}, or "#rrggbb" for colours. Or give a folder '
         "with one image for each class."
     )
 
@@ -69,7 +71,7 @@ def read_legend(path: str | Path) -> list[LegendEntry]:
         The entries, in the order of the file.
 
     Raises:
-        DataError: The file cannot be read, has a key or a value of another kind, or holds nothing.
+        DataError: The file cannot be read, has a key or a value of another kind, or is empty.
         InputError: The suffix is another one.
     """
     path = Path(path)
@@ -113,7 +115,7 @@ def _read_csv(path: Path) -> list[tuple[str, object]]:
 
 
 def _is_key(text: str) -> bool:
-    return bool(_COLOUR.fullmatch(text.strip()) or _INDEX.fullmatch(text.strip()))
+    return bool(_COLOR.fullmatch(text.strip()) or _INDEX.fullmatch(text.strip()))
 
 
 def _entry(key: str, names: object, path: Path) -> LegendEntry:
@@ -123,5 +125,5 @@ def _entry(key: str, names: object, path: Path) -> LegendEntry:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise DataError(f"{path}: {key!r} must name a class or a list of classes, got {names!r:.60}.")
     key = key.strip()
-    is_colour = key.startswith("#")
-    return LegendEntry(key, is_colour, int(key[1:], 16) if is_colour else int(key), tuple(names))
+    is_color = key.startswith("#")
+    return LegendEntry(key, is_color, int(key[1:], 16) if is_color else int(key), tuple(names))

@@ -1,4 +1,4 @@
-"""How well a model looks where it should, and what its maps are worth, measured.
+"""Measures of predictions, of where maps lie, and of how faithful maps are to the model.
 
 Pure functions, and for each a `Metric` of [torchmetrics](https://lightning.ai/docs/torchmetrics), which
 gathers batches and syncs across processes.
@@ -14,7 +14,7 @@ from attnguide.metrics.classification import (
     group_accuracy,
 )
 from attnguide.metrics.faithfulness import Deletion, Insertion, deletion, insertion, occlusion
-from attnguide.metrics.localisation import (
+from attnguide.metrics.localization import (
     Cosine,
     EnergyInMask,
     IoU,

@@ -13,7 +13,7 @@ __all__ = ["MeanMetric"]
 
 
 class MeanMetric(Metric):
-    """Mean of a score that each sample has; a torchmetrics `Metric`, which syncs across processes."""
+    """Mean of a score over samples; a torchmetrics `Metric`, which syncs across processes."""
 
     full_state_update = False
     higher_is_better = True
@@ -27,7 +27,7 @@ class MeanMetric(Metric):
 
     @abstractmethod
     def score(self, *args: Any) -> Tensor:
-        """Scores of a batch, `(N,)`."""
+        """Compute the scores of a batch, `(N,)`."""
 
     def update(self, *args: Any) -> None:
         """Add a batch; takes what `score` takes."""
@@ -36,5 +36,5 @@ class MeanMetric(Metric):
         self.count += scores.numel()
 
     def compute(self) -> Tensor:
-        """The mean so far, a scalar; NaN before any sample."""
+        """Return the mean so far, a scalar; NaN before any sample."""
         return (self.total / self.count).float()

@@ -1,4 +1,4 @@
-"""How good answers are: over all, for rare attributes, and for the group that fares worst.
+"""Quality of predictions: over all samples, for rare attributes, and in the worst group.
 
 Functions of logits and labels, and a `Metric` of torchmetrics for each, which syncs across processes.
 """
@@ -26,10 +26,10 @@ __all__ = [
 
 
 def classification_error(scores: Tensor, labels: Tensor) -> Tensor:
-    """Share of the wrong answers, for each attribute.
+    """Share of wrong predictions, for each attribute.
 
     Args:
-        scores: Logits `(N, K)`; above 0 an attribute is taken to be present.
+        scores: Logits `(N, K)`; above 0 an attribute is predicted present.
         labels: 0 or 1, `(N, K)`.
 
     Returns:
@@ -45,8 +45,8 @@ def classification_error(scores: Tensor, labels: Tensor) -> Tensor:
 def average_precision(scores: Tensor, labels: Tensor) -> Tensor:
     """Area under the steps of precision over recall, for each attribute.
 
-    The mean, over the samples that have the attribute, of the precision among those that score at least as
-    high; samples of equal scores count together, as in scikit-learn.
+    The mean, over the samples with the attribute, of the precision among samples with at least the same
+    score; samples of equal scores count together, as in scikit-learn.
 
     Args:
         scores: `(N, K)`, higher for "present".
@@ -74,33 +74,33 @@ def average_precision(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 def balanced_accuracy(scores: Tensor, labels: Tensor) -> Tensor:
-    """Mean of the accuracies among those that have the attribute and those that have not, for each attribute.
+    """Mean of the accuracies among the samples with and without an attribute, for each attribute.
 
     Args:
-        scores: Logits `(N, K)`; above 0 an attribute is taken to be present.
+        scores: Logits `(N, K)`; above 0 an attribute is predicted present.
         labels: 0 or 1, `(N, K)`.
 
     Returns:
-        `(K,)` in [0, 1]; NaN for an attribute that all have, or none.
+        `(K,)` in [0, 1]; NaN for an attribute that all samples have, or none.
 
     Raises:
         InputError: If the shapes differ, there is no sample, or a label is neither 0 nor 1.
     """
     truth = _checked(scores, labels)
-    said = scores > 0
-    with_it = (said & truth).sum(dim=0) / truth.sum(dim=0)
-    without = (~said & ~truth).sum(dim=0) / (~truth).sum(dim=0)
-    return (with_it + without) / 2
+    predicted = scores > 0
+    with_attribute = (predicted & truth).sum(dim=0) / truth.sum(dim=0)
+    without = (~predicted & ~truth).sum(dim=0) / (~truth).sum(dim=0)
+    return (with_attribute + without) / 2
 
 
 def group_accuracy(predicted: Tensor, labels: Tensor, groups: Tensor, count: int | None = None) -> Tensor:
-    """Accuracy in each group, as those with and without a shortcut, or those of each camera.
+    """Accuracy in each group, for example with and without a shortcut, or by camera.
 
     The lowest is the worst-group accuracy (Sagawa et al., ICLR 2020).
 
     Args:
-        predicted: Class indices `(N,)`, or answers of one attribute.
-        labels: The same, as they should be.
+        predicted: Predicted class indices `(N,)`, or predictions of one attribute.
+        labels: True ones, `(N,)`.
         groups: Group of each sample, `(N,)`, int64, from 0.
         count: Number of groups; one more than the largest if left out.
 
@@ -146,7 +146,7 @@ def _checked(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 class _Gathered(Metric):
-    """A score of all samples together."""
+    """A score that is computed from all samples together."""
 
     full_state_update = False
     higher_is_better = True
@@ -166,15 +166,15 @@ class _Gathered(Metric):
         self.labels.append(labels.detach().float())
 
     def compute(self) -> Tensor:
-        """For each attribute, `(K,)`.
+        """Return the score of each attribute, `(K,)`.
 
         Raises:
             InputError: If there was no batch.
         """
         if not len(self.scores):
             raise InputError(f"{type(self).__name__} has seen no sample.")
-        found: Tensor = type(self).function(dim_zero_cat(self.scores), dim_zero_cat(self.labels))
-        return found
+        values: Tensor = type(self).function(dim_zero_cat(self.scores), dim_zero_cat(self.labels))
+        return values
 
 
 class AveragePrecision(_Gathered):
@@ -190,7 +190,7 @@ class BalancedAccuracy(_Gathered):
 
 
 class WorstGroupAccuracy(Metric):
-    """Accuracy in the group that fares worst, over all batches; groups without samples do not count.
+    """Accuracy in the worst group, over all batches; groups without samples do not count.
 
     Args:
         groups: Number of groups.
@@ -207,21 +207,21 @@ class WorstGroupAccuracy(Metric):
         self.add_state("total", torch.zeros(groups, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, predicted: Tensor, labels: Tensor, groups: Tensor) -> None:
-        """Add a batch: answers, labels and groups, `(N,)` each."""
+        """Add a batch: predictions, labels and groups, `(N,)` each."""
         right, total = _by_group(predicted, labels, groups, len(self.right))
         self.right += right
         self.total += total
 
     def compute(self) -> Tensor:
-        """The lowest accuracy of a group, a scalar; NaN before any sample."""
-        found = self.right / self.total
+        """Return the lowest accuracy of a group, a scalar; NaN before any sample."""
+        accuracy = self.right / self.total
         return (
-            torch.where(self.total > 0, found, torch.inf).amin().float()
+            torch.where(self.total > 0, accuracy, torch.inf).amin().float()
             if bool(self.total.any())
-            else found.mean().float()
+            else accuracy.mean().float()
         )
 
     @property
     def by_group(self) -> Tensor:
-        """Accuracy in each group, as far as this process has seen it."""
+        """Accuracy in each group, over the samples of this process."""
         return (self.right / self.total).float()

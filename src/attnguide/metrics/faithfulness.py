@@ -1,4 +1,4 @@
-"""What a map says, tested on the model itself: by occlusion, by deletion, by insertion."""
+"""Faithfulness of maps, tested on the model: by occlusion, deletion and insertion."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def occlusion(
     stride: int = 8,
     batch_size: int = 512,
 ) -> Tensor:
-    """Occlusion maps: how far the class's logit falls when a window is painted over.
+    """Occlusion maps: how far the logit of the class falls when a window is covered.
 
     A window slides over the image and is filled with the image's mean colour; each pixel gets the mean fall
     over the windows that cover it (Zeiler and Fergus, ECCV 2014). The model runs in evaluation mode and comes
@@ -36,14 +36,14 @@ def occlusion(
     Args:
         model: Any classifier.
         images: `(B, C, H, W)`.
-        classes: The class to look at in each image, `(B,)`, int64; or (image, class) pairs `(N, 2)`, for
+        classes: The class to explain in each image, `(B,)`, int64; or (image, class) pairs `(N, 2)`, for
             which each image is occluded once.
         window: Side of the window in pixels.
         stride: Step of the window in pixels.
-        batch_size: Number of occluded images that the model sees at once.
+        batch_size: Number of occluded images in one forward pass.
 
     Returns:
-        Maps `(B, H, W)` or `(N, H, W)`: positive where the model finds evidence for the class.
+        Maps `(B, H, W)` or `(N, H, W)`: positive where there is evidence for the class.
 
     Raises:
         InputError: If window or stride do not fit the images, or the classes do not.
@@ -64,22 +64,22 @@ def occlusion(
         plain = torch.cat([find_logits(model(part)) for part in torch.split(images, batch_size)])
         _check_classes(cls, plain)
         for chunk in torch.split(work, batch_size):
-            which, number = chunk // len(covers), chunk % len(covers)
+            image, number = chunk // len(covers), chunk % len(covers)
             stays = 1 - covers[number][:, None]
-            logits = find_logits(model(images[which] * stays + mean[which] * (1 - stays)))
-            pair, place = (sample[:, None] == which).nonzero(as_tuple=True)
+            logits = find_logits(model(images[image] * stays + mean[image] * (1 - stays)))
+            pair, place = (sample[:, None] == image).nonzero(as_tuple=True)
             fall = plain[sample[pair], cls[pair]] - logits[place, cls[pair]]
             falls[pair, number[place]] = fall.to(falls)
     return (falls @ covers.flatten(1)).view(-1, height, width) / covers.sum(0)
 
 
 def _paired(classes: Tensor, batch: int) -> tuple[Tensor, Tensor]:
-    """Image and class of each pair."""
+    """Return the image and the class of each pair."""
     if classes.shape == (batch,):
         return torch.arange(batch, device=classes.device), classes
     if classes.ndim == 2 and classes.shape[1] == 2:
         if bool(((classes[:, 0] < 0) | (classes[:, 0] >= batch)).any()):
-            raise InputError(f"pairs name images that are not there: the batch has 0 to {batch - 1}.")
+            raise InputError(f"pairs name images that do not exist: the batch has 0 to {batch - 1}.")
         return classes[:, 0], classes[:, 1]
     raise InputError(
         f"classes of shape {tuple(classes.shape)} do not fit {batch} images: give ({batch},), or pairs "
@@ -88,22 +88,22 @@ def _paired(classes: Tensor, batch: int) -> tuple[Tensor, Tensor]:
 
 
 def _check_classes(classes: Tensor, logits: Tensor) -> None:
-    """Refuse classes that the model does not have; −1, too, which would be the last one."""
+    """Refuse classes that the model does not have, and −1, which would be the last one."""
     wrong = classes[(classes < 0) | (classes >= logits.shape[1])]
     if len(wrong):
         raise InputError(
-            f"class {int(wrong[0])} is not there: the model has classes 0 to {logits.shape[1] - 1}."
+            f"class {int(wrong[0])} does not exist: the model has classes 0 to {logits.shape[1] - 1}."
         )
 
 
 def _starts(length: int, window: int, stride: int) -> list[int]:
-    """Where windows start along a side; the last one ends at the edge."""
+    """Return where windows start along a side; the last one ends at the edge."""
     return sorted({*range(0, length - window, stride), length - window})
 
 
 # ------------------------------------------------------------- deletion, insertion
 
-#: What takes the place of a pixel that is not there: the image's mean colour, the image blurred, or zeros.
+#: What replaces a deleted pixel: the image's mean colour, the blurred image, or zeros.
 Baseline = Literal["mean", "blur", "zero"]
 
 
@@ -118,21 +118,21 @@ def deletion(
     multi_label: bool = False,
     batch_size: int = 256,
 ) -> Tensor:
-    """Deletion curves: the class's probability while pixels are taken away, the most important first.
+    """Deletion curves: the probability of the class while pixels are deleted, the most important first.
 
-    A faithful map makes it fall fast (Petsiuk et al., BMVC 2018). The model runs in
-    evaluation mode and comes back as it was.
+    With a faithful map it falls fast (Petsiuk et al., BMVC 2018). The model runs in evaluation mode and comes
+    back as it was.
 
     Args:
         model: Any classifier.
         images: `(B, C, H, W)`.
         maps: Attributions `(B, H, W)`, any scale; where they tie, the upper left goes first.
         classes: The class of each map, `(B,)`, int64.
-        steps: The pixels go in so many equal parts.
-        baseline: What takes their place: `"mean"`: the image's mean colour; `"blur"`: the image, blurred by a
+        steps: Number of equal parts in which pixels are deleted.
+        baseline: What replaces them: `"mean"`: the image's mean colour; `"blur"`: the image, blurred by a
             45th of its height; `"zero"`.
-        multi_label: The probability of each logit is a sigmoid's, as with a single logit; else a softmax's.
-        batch_size: Number of images that the model sees at once.
+        multi_label: Whether the probabilities are sigmoids, as with a single logit; else a softmax.
+        batch_size: Number of images in one forward pass.
 
     Returns:
         `(B, steps + 1)` in [0, 1], from the whole image to the baseline; their area is the mean of the
@@ -155,20 +155,20 @@ def insertion(
     multi_label: bool = False,
     batch_size: int = 256,
 ) -> Tensor:
-    """Insertion curves: the class's probability while pixels come back, the most important first.
+    """Insertion curves: the probability of the class while pixels are inserted, the most important first.
 
-    As [`deletion`][attnguide.metrics.deletion], from the baseline to the whole image; a map that
-    is faithful makes it rise fast.
+    As [`deletion`][attnguide.metrics.deletion], from the baseline to the whole image; with a
+    faithful map it rises fast.
 
     Args:
-        model: As for `deletion`, like the rest.
+        model: Any classifier.
         images: `(B, C, H, W)`.
         maps: `(B, H, W)`.
         classes: `(B,)`.
-        steps: Parts.
-        baseline: What is there before a pixel comes.
-        multi_label: Whether the model says yes or no to each class.
-        batch_size: Number of images that the model sees at once.
+        steps: Number of equal parts in which pixels are inserted.
+        baseline: What a pixel replaces.
+        multi_label: Whether the probabilities are sigmoids; else a softmax.
+        batch_size: Number of images in one forward pass.
 
     Returns:
         `(B, steps + 1)` in [0, 1].
@@ -185,7 +185,7 @@ def area(curves: Tensor) -> Tensor:
 
 
 class _Held:
-    """Holds a model without owning it: copies share it."""
+    """Holds a model that a copy of the metric shares."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -211,7 +211,7 @@ class Deletion(MeanMetric):
         self._options = options
 
     def score(self, images: Tensor, maps: Tensor, classes: Tensor) -> Tensor:
-        """Areas of a batch, `(B,)`."""
+        """Compute the areas of a batch, `(B,)`."""
         return area(type(self).curve(self._model.model, images, maps, classes, **self._options))
 
 
@@ -251,21 +251,21 @@ def _curve(
     if not 1 <= steps <= height * width:
         raise InputError(f"steps={steps} must be from 1 to the number of pixels, {height * width}.")
     absent = _absent(images, baseline)
-    first, then = (images, absent) if deleting else (absent, images)
+    start, end = (images, absent) if deleting else (absent, images)
     order = maps.flatten(1).argsort(dim=1, descending=True, stable=True)
     rank = order.argsort(dim=1).view(batch, height, width)
-    gone = [round(height * width * step / steps) for step in range(steps + 1)]
-    found = images.new_empty(batch, steps + 1, dtype=torch.float32)
+    counts = [round(height * width * step / steps) for step in range(steps + 1)]
+    curves = images.new_empty(batch, steps + 1, dtype=torch.float32)
     with aside(unwrap(model)), evaluating(model):
         _check_classes(classes, find_logits(model(images[:1])))
         for index in torch.split(torch.arange(batch * (steps + 1), device=images.device), batch_size):
             sample, step = index // (steps + 1), index % (steps + 1)
-            limit = torch.tensor(gone, device=images.device)[step]
-            mixed = torch.where((rank[sample] < limit[:, None, None])[:, None], then[sample], first[sample])
+            limit = torch.tensor(counts, device=images.device)[step]
+            mixed = torch.where((rank[sample] < limit[:, None, None])[:, None], end[sample], start[sample])
             logits = find_logits(model(mixed)).float()
-            chance = logits.sigmoid() if multi_label or logits.shape[1] == 1 else logits.softmax(dim=1)
-            found[sample, step] = chance.gather(1, classes[sample][:, None])[:, 0]
-    return found
+            probabilities = logits.sigmoid() if multi_label or logits.shape[1] == 1 else logits.softmax(dim=1)
+            curves[sample, step] = probabilities.gather(1, classes[sample][:, None])[:, 0]
+    return curves
 
 
 def _absent(images: Tensor, baseline: Baseline) -> Tensor:

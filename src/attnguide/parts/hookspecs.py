@@ -1,4 +1,4 @@
-"""The hook through which every part reaches the library: the standard ones, the published methods, and yours.
+"""The hook by which plugins declare parts: the standard parts, the published methods, and yours.
 
 A plugin is an importable module or object, named in the entry-point group `attnguide` of a package:
 
@@ -7,8 +7,8 @@ A plugin is an importable module or object, named in the entry-point group `attn
 my-priors = "my_package.plugin"
 ```
 
-It implements one function, which declares names and dotted paths. Nothing that a path names is imported until
-it is used.
+It implements one function, which declares names and dotted paths. The object of a path is imported when it is
+first used.
 """
 
 from __future__ import annotations
@@ -39,9 +39,8 @@ class Part:
 
     Attributes:
         kind: `"source"`, `"prior"`, `"loss"`, `"adapter"`, `"regions"`: a class, or a function that returns
-            an
-            instance (of [`RegionSource`][attnguide.interfaces.RegionSource] for `"regions"`); `"recipe"`: a
-            TOML file in a package; `"command"`: a click command that joins the command line.
+            an instance (of [`RegionSource`][attnguide.interfaces.RegionSource] for `"regions"`);
+            `"recipe"`: a TOML file in a package; `"command"`: a click command that joins the command line.
         name: The name that users write.
         path: `"package.module:attribute"`, or for a recipe `"package:folder/file.toml"`.
         summary: One line for listings.

@@ -1,4 +1,4 @@
-"""Finds parts by name, whoever provides them.
+"""Finds parts by name, from any plugin.
 
 Plugins are loaded one by one, so that a broken one is reported by name and takes nothing else down. Listing
 names imports no part.
@@ -43,7 +43,7 @@ class Registry:
     """The parts of all plugins.
 
     Attributes:
-        parts: The parts that claim each kind and name: one, or several where plugins collide.
+        parts: The parts of each kind and name: one, or several where plugins collide.
         broken: The plugins that could not be loaded.
     """
 
@@ -56,12 +56,12 @@ class Registry:
             owner = f"{entry.name} ({entry.dist.name} {entry.dist.version})" if entry.dist else entry.name
             try:
                 self._add(entry.load(), owner)
-            # A stranger's plugin may raise anything at import; the library must outlive it.
+            # Any plugin may raise anything at import; the library must still work.
             except (Exception, SystemExit) as error:  # noqa: BLE001
                 self.broken.append(Broken(owner, f"{type(error).__name__}: {error}"))
 
     def _add(self, plugin: object, owner: str) -> None:
-        # A manager each: what pluggy has to say about one plugin then never touches another.
+        # One manager for each plugin, so that an error of one never affects another.
         manager = pluggy.PluginManager(PROJECT)
         manager.add_hookspecs(hookspecs)
         manager.register(plugin)
@@ -94,7 +94,7 @@ class Registry:
         return claims[0]
 
     def load_part(self, kind: Kind, name: str) -> Any:
-        """Import what a part's path names.
+        """Import the object that a part's path names.
 
         Returns:
             The class, function, command, or for a recipe the file (a `Traversable`).
@@ -111,7 +111,7 @@ class Registry:
             target: Any = import_module(module)
             for step in attribute.split("."):
                 target = getattr(target, step)
-        # As above: importing a stranger's module may raise anything.
+        # As above: a plugin's module may raise anything.
         except (Exception, SystemExit) as error:
             raise PluginError(
                 f"{kind} {name!r} of plugin {owned.owner} cannot be loaded from {owned.part.path!r}: "
@@ -125,21 +125,21 @@ class Registry:
         Args:
             kind: Kind of the part.
             what: A registered name, or the object itself.
-            interface: The class that it must be an instance of.
-            **options: Arguments for the constructor, with a name only.
+            interface: The class of which it must be an instance.
+            **options: Arguments of the constructor; only with a name.
 
         Returns:
             An instance of the interface.
 
         Raises:
             UnknownNameError: If there is no such name.
-            PluginError: If what the name stands for cannot be imported or built, or is of another kind.
+            PluginError: If the part cannot be imported or built, or is of another kind.
         """
-        made = what
+        part = what
         if isinstance(what, str):
             factory = self.load_part(kind, what)
             try:
-                made = factory(**options)
+                part = factory(**options)
             except AttnGuideError:
                 raise
             except Exception as error:
@@ -147,20 +147,20 @@ class Registry:
                     f"{kind} {what!r} of plugin {self.find(kind, what).owner} cannot be made with "
                     f"{options}: {type(error).__name__}: {error}"
                 ) from error
-            if not isinstance(made, interface):
+            if not isinstance(part, interface):
                 raise PluginError(
-                    f"{kind} {what!r} of plugin {self.find(kind, what).owner} gives {made!r}, which is not a "
-                    f"attnguide.{interface.__name__}."
+                    f"{kind} {what!r} of plugin {self.find(kind, what).owner} gives {part!r}, which is not "
+                    f"an attnguide.{interface.__name__}."
                 )
-        if not isinstance(made, interface):
+        if not isinstance(part, interface):
             remedy = (
-                " Make an instance: add ()." if isinstance(made, type) and issubclass(made, interface) else ""
+                " Make an instance: add ()." if isinstance(part, type) and issubclass(part, interface) else ""
             )
             raise PluginError(
                 f"{kind} must be a name or an instance of attnguide.{interface.__name__}, got "
-                f"{made!r}.{remedy}"
+                f"{part!r}.{remedy}"
             )
-        return made
+        return part
 
 
 def _part(item: Part | tuple[Any, ...]) -> Part:
@@ -178,7 +178,7 @@ def _part(item: Part | tuple[Any, ...]) -> Part:
 
 @cache
 def registry() -> Registry:
-    """The registry of the installed plugins, loaded at first use."""
-    found = Registry()
-    found.load()
-    return found
+    """Return the registry of the installed plugins, loaded at first use."""
+    loaded = Registry()
+    loaded.load()
+    return loaded

@@ -1,4 +1,4 @@
-"""The standard parts, declared as any plugin declares its own."""
+"""Declares the standard parts, as a plugin does."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from attnguide.parts.hookspecs import Part, hookimpl
 
 __all__ = ["CAPTUM_OF_IMAGES", "CAPTUM_OF_LAYERS", "attnguide_parts"]
 
-#: captum's attributions of images, and of layers; those of neurons, text and training data are others.
+#: captum's attributions of images, and of layers; those of neurons, text and training data are left out.
 CAPTUM_OF_IMAGES = (
     "DeepLift",
     "DeepLiftShap",
@@ -123,7 +123,7 @@ def attnguide_parts() -> list[Part]:
         Part("loss", "mse", f"{losses}.pointwise:MSE", "mean squared difference"),
         Part("loss", "hint", f"{losses}.pointwise:MSE", "mean squared difference, by its published name"),
         Part("loss", "l1", f"{losses}.pointwise:L1", "mean absolute difference"),
-        Part("loss", "ppce", f"{losses}.pointwise:PPCE", "cross entropy that asks for evidence inside"),
+        Part("loss", "ppce", f"{losses}.pointwise:PPCE", "cross entropy that rewards evidence inside"),
         Part("loss", "outside", f"{losses}.pointwise:Outside", "squared attribution where it is forbidden"),
         Part(
             "recipe",
@@ -135,6 +135,6 @@ def attnguide_parts() -> list[Part]:
             "recipe",
             "signed-evidence",
             "attnguide.parts:recipes/signed-evidence.toml",
-            "the same at a layer, for little: no evidence outside, for any class",
+            "the same at a layer, at low cost: no evidence outside, for any class",
         ),
     ]

@@ -25,7 +25,7 @@ class BoxPrior(TargetPrior):
 
     With `guide.loss(labels, boxes=…)` boxes are a tensor `(B, 4)` or `(B, n, 4)`, or a list with one entry
     for each sample: `(n, 4)`, `(4,)`, a `tv_tensors.BoundingBoxes` of any format, or None. A row of NaN or −1
-    is not a box; a sample without a box drops out. The map is the same for every class of a sample.
+    means "no box"; a sample without a box drops out. The map is the same for every class of a sample.
     """
 
     def __call__(self, trace: Trace, pairs: Pairs, size: tuple[int, int], *, boxes: Any) -> PriorMaps:
@@ -73,7 +73,7 @@ def _as_xyxy(boxes: Any, what: str) -> Tensor:
 
 
 def _rows(entry: Any, sample: int) -> Tensor:
-    """Boxes of one sample, `(n, 4)`, at least one row; NaN rows are none."""
+    """Return the boxes of one sample, `(n, 4)`, at least one row; a row of NaN means "no box"."""
     if entry is None:
         return torch.full((1, 4), torch.nan)
     boxes = _as_xyxy(entry, f"boxes of sample {sample}").reshape(-1, 4)
@@ -98,14 +98,14 @@ def _check(table: Tensor, present: Tensor, image_size: tuple[int, int]) -> None:
 
 
 def _cover(boxes: Tensor, size: tuple[int, int], image_size: tuple[int, int]) -> Tensor:
-    """Share of each cell that is covered by the largest cover of any box: `(B, n, 4)` to `(B, h, w)`."""
+    """Compute how much of each cell the box covers that covers most of it: `(B, n, 4)` to `(B, h, w)`."""
     rows = _overlap(boxes[..., 1], boxes[..., 3], size[0], image_size[0])
     columns = _overlap(boxes[..., 0], boxes[..., 2], size[1], image_size[1])
     return (rows[..., :, None] * columns[..., None, :]).amax(dim=1)
 
 
 def _overlap(start: Tensor, stop: Tensor, cells: int, length: int) -> Tensor:
-    """Share of each of so many cells of a side that lies between start and stop, `(B, n, cells)`."""
+    """Compute the share of each cell along a side that lies between start and stop, `(B, n, cells)`."""
     edges = torch.linspace(0, length, cells + 1, device=start.device)
     inside = torch.minimum(stop[..., None], edges[1:]) - torch.maximum(start[..., None], edges[:-1])
     return (inside / (length / cells)).clamp(0, 1)

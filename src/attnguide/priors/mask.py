@@ -18,7 +18,7 @@ from attnguide.trace import Trace
 
 __all__ = ["MaskPrior"]
 
-#: Distinguishes "not passed" from None, which means "no sample of this batch is annotated".
+#: The default of `mask`, since None means "no sample of this batch is annotated".
 _NOT_PASSED: Any = object()
 
 
@@ -60,15 +60,15 @@ class MaskPrior(TargetPrior):
             if self.template.ndim not in (2, 3):
                 raise InputError(f"template must be (K, H, W) or (H, W), got {tuple(self.template.shape)}.")
             planes = self.template.reshape(-1, *self.template.shape[-2:])
-            every = torch.ones(len(planes), dtype=torch.bool, device=planes.device)
-            self._checked(planes, every, lambda plane: f"template of class {plane}")
+            size = planes.shape[-2], planes.shape[-1]
+            self._prepared(planes, torch.arange(len(planes)), size, _subject_of_template)
 
     def __call__(
         self, trace: Trace, pairs: Pairs, size: tuple[int, int], *, mask: Any = _NOT_PASSED
     ) -> PriorMaps:
         """Pick, check and resize the mask of each pair.
 
-        Masks that no pair asks for need not be valid.
+        Masks of no pair need not be valid.
 
         Raises:
             InputError: If there is no mask, or it has a shape that does not fit the batch, values outside [0,
@@ -79,18 +79,12 @@ class MaskPrior(TargetPrior):
             count = len(pairs)
             return PriorMaps(torch.zeros(count, *size, device=device), torch.zeros(count, device=device))
         if mask is _NOT_PASSED:
-            if self.template is None:
-                raise InputError(
-                    "prior 'mask' needs masks: pass guide.loss(labels, mask=…) (mask=None for a batch "
-                    "without any), or give MaskPrior(template) when the guide is built."
-                )
-            planes, index = self._of_template(self.template, trace, pairs)
-            maps, weights = self._prepared(planes, index, size, lambda plane: f"template of class {plane}")
+            planes, index = self._of_template(trace, pairs)
+            maps, weights = self._prepared(planes, index, size, _subject_of_template)
         elif isinstance(mask, (list, tuple)):
             return self._of_list(mask, trace, pairs, size)
         else:
-            planes = _as_float(mask, "mask").to(device, non_blocking=True)
-            planes, index = self._of_tensor(planes, trace, pairs)
+            planes, index = self._of_tensor(mask, trace, pairs)
             maps, weights = self._prepared(planes, index, size, lambda plane: _subject(plane, index, pairs))
         maps, weights = maps.to(device, non_blocking=True), weights.to(device, non_blocking=True)
         if index is pairs.sample:
@@ -98,9 +92,14 @@ class MaskPrior(TargetPrior):
         index = index.to(device)
         return PriorMaps(maps[index], weights[index])
 
-    # Each of these returns planes (M, H, W) and, for each pair, which plane is its own.
-
-    def _of_template(self, template: Tensor, trace: Trace, pairs: Pairs) -> tuple[Tensor, Tensor]:
+    def _of_template(self, trace: Trace, pairs: Pairs) -> tuple[Tensor, Tensor]:
+        """Return planes `(M, H, W)` of the template, and the plane of each pair."""
+        template = self.template
+        if template is None:
+            raise InputError(
+                "prior 'mask' needs masks: pass guide.loss(labels, mask=…) (mask=None for a batch "
+                "without any), or give MaskPrior(template) when the guide is built."
+            )
         classes = trace.logits.shape[1]
         if template.ndim == 2:
             return template[None], torch.zeros_like(pairs.cls)
@@ -111,8 +110,10 @@ class MaskPrior(TargetPrior):
             )
         return template, pairs.cls
 
-    def _of_tensor(self, mask: Tensor, trace: Trace, pairs: Pairs) -> tuple[Tensor, Tensor]:
+    def _of_tensor(self, mask: Any, trace: Trace, pairs: Pairs) -> tuple[Tensor, Tensor]:
+        """Return planes `(M, H, W)` of a tensor or an array, and the plane of each pair."""
         batch, classes = trace.logits.shape
+        mask = _as_float(mask, "mask").to(trace.logits.device, non_blocking=True)
         if mask.ndim == 2:
             return mask[None], torch.zeros_like(pairs.sample)
         if mask.ndim == 4 and mask.shape[:2] == (batch, 1):
@@ -120,7 +121,7 @@ class MaskPrior(TargetPrior):
         if mask.ndim == 3 and len(mask) == batch:
             return mask, pairs.sample
         if mask.ndim == 4 and mask.shape[:2] == (batch, classes):
-            # Only the planes that are asked for: the others are not worth resizing.
+            # Only the planes of pairs: the others are not worth resizing.
             chosen = mask[pairs.sample.to(mask.device), pairs.cls.to(mask.device)]
             return chosen, torch.arange(len(pairs), device=pairs.sample.device)
         raise InputError(
@@ -130,7 +131,7 @@ class MaskPrior(TargetPrior):
         )
 
     def _of_list(self, masks: Sequence[Any], trace: Trace, pairs: Pairs, size: tuple[int, int]) -> PriorMaps:
-        """Masks of various sizes, or none: each is resized by itself."""
+        """Prepare masks of various sizes, each by itself."""
         batch, classes = trace.logits.shape
         if len(masks) != batch:
             raise InputError(
@@ -164,28 +165,34 @@ class MaskPrior(TargetPrior):
     def _prepared(
         self, planes: Tensor, index: Tensor, size: tuple[int, int], name: Callable[[int], str]
     ) -> tuple[Tensor, Tensor]:
-        """Check the planes that pairs ask for, and resize all."""
-        asked = torch.zeros(len(planes), dtype=torch.bool, device=planes.device)
-        asked[index.to(planes.device)] = True
-        planes, weights = self._checked(planes, asked, name)
-        return functional.resize(planes, size), weights
+        """Check the planes of pairs, and resize all; missing ones become zeros.
 
-    def _checked(self, planes: Tensor, asked: Tensor, name: Callable[[int], str]) -> tuple[Tensor, Tensor]:
-        """Return planes, missing ones as zeros, and a weight for each; an error names the first culprit."""
+        Args:
+            planes: `(M, H, W)`.
+            index: The plane of each pair, `(N,)`; the other planes are not checked.
+            size: Size of the attribution.
+            name: Describes a plane, for the error about the first that is wrong.
+
+        Returns:
+            Maps `(M, *size)` and a weight for each, `(M,)`.
+        """
         flat = planes.flatten(1)
-        if may_read(flat) and flat.numel() and not 0 <= self.ignore_value <= 1:
-            # Nearly always nothing is missing, empty or wrong, which two passes show.
+        readable = may_read(flat)
+        if readable and flat.numel() and not 0 <= self.ignore_value <= 1:
+            # Nearly always nothing is missing, empty or wrong, and two passes show it.
             least, most = flat.aminmax()  # NaN if there is one
             if bool(least >= 0) and bool(most <= 1) and bool((flat.amax(dim=1) > 0).all()):
                 planes = planes.clone() if planes.is_inference() else planes  # a graph may hold it
-                return planes, torch.ones_like(flat[:, 0])
+                return functional.resize(planes, size), torch.ones_like(flat[:, 0])
+        used = torch.zeros(len(planes), dtype=torch.bool, device=planes.device)
+        used[index.to(planes.device)] = True
         absent = flat.isnan() | (flat == self.ignore_value)
-        missing = absent.all(dim=1) | ~asked
+        missing = absent.all(dim=1) | ~used
         empty = ~missing & (flat.nan_to_num(1.0).amax(dim=1) == 0)
         partly = ~missing & absent.any(dim=1)
         outside = ~missing & ((flat < 0) | (flat > 1)).any(dim=1)
-        # One question to the device instead of three; it is nearly always answered with no.
-        if may_read(flat) and bool((partly | outside | (empty if self.empty == "error" else partly)).any()):
+        # The device is read once instead of three times.
+        if readable and bool((partly | outside | (empty if self.empty == "error" else partly)).any()):
             for wrong, complaint in (
                 (
                     partly,
@@ -199,7 +206,8 @@ class MaskPrior(TargetPrior):
                     values = f"minimum {flat[plane].min().item():g}, maximum {flat[plane].max().item():g}"
                     raise InputError(f"{name(plane)} {complaint} ({values}).")
         weights = (~(missing | empty)).to(planes)
-        return torch.where(missing[:, None, None], torch.zeros_like(planes), planes), weights
+        present = torch.where(missing[:, None, None], torch.zeros_like(planes), planes)
+        return functional.resize(present, size), weights
 
     def __repr__(self) -> str:
         shape = None if self.template is None else tuple(self.template.shape)
@@ -207,9 +215,13 @@ class MaskPrior(TargetPrior):
 
 
 def _subject(plane: int, index: Tensor, pairs: Pairs) -> str:
-    """Say whose plane it is: the first pair's that uses it."""
+    """Describe a plane by the first pair that uses it."""
     pair = int((index == plane).nonzero()[0])
     return f"mask of sample {int(pairs.sample[pair])}, class {int(pairs.cls[pair])},"
+
+
+def _subject_of_template(plane: int) -> str:
+    return f"template of class {plane}"
 
 
 def _subject_of_list(sample: int, count: int) -> Callable[[int], str]:

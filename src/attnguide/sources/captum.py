@@ -1,8 +1,8 @@
 """Every image attribution of captum, as `captum:NAME`.
 
-captum runs the model itself, in evaluation mode, as often as its method needs. Attributions are summed over
+captum runs the model itself, in evaluation mode, as often as the method needs. Attributions are summed over
 the channels. Baselines are zeros, which is the mean colour of images that were standardised; regions to leave
-out are the cells of a grid. All that `attribute()` takes can be chosen, as in
+out are the cells of a grid. Every argument of `attribute()` can be set, as in
 `Captum("IntegratedGradients", n_steps=100)`.
 """
 
@@ -44,7 +44,7 @@ _CELLS = {
     "ShapleyValueSampling": 6,
     "ShapleyValues": 2,
 }
-#: Arguments of the methods where the user gives none.
+#: Default arguments of the methods.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "GradientShap": {"n_samples": 8},
     "IntegratedGradients": {"n_steps": 32, "internal_batch_size": 64},
@@ -58,7 +58,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "Occlusion": {"perturbations_per_eval": 16},
     "ShapleyValueSampling": {"n_samples": 10},
 }
-#: Modules that hand on what they are given, in another shape.
+#: Modules that only change the shape of a tensor.
 _ARRANGE = (nn.Flatten, nn.Identity, nn.Unflatten)
 _KINDS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -69,10 +69,10 @@ class Captum(AttributionSource):
     Args:
         method: Name of a class of `captum.attr`, such as `"IntegratedGradients"`; those that attribute a
             neuron, text or training data are not among them. `"NoiseTunnel"` smooths `"Saliency"`.
-        **options: Arguments of its `attribute()`.
+        **options: Arguments of the method's `attribute()`.
 
     Raises:
-        InputError: If captum has no such method, or it attributes something else.
+        InputError: If captum has no such method, or the method does not attribute images.
     """
 
     needs_gradient = False
@@ -91,11 +91,11 @@ class Captum(AttributionSource):
 
         Raises:
             InputError: If a layer was named for an attribution of the images.
-            GuidanceError: If captum cannot explain this model so.
+            GuidanceError: If captum cannot explain this model with this method.
         """
         if trace.adapters:
             raise GuidanceError(
-                f"{self!r} runs the model again, without what guides have put on it, such as "
+                f"{self!r} runs the model again, without the adapters on it, such as "
                 f"{type(trace.adapters[0]).__name__}. Choose another source, or fold the adapters in."
             )
         if trace.model is None:
@@ -117,12 +117,12 @@ class Captum(AttributionSource):
                 stack.enter_context(context)
             warnings.simplefilter("ignore")
             for slot in range(pairs.slots):
-                some = pairs.select((pairs.slot == slot).nonzero()[:, 0])
-                if self.method.endswith("Permutation"):  # among all images, whatever is asked of them
-                    found = self._attributed(trace, trace.model, _for_all(some, trace.logits))[some.sample]
+                part = pairs.select((pairs.slot == slot).nonzero()[:, 0])
+                if self.method.endswith("Permutation"):  # permutes among all images
+                    values = self._attributed(trace, trace.model, _for_all(part, trace.logits))[part.sample]
                 else:
-                    found = self._attributed(trace, trace.model, some)
-                maps = maps.index_put((torch.full_like(some.sample, slot), some.sample), found.to(maps))
+                    values = self._attributed(trace, trace.model, part)
+                maps = maps.index_put((torch.full_like(part.sample, slot), part.sample), values.to(maps))
         return maps[pairs.slot, pairs.sample]
 
     def size(self, trace: Trace) -> tuple[int, int]:
@@ -133,41 +133,41 @@ class Captum(AttributionSource):
         images = pairs.pick(trace.images)
         kind = getattr(captum.attr, "Saliency" if self.method == "NoiseTunnel" else self.method)
         if self.method.endswith("Permutation") and len(images) < 2:
-            raise InputError(f"{self!r} exchanges regions between images: it needs two at least, got one.")
-        # This one selects the class twice if it gets it.
-        alone = self.method == "LayerFeaturePermutation"
+            raise InputError(f"{self!r} permutes regions between images: it needs at least two, got one.")
+        # LayerFeaturePermutation would select the class twice.
+        one_score = self.method == "LayerFeaturePermutation"
         classes = pairs.cls + trace.logits.shape[1] * (pairs.sign < 0)
-        given: tuple[Any, ...] = (_Scores(model, classes if alone else None),)
+        arguments: tuple[Any, ...] = (_Scores(model, classes if one_score else None),)
         if self.of_layer or self.method == "GuidedGradCam":
-            given += (self._module(trace, model),)
-        options = {**self._usual(trace, images), **_DEFAULTS.get(self.method, {}), **self.options}
-        if self.method != "LayerActivation" and not alone:
+            arguments += (self._module(trace, model),)
+        options = {**self._inputs(trace, images), **_DEFAULTS.get(self.method, {}), **self.options}
+        if self.method != "LayerActivation" and not one_score:
             options["target"] = classes
         if trace.differentiable and self.method == "IntegratedGradients":
             options["internal_batch_size"] = None  # captum detaches every batch but the first
-        if self.method.endswith("LRP"):  # which takes its rules off again after each pass
+        if self.method.endswith("LRP"):  # captum removes the rules after each pass
             for module in model.modules():
                 if isinstance(module, _ARRANGE) and not hasattr(module, "rule"):
                     module.rule = EpsilonRule()
         try:
-            attribution = kind(*given)
+            attribution = kind(*arguments)
             if trace.differentiable:
                 attribution.gradient_func = _gradients
             if self.method == "NoiseTunnel":
                 attribution = captum.attr.NoiseTunnel(attribution)
-            answer = attribution.attribute(images, **options)
-        # captum's methods make demands on a model that each of them words, and raises, in its own way.
+            result = attribution.attribute(images, **options)
+        # Each method of captum has its own requirements of a model, and its own errors.
         except Exception as error:
             hint = " Name a single module, such as a convolution." if self.method == "LayerLRP" else ""
             raise GuidanceError(
                 f"{self!r} cannot explain {type(model).__name__}: {type(error).__name__}: {error}.{hint}"
             ) from error
-        found: Tensor = answer[0] if isinstance(answer, tuple) else answer
+        values: Tensor = result[0] if isinstance(result, tuple) else result
         if not self.of_layer:
-            return found.sum(dim=1)
+            return values.sum(dim=1)
         if self.method == "LayerGradCam":
-            return found[:, 0]
-        return trace.feature.layout.spatial(found).sum(dim=1)
+            return values[:, 0]
+        return trace.feature.layout.spatial(values).sum(dim=1)
 
     def _module(self, trace: Trace, model: nn.Module) -> nn.Module:
         tap = Tap.parse(trace.feature.layer)
@@ -182,8 +182,8 @@ class Captum(AttributionSource):
             )
         return model.get_submodule(tap.module)
 
-    def _usual(self, trace: Trace, images: Tensor) -> dict[str, Any]:
-        """What methods need that depends on the images, or the layer."""
+    def _inputs(self, trace: Trace, images: Tensor) -> dict[str, Any]:
+        """Return the arguments of the method that depend on the images or the layer."""
         if self.method in ("LayerFeatureAblation", "LayerFeaturePermutation"):
             return {"layer_mask": _positions(trace.feature)}  # all channels of a position together
         channels, height, width = images.shape[1:]
@@ -195,7 +195,7 @@ class Captum(AttributionSource):
         if self.method in ("GradientShap", "LayerGradientShap"):
             return {"baselines": torch.zeros_like(images[:1])}
         if self.method in ("DeepLiftShap", "LayerDeepLiftShap"):
-            return {"baselines": torch.zeros_like(images[:1]).repeat(2, 1, 1, 1)}  # it asks for several
+            return {"baselines": torch.zeros_like(images[:1]).repeat(2, 1, 1, 1)}  # it needs several
         return {}
 
     def __repr__(self) -> str:
@@ -204,7 +204,7 @@ class Captum(AttributionSource):
 
 
 def __getattr__(name: str) -> Callable[..., Captum]:
-    """A method by its name, for the registry: `attnguide.sources.captum:Saliency`."""
+    """Return a method by its name, for the registry: `attnguide.sources.captum:Saliency`."""
     if name in CAPTUM_OF_IMAGES or name in CAPTUM_OF_LAYERS:
         return partial(Captum, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -218,11 +218,11 @@ def _for_all(pairs: Pairs, logits: Tensor) -> Pairs:
 
 
 class _Scores(nn.Module):
-    """A model that gives logits, and the same negated: evidence against a class is that for the other half.
+    """A model that gives logits and negated logits, whose classes stand for evidence against a class.
 
     Args:
         model: Any classifier.
-        classes: Class of each image whose score alone is returned; None for all.
+        classes: Class of each image whose score alone is given; None for all.
     """
 
     def __init__(self, model: nn.Module, classes: Tensor | None = None) -> None:
@@ -243,7 +243,7 @@ def _gradients(
     *others: Any,
     **more: Any,
 ) -> tuple[Tensor, ...]:
-    """Captum's gradients, by its own names, but such that they can be differentiated."""
+    """Compute the gradients that captum needs, with a graph; the names of arguments are captum's."""
     with torch.enable_grad():
         scores = forward_fn(*inputs).gather(1, target_ind[:, None])
         return torch.autograd.grad(scores.sum(), inputs, create_graph=True)
@@ -266,9 +266,9 @@ def _cells(height: int, width: int, side: int, device: torch.device) -> Tensor:
 
 @contextmanager
 def _prepared(model: nn.Module) -> Iterator[None]:
-    """Let no activation work in place.
+    """Switch off in-place activations.
 
-    Afterwards all is as it was, and what captum's hooks leave if it fails is taken off.
+    Afterwards all is as it was; hooks and rules that captum leaves after an error are removed.
     """
     modules = list(dict.fromkeys(modules_of(model)))
     hooks = [(getattr(module, kind), set(getattr(module, kind))) for module in modules for kind in _KINDS]
@@ -291,7 +291,7 @@ def _prepared(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _reproducible(device: torch.device) -> Iterator[None]:
-    """Draw the same each time, and leave the generators of others as they are."""
+    """Draw the same numbers each time, and leave the global generators as they are."""
     state = np.random.get_state()
     devices = [device] if device.type == "cuda" else []
     try:

@@ -27,7 +27,7 @@ class _GradientCAM(AttributionSource):
     def __call__(self, trace: Trace, pairs: Pairs) -> Tensor:
         """Compute the maps `(N, h, w)`.
 
-        In training something of a map without any evidence for its class is kept, since zeros could not be
+        In training, a map without any evidence for its class does not become zeros, which could not be
         guided; see [`functional.rectify`][attnguide.functional.rectify].
         """
         maps = self.signed(trace, pairs)
@@ -64,11 +64,11 @@ class GradCAM(_GradientCAM):
 
 
 class CAM(GradCAM):
-    """Class activation map (Zhou et al., CVPR 2016): also what speaks against a class, lifted to begin at 0.
+    """Class activation map (Zhou et al., CVPR 2016) with the evidence against a class, lifted to begin at 0.
 
-    Where average pooling and one linear layer follow, the weights of that layer times the features, up to a
-    factor; elsewhere mean gradients stand for the weights, as in Grad-CAM. Unlike Grad-CAM's, the map
-    ranks the places without evidence too.
+    Where average pooling and one linear layer follow, the map is the weights of that layer times the
+    features, up to a factor; elsewhere mean gradients take the place of the weights, as in Grad-CAM. Unlike
+    Grad-CAM's, the map ranks positions without evidence too.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Gradients of the score with respect to the images, or a layer."""
+"""Sources that use the gradient of the score with respect to the images, or a layer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from attnguide.trace import Trace
 
 __all__ = ["Gradient", "GradientTimesInput", "Score"]
 
-#: What is differentiated: the logit of the pair's class, or the log-probabilities of all classes, summed.
+#: The score to differentiate: the logit of the pair's class, or the log-probabilities of all classes, summed.
 Score = Literal["logit", "log_probabilities"]
 
 
@@ -23,7 +23,7 @@ class _Gradients(AttributionSource):
     """A map made of gradients with respect to the images; at a layer, if one is named.
 
     Args:
-        score: What is differentiated. `"logit"`: the score of the pair. `"log_probabilities"`: Σ ln p over
+        score: The score to differentiate. `"logit"`: that of the pair. `"log_probabilities"`: Σ ln p over
             all classes of a softmax, the same for every class of a sample (Ross et al., IJCAI 2017, eq. 3):
             the evidence against other classes is penalised too.
 
@@ -40,7 +40,7 @@ class _Gradients(AttributionSource):
         self.score = score
 
     def gradients(self, trace: Trace, pairs: Pairs) -> Tensor:
-        """Gradient of each pair's score, `(N, C, h, w)`."""
+        """Return the gradient of each pair's score, `(N, C, h, w)`."""
         if self.score == "logit":
             return trace.gradients(pairs)
         return pairs.pick(trace.gradients_of_all())
@@ -66,7 +66,7 @@ class Gradient(_Gradients):
 class GradientTimesInput(_Gradients):
     """Gradient times image, summed over the channels: what each position adds to the score; signed.
 
-    See [`functional.hires_cam`][attnguide.functional.hires_cam], which is the same of any layer.
+    See [`functional.hires_cam`][attnguide.functional.hires_cam], which is the same for any layer.
 
     Args:
         score: `"logit"`, or `"log_probabilities"`.

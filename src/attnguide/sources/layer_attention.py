@@ -21,8 +21,8 @@ class LayerAttention(AttributionSource):
 
     See [`functional.channel_mean`][attnguide.functional.channel_mean].
 
-    A `LayerNorm` takes the mean over the channels away, until its own weights were trained. `"auto"`
-    therefore means the last layer that is none; of one that was named, rounding is taken for zero, with a
+    A `LayerNorm` subtracts the mean over the channels, until its weights are trained. `"auto"` therefore
+    means the last layer that is not a `LayerNorm`; at a named one, rounding errors count as zero, with a
     warning.
     """
 
@@ -37,8 +37,8 @@ class LayerAttention(AttributionSource):
         shown = maps.detach().abs() >= rounding
         if may_read(shown) and not bool(shown.any()):
             warnings.warn(
-                "layer attention is zero everywhere: the layer normalises over its channels, and was not "
-                "trained. Look at the layer before it, such as layer='blocks.10'; see `attnguide layers`.",
+                "layer attention is zero everywhere: the layer normalises over its channels, and is not "
+                "trained. Choose the layer before it, such as layer='blocks.10'; see `attnguide layers`.",
                 stacklevel=2,
             )
         return pairs.pick(torch.where(shown, maps, 0.0))

@@ -14,7 +14,7 @@ from skimage.morphology import isotropic_dilation
 from attnguide.data.procedural.faces import ProceduralFaces
 from attnguide.errors import DataError
 from attnguide.interfaces import RegionSource
-from attnguide.masks._shapes import Polygon
+from attnguide.masks import Polygon
 from attnguide.parts.registry import registry
 from attnguide_action_units.region_source import LandmarkRegions
 from attnguide_action_units.tables import LandmarkTable

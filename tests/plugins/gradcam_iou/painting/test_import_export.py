@@ -10,8 +10,7 @@ import pytest
 from tests.plugins.gradcam_iou.helpers import SIZE, picture, some_mask
 
 from attnguide.errors import DataError
-from attnguide.masks import read_coco, read_labelme
-from attnguide.masks._shapes import Polygon
+from attnguide.masks import Polygon, read_coco, read_labelme
 from attnguide_gradcam_iou.painting import import_export
 from attnguide_gradcam_iou.painting.sheets import find_sheets
 from attnguide_gradcam_iou.painting.store import MaskStore

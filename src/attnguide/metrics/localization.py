@@ -1,7 +1,7 @@
-"""How well a map points at what a mask shows.
+"""Measures of how well maps lie on masks.
 
-Each is a function, one score for each map, and a `Metric` of torchmetrics, their mean. A map without a
-positive value points nowhere: it scores 0, and is never left out.
+Each is a function, which gives one score for each map, and a `Metric` of torchmetrics, their mean. A map
+without a positive value points nowhere: it scores 0, and is never left out.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def energy_in_mask(maps: Tensor, masks: Tensor) -> Tensor:
 
 
 def iou(maps: Tensor, masks: Tensor, *, threshold: float = 0.5) -> Tensor:
-    """IoU@t: overlap of the mask with where the map is above a threshold.
+    """IoU@t: overlap of the mask with the positions where the map is above a threshold.
 
     The positive part of the map is scaled to [0, 1] by its minimum and maximum. Choose the threshold on
     held-out data, and state it.
@@ -56,7 +56,7 @@ def iou(maps: Tensor, masks: Tensor, *, threshold: float = 0.5) -> Tensor:
     Args:
         maps: Attributions `(N, H, W)`, any scale.
         masks: `(N, H, W)`, or `(H, W)` for all; above 0.5 is inside.
-        threshold: Threshold of the map, in [0, 1).
+        threshold: Threshold in [0, 1).
 
     Returns:
         `(N,)` in [0, 1]; 0 if both are empty.
@@ -68,8 +68,8 @@ def iou(maps: Tensor, masks: Tensor, *, threshold: float = 0.5) -> Tensor:
         raise InputError(f"threshold={threshold} must be at least 0 and below 1.")
     maps, masks = _fitting(maps, masks)
     seen, inside = functional.min_max(maps.relu()) > threshold, masks > 0.5
-    both = (seen & inside).sum(dim=(1, 2))
-    return both / (seen | inside).sum(dim=(1, 2)).clamp(min=1)
+    overlap = (seen & inside).sum(dim=(1, 2))
+    return overlap / (seen | inside).sum(dim=(1, 2)).clamp(min=1)
 
 
 def pointing_game(maps: Tensor, masks: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ def pointing_game(maps: Tensor, masks: Tensor) -> Tensor:
 
 
 def cosine(maps: Tensor, masks: Tensor) -> Tensor:
-    """Cosine between map and mask: CAM-COS or ATT-COS, as the map is (Belharbi et al., FG 2024).
+    """Cosine between map and mask: CAM-COS or ATT-COS, depending on the map (Belharbi et al., FG 2024).
 
     Args:
         maps: Attributions `(N, H, W)`, any scale, signed or not.
@@ -148,7 +148,7 @@ class EnergyInMask(MeanMetric):
     """Mean of [`energy_in_mask`][attnguide.metrics.energy_in_mask]."""
 
     def score(self, maps: Tensor, masks: Tensor) -> Tensor:
-        """Scores of a batch, `(N,)`."""
+        """Compute the scores of a batch, `(N,)`."""
         return energy_in_mask(maps, masks)
 
 
@@ -156,7 +156,7 @@ class IoU(MeanMetric):
     """Mean of [`iou`][attnguide.metrics.iou].
 
     Args:
-        threshold: Threshold of the map, in [0, 1).
+        threshold: Threshold in [0, 1).
     """
 
     def __init__(self, threshold: float = 0.5) -> None:
@@ -164,7 +164,7 @@ class IoU(MeanMetric):
         self.threshold = threshold
 
     def score(self, maps: Tensor, masks: Tensor) -> Tensor:
-        """Scores of a batch, `(N,)`."""
+        """Compute the scores of a batch, `(N,)`."""
         return iou(maps, masks, threshold=self.threshold)
 
 
@@ -172,7 +172,7 @@ class PointingGame(MeanMetric):
     """Mean of [`pointing_game`][attnguide.metrics.pointing_game]."""
 
     def score(self, maps: Tensor, masks: Tensor) -> Tensor:
-        """Scores of a batch, `(N,)`."""
+        """Compute the scores of a batch, `(N,)`."""
         return pointing_game(maps, masks)
 
 
@@ -180,7 +180,7 @@ class Cosine(MeanMetric):
     """Mean of [`cosine`][attnguide.metrics.cosine]."""
 
     def score(self, maps: Tensor, masks: Tensor) -> Tensor:
-        """Scores of a batch, `(N,)`."""
+        """Compute the scores of a batch, `(N,)`."""
         return cosine(maps, masks)
 
 
@@ -188,5 +188,5 @@ class RelevanceRank(MeanMetric):
     """Mean of [`relevance_rank`][attnguide.metrics.relevance_rank]."""
 
     def score(self, maps: Tensor, masks: Tensor) -> Tensor:
-        """Scores of a batch, `(N,)`."""
+        """Compute the scores of a batch, `(N,)`."""
         return relevance_rank(maps, masks)
