@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -67,25 +64,3 @@ def test_contact_sheets_that_cannot_be() -> None:
         visual.contact_sheet([])
     with pytest.raises(InputError, match="got 1 and 2"):
         visual.contact_sheet([Image.new("RGB", (4, 4))], ["a", "b"])
-
-
-def test_maps_are_saved_for_the_classes_that_there_are(tmp_path: Path) -> None:
-    maps, classes = torch.rand(2, 2, 4, 6), torch.tensor([[3, 1], [0, -1]])
-    scores = torch.tensor([[0.5, -1.0], [2.0, 0.0]])
-    files = visual.save_maps(tmp_path / "new", maps, classes, scores, ["a", "b"], format="npz")
-    assert [file.name for file in files] == ["a_3.npz", "a_1.npz", "b_0.npz"]
-    content = np.load(files[1])
-    assert np.array_equal(content["map"], maps[0, 1].numpy())
-    assert (content["cls"], content["score"]) == (1, -1.0)
-    (file,) = visual.save_maps(tmp_path, maps[1:], classes[1:], scores[1:], format="npy")
-    assert file.name == "image0_0.npy"
-    assert np.array_equal(np.load(file), maps[1, 0].numpy())
-
-
-def test_maps_are_saved_as_png_if_there_are_pictures(tmp_path: Path) -> None:
-    maps, classes, scores = torch.rand(1, 1, 4, 4), torch.zeros(1, 1).long(), torch.zeros(1, 1)
-    pictures = torch.full((1, 1, 3, 8, 8), 200, dtype=torch.uint8)
-    (file,) = visual.save_maps(tmp_path, maps, classes, scores, format="png", pictures=pictures)
-    assert Image.open(file).getpixel((0, 0)) == (200, 200, 200)
-    with pytest.raises(InputError, match="format='png' needs pictures"):
-        visual.save_maps(tmp_path, maps, classes, scores, format="png")

@@ -36,7 +36,7 @@ def test_a_model_follows_the_half_that_its_rule_reads(left: bool) -> None:
     masks = torch.zeros(COUNT, 8, 8)
     masks[:, :, :4] = 1  # the left half is where to look
     pairs = resolve("labels", logits, labels)
-    result = swapping.exchange(model, images, logits, labels, pairs, masks, 16)
+    result = swapping.swap(model, images, logits, labels, pairs, masks, 16)
     assert torch.equal(result.cls, labels)
     followed, ignored = (result.inside, result.outside) if left else (result.outside, result.inside)
     assert bool((followed == 1).all())

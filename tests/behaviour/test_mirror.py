@@ -20,6 +20,7 @@ TESTED_BY = {
     "data/procedural/parts": "data/procedural/test_faces.py",
     "guiding/guide": "behaviour/test_training_modes.py",
     "interfaces": "contract/test_every_part.py",
+    "masks/entries": "masks/test_labelme.py",
     "parts/hookspecs": "parts/test_registry.py",
     "models/building": "models/test_loading.py",
     "models/downloading": "models/test_loading.py",

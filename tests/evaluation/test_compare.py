@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 
 from attnguide.errors import InputError
-from attnguide.evaluation.compare import Change, Comparison, check_alike
-from attnguide.evaluation.evaluate import Evaluation, Labelled, Record
+from attnguide.evaluation.compare import Change, Comparison, check_comparable
+from attnguide.evaluation.evaluate import Evaluation, ImageResult, LabeledImage
 
 
 def change(name: str, before: tuple[int, float, float], after: tuple[int, float, float]) -> Change:
     """A change of the predicted class, of the probability of class 1, and of the energy in the mask."""
-    image = Labelled(Path(name), 1)
+    image = LabeledImage(Path(name), 1)
     return Change(
         *(
-            Record(image=image, predicted=cls, confidence=p, probability=p, scores={"energy": energy})
+            ImageResult(image=image, predicted=cls, confidence=p, probability=p, scores={"energy": energy})
             for cls, p, energy in (before, after)
         )
     )
@@ -48,7 +48,9 @@ def test_the_largest_changes_come_first() -> None:
 def test_differences_of_one_image() -> None:
     assert CHANGES[0].probability == pytest.approx(0.7)
     assert CHANGES[0].energy == pytest.approx(0.4)
-    record = Record(image=Labelled(Path("a"), 0), predicted=0, confidence=1.0, probability=1.0, scores={})
+    record = ImageResult(
+        image=LabeledImage(Path("a"), 0), predicted=0, confidence=1.0, probability=1.0, scores={}
+    )
     assert Change(record, record).energy is None
 
 
@@ -61,6 +63,6 @@ def test_models_that_cannot_be_compared(field: str, other: Any, what: str) -> No
     one: Any = SimpleNamespace(**common)
     changed: Any = SimpleNamespace(**{**common, field: other})
     files = [Path("before.pt"), Path("after.pt")]
-    check_alike(one, one, files)
+    check_comparable(one, one, files)
     with pytest.raises(InputError, match=rf"before\.pt and after\.pt have different {what}"):
-        check_alike(one, changed, files)
+        check_comparable(one, changed, files)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from attnguide.errors import UnknownNameError
-from attnguide.masks.annotations import read_coco, read_labelme
+from attnguide.masks import read_coco, read_labelme
 
 SQUARE = [[2, 1], [6, 1], [6, 5], [2, 5]]
 

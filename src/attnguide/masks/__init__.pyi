@@ -1,3 +1,5 @@
+from ._levels import read_levels as read_levels
+from ._shapes import Circle as Circle, Polygon as Polygon, RunLengths as RunLengths, Shape as Shape
 from .annotations import LabeledMasks as LabeledMasks
 from .class_names import ClassNames as ClassNames, class_key as class_key
 from .coco import read_coco as read_coco
@@ -10,6 +12,4 @@ from .folders import (
 )
 from .labelme import read_labelme as read_labelme
 from .legends import LegendEntry as LegendEntry, read_legend as read_legend
-from ._levels import read_levels as read_levels
-from ._shapes import Circle as Circle, Polygon as Polygon, RunLengths as RunLengths, Shape as Shape
 from .sizes import Size as Size, as_size as as_size

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from attnguide.errors import InputError, UnknownNameError
 from attnguide.masks.sizes import Size, as_size, resize
+
+if TYPE_CHECKING:  # masks are painted and read without torch
+    from torch import Tensor
 
 __all__ = ["ClassNames", "class_key"]
 
@@ -67,6 +68,8 @@ class ClassNames:
         Returns:
             Float tensor `(K, H, W)` in [0, 1]; all NaN, "no annotation", for a class without a region.
         """
+        import torch
+
         height, width = next(iter(regions.values())).shape if size is None else as_size(size)
         missing = torch.full((height, width), torch.nan)
         resized = {name: resize(region, (height, width)) for name, region in regions.items()}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from attnguide.errors import InputError
+
+if TYPE_CHECKING:  # masks are painted and read without torch
+    from torch import Tensor
 
 __all__ = ["Size", "as_size", "resize"]
 
@@ -28,6 +30,8 @@ def resize(mask: Tensor, size: Size | None) -> Tensor:
     """
     if size is None or tuple(mask.shape) == as_size(size):
         return mask
+    import torch.nn.functional as F
+
     height, width = as_size(size)
     mode = "area" if height <= mask.shape[0] and width <= mask.shape[1] else "nearest-exact"
     return F.interpolate(mask[None, None], (height, width), mode=mode)[0, 0]
