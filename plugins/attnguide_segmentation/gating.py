@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from attnguide.capture.calls import Call
-from attnguide.capture.model_state import is_muted
+from attnguide.capture.model_state import muting
 from attnguide.errors import GuidanceError, InputError, LayerError
 from attnguide.interfaces import Adapter
 from attnguide_segmentation.finder import RegionFinder
@@ -50,8 +50,8 @@ class _Inside(Adapter):
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         # Probes of the library run inside other passes.
-        hidden = self.inert or is_muted()
-        if not is_muted():
+        hidden = self.inert or muting.depth
+        if not muting.depth:
             self._passing.images.clear()  # left by an interrupted pass
             self._passing.features = None
             self.finder.forget()
@@ -74,7 +74,7 @@ class _Inside(Adapter):
         """
         if self._passing.images:
             return self._passing.images[-1]
-        if not self.inert and not is_muted() and torch._C._current_graph_task_id() != -1:
+        if not self.inert and not muting.depth and torch._C._current_graph_task_id() != -1:
             raise GuidanceError(
                 f"{type(self).__name__} does not work with activation checkpointing, which runs a part of "
                 "the model again without the images. Switch it off, or use SSP."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -209,7 +209,10 @@ def explain(
         raise InputError(
             f"combine={combine!r} is unknown: choose one of {', '.join(functional.COMBINATIONS)}."
         )
-    if not _is_size(size):
+    sides = size if isinstance(size, (tuple, list)) else ()
+    if size not in (None, "input") and not (
+        len(sides) == 2 and all(isinstance(side, int) and side >= 1 for side in sides)
+    ):
         raise InputError(f"size={size!r} must be 'input', None, or (height, width), both at least 1.")
     attribution: AttributionSource = registry().create("source", source, AttributionSource)
     with ExitStack() as stack:
@@ -259,7 +262,7 @@ def explain(
             classes[pairs.sample, pairs.slot] = pairs.cls
         return Explanation(
             raw,
-            trace.image_size if size == "input" else size,
+            (images.shape[-2], images.shape[-1]) if size == "input" else size,
             classes,
             trace.logits.detach(),
             images,
@@ -272,7 +275,12 @@ def _maps(source: AttributionSource, trace: Trace, pairs: Pairs) -> Tensor:
     """Compute the maps of one layer, `(B, T, h, w)`; zeros where an image has fewer classes than T."""
     shape = (len(trace.logits), pairs.slots, *source.size(trace))
     maps = None
-    for first, chunk in _chunks(pairs):
+    # A model may have thousands of classes: no sample has more than a bounded number of maps at once.
+    for first in range(0, pairs.slots, _CHUNK):
+        chunk = pairs
+        if pairs.slots > _CHUNK:
+            inside = (pairs.slot >= first) & (pairs.slot < first + _CHUNK)
+            chunk = pairs.select(inside.nonzero()[:, 0])
         found = maps_of(source, trace, chunk)
         if len(found) == shape[0] * shape[1]:  # all of them, in order already
             return found.view(shape)
@@ -280,20 +288,3 @@ def _maps(source: AttributionSource, trace: Trace, pairs: Pairs) -> Tensor:
             maps = found.new_zeros(shape)
         maps[chunk.sample, chunk.slot + first] = found
     return full_precision(trace.logits).new_zeros(shape) if maps is None else maps
-
-
-def _is_size(size: object) -> bool:
-    if isinstance(size, (tuple, list, torch.Size)):
-        return len(size) == 2 and all(isinstance(side, int) and side >= 1 for side in size)
-    return size is None or size == "input"
-
-
-def _chunks(pairs: Pairs) -> Iterator[tuple[int, Pairs]]:
-    """Split pairs so that no sample has more than a bounded number; with the first slot of each chunk."""
-    if pairs.slots <= _CHUNK:
-        if len(pairs):
-            yield 0, pairs
-        return
-    for first in range(0, pairs.slots, _CHUNK):
-        inside = (pairs.slot >= first) & (pairs.slot < first + _CHUNK)
-        yield first, pairs.select(inside.nonzero()[:, 0])

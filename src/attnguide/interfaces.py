@@ -86,7 +86,7 @@ def maps_of(source: AttributionSource, trace: Trace, pairs: Pairs) -> Tensor:
         GuidanceError: If the maps are not of the size that the source specifies.
     """
     maps = source(trace, pairs)
-    expected = (len(pairs), *source.size(trace))
+    expected = (len(pairs.sample), *source.size(trace))
     if maps.shape != expected:
         raise GuidanceError(
             f"source {source!r} gave maps of shape {tuple(maps.shape)}, expected {expected}: one (h, w) map "

@@ -219,7 +219,16 @@ def resolve(
     if not isinstance(targets, str) or targets not in _NAMED or evidence not in EVIDENCE:
         check_choice(targets, evidence)
     truth = None if labels is None else positives(labels, logits)
-    pairs = _named(targets, logits, truth) if isinstance(targets, str) else _listed(targets, logits)
+    if not isinstance(targets, str):
+        pairs = _listed(targets, logits)
+    elif targets == "all":
+        pairs = _every(logits)
+    elif targets == "labels":
+        pairs = _labelled(truth, logits)
+    elif logits.shape[1] > 1 and truth is not None and truth.ndim == 2:
+        pairs = _where(logits.detach() > 0, logits)
+    else:
+        pairs = Pairs.one_each(logits.detach().argmax(dim=1))
     if evidence == "logit":
         return pairs
     return replace(pairs, sign=torch.where(logits.detach()[pairs.sample, pairs.cls] < 0, -1, 1))
@@ -260,14 +269,7 @@ def _listed(targets: Sequence[int] | Sequence[tuple[int, int]] | Tensor, logits:
     return Pairs(sample, cls, torch.ones_like(cls), slot, len(index))
 
 
-def _named(targets: str, logits: Tensor, truth: Tensor | None) -> Pairs:
-    classes = logits.shape[1]
-    if targets == "all":
-        return _every(logits)
-    if targets == "predicted":
-        if classes > 1 and truth is not None and truth.ndim == 2:
-            return _where(logits.detach() > 0, logits)
-        return Pairs.one_each(logits.detach().argmax(dim=1))
+def _labelled(truth: Tensor | None, logits: Tensor) -> Pairs:
     if truth is None:
         raise InputError(
             "targets='labels' needs labels. Pass labels=…, or choose targets='predicted', 'all' or class "

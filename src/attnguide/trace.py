@@ -402,7 +402,6 @@ class Trace:
             GuidanceError: If the logits have no graph, or do not depend on the feature.
         """
         feature = feature or self.feature
-        self._check_graph(feature)
         if self.logits.shape[1] < 2:
             raise GuidanceError(
                 "log-probabilities are those of a softmax over at least two classes, and the model has one "
@@ -427,7 +426,6 @@ class Trace:
         Raises:
             GuidanceError: If the logits have no graph.
         """
-        self._check_graph(self.feature)
         slopes = torch.zeros_like(self.logits)
         slopes[pairs.sample, pairs.cls] = pairs.sign.to(slopes.dtype)
         places = tuple(part for parts in self.attention for part in parts)
@@ -457,20 +455,11 @@ class Trace:
 
     def _passes(self, pairs: Pairs, feature: Feature) -> list[Tensor]:
         """Gradients slot by slot, each with a batch axis, in the layout of the model, or pooled."""
-        self._check_graph(feature)
         places = feature.parts if feature.pooled is None else feature.pooled
-        start, slopes = self._starts(pairs, feature)
-        if feature.pooled is not None and pairs.slots > 1:
-            # Behind the pooling a pass costs next to nothing, but launching it does.
-            found = self._grad(start, places, feature, slopes, batched=True)
-            return list(torch.cat([part.to(places[0].device) for part in found], dim=1))
-        return [_joined(self._grad(start, places, feature, slope)) for slope in slopes]
-
-    def _starts(self, pairs: Pairs, feature: Feature) -> tuple[Tensor, Tensor]:
-        """Where differentiation starts, `(B, D)`, and the gradient of the scores there, `(slots, B, D)`."""
         head = feature.head
         start = self.logits if head is None else _joined(head.inputs)
         with torch.set_grad_enabled(self.differentiable):
+            # The gradient of the scores with respect to the start.
             slopes = start.new_zeros(pairs.slots, *start.shape)
             sign = pairs.sign.to(start.dtype)
             if head is None:
@@ -478,7 +467,11 @@ class Trace:
             else:
                 rows = head.weight.to(device=start.device, dtype=start.dtype)[pairs.cls]
                 slopes[pairs.slot, pairs.sample] = rows * sign[:, None]
-        return start, slopes
+        if feature.pooled is not None and pairs.slots > 1:
+            # Behind the pooling a pass costs next to nothing, but launching it does.
+            found = self._grad(start, places, feature, slopes, batched=True)
+            return list(torch.cat([part.to(places[0].device) for part in found], dim=1))
+        return [_joined(self._grad(start, places, feature, slope)) for slope in slopes]
 
     def _grad(
         self,
@@ -489,6 +482,22 @@ class Trace:
         *,
         batched: bool = False,
     ) -> tuple[Tensor, ...]:
+        if not self.logits.requires_grad:
+            raise GuidanceError(
+                "the logits have no graph: the model ran under torch.no_grad() or inference_mode(), or no "
+                "parameter requires a gradient. Run the forward with gradients enabled."
+            )
+        if not all(part.is_floating_point() for part in feature.parts):
+            raise GuidanceError(
+                f"layer {feature.layer!r} holds integers, which have no gradient. Give the model images as "
+                "floats, or look at a layer behind the one that makes them floats."
+            )
+        if not all(part.requires_grad for part in feature.parts):
+            raise GuidanceError(
+                f"layer {feature.layer!r} ran without a graph, although the logits have one: the model "
+                "itself switches gradients off for a part of its forward. Choose a layer that runs after "
+                "it."
+            )
         if len(places) == 1 and start is places[0]:
             return (slopes,)
         try:
@@ -514,24 +523,6 @@ class Trace:
                 "is computed from."
             )
         return found
-
-    def _check_graph(self, feature: Feature) -> None:
-        if not self.logits.requires_grad:
-            raise GuidanceError(
-                "the logits have no graph: the model ran under torch.no_grad() or inference_mode(), or no "
-                "parameter requires a gradient. Run the forward with gradients enabled."
-            )
-        if not all(part.is_floating_point() for part in feature.parts):
-            raise GuidanceError(
-                f"layer {feature.layer!r} holds integers, which have no gradient. Give the model images as "
-                "floats, or look at a layer behind the one that makes them floats."
-            )
-        if not all(part.requires_grad for part in feature.parts):
-            raise GuidanceError(
-                f"layer {feature.layer!r} ran without a graph, although the logits have one: the model "
-                "itself switches gradients off for a part of its forward. Choose a layer that runs after "
-                "it."
-            )
 
 
 def _by_pair(passes: list[Tensor], pairs: Pairs, feature: Feature) -> Tensor:

@@ -24,7 +24,7 @@ USED_BY_PLUGINS = {
     "attnguide.capture.calls.Tap",
     "attnguide.capture.calls.find_logits",
     "attnguide.capture.model_state.evaluating",
-    "attnguide.capture.model_state.is_muted",
+    "attnguide.capture.model_state.muting",
     "attnguide.capture.model_state.muted",
     "attnguide.capture.model_state.unwrap",
     "attnguide.capture.recorder.aside",

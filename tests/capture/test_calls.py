@@ -14,7 +14,6 @@ from attnguide.capture.calls import (
     INPUT,
     Call,
     Tap,
-    find_images,
     find_logits,
     images_name,
     replace,
@@ -68,12 +67,12 @@ def test_a_tensor_is_replaced_where_it_was_found(kind: str) -> None:
 
 def test_images_are_the_first_tensor_with_rows_and_columns() -> None:
     images = torch.zeros(2, 3, 8, 8)
-    assert find_images((A, "text", images), {}) is images
-    assert find_images((), {"flag": True, "pixels": images}) is images
+    assert Call.of((A, "text", images), {}).images is images
+    assert Call.of((), {"flag": True, "pixels": images}).images is images
     with pytest.raises(InputError, match=r"got Tensor, int"):
-        find_images((A, 3), {})
+        Call.of((A, 3), {})
     with pytest.raises(InputError, match=r"got nothing"):
-        find_images((), {})
+        Call.of((), {})
 
 
 def test_a_call_is_repeated_with_other_images() -> None:

@@ -13,9 +13,9 @@ from torch import nn
 from attnguide.capture.model_state import (
     empty_caches,
     evaluating,
-    is_muted,
     modules_of,
     muted,
+    muting,
     uncached_autocast,
 )
 from attnguide.functional import full_precision_mode
@@ -66,12 +66,12 @@ def test_all_modules_are_visited() -> None:
 def test_muting_is_counted_and_of_one_thread() -> None:
     seen: list[bool] = []
     with muted(), muted():
-        thread = threading.Thread(target=lambda: seen.append(is_muted()))
+        thread = threading.Thread(target=lambda: seen.append(muting.depth > 0))
         thread.start()
         thread.join()
-        assert is_muted()
+        assert muting.depth
     assert seen == [False]
-    assert not is_muted()
+    assert not muting.depth
 
 
 def test_autocast_is_left_and_entered_again() -> None:

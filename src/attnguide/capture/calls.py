@@ -16,7 +16,6 @@ __all__ = [
     "INPUT",
     "Call",
     "Tap",
-    "find_images",
     "find_logits",
     "images_name",
     "replace",
@@ -120,19 +119,6 @@ def replace(output: Any, path: Path, tensor: Tensor) -> Any:
     return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
 
 
-def find_images(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    """Return the images among the arguments of a forward call: the first tensor with rows and columns."""
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, Tensor) and value.ndim >= 3:
-            return value
-    got = ", ".join(type(value).__name__ for value in (*args, *kwargs.values())) or "nothing"
-    patches = any(isinstance(value, Mapping) and "patches" in value for value in (*args, *kwargs.values()))
-    remedy = " Patches made beforehand have no rows and columns: pass the images themselves." * patches
-    raise InputError(
-        f"no image tensor (B, C, H, W) among the arguments of the model's forward; got {got}.{remedy}"
-    )
-
-
 @dataclass(frozen=True)
 class Call:
     """How a model was called, so that it can be called in the same way with other images.
@@ -149,12 +135,21 @@ class Call:
 
     @classmethod
     def of(cls, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
-        """Find the images among the arguments.
+        """Find the images among the arguments: the first tensor with rows and columns.
 
         Raises:
             InputError: If there are none.
         """
-        return cls(args, kwargs, find_images(args, kwargs))
+        given = (*args, *kwargs.values())
+        for value in given:
+            if isinstance(value, Tensor) and value.ndim >= 3:
+                return cls(args, kwargs, value)
+        got = ", ".join(type(value).__name__ for value in given) or "nothing"
+        patches = any(isinstance(value, Mapping) and "patches" in value for value in given)
+        remedy = " Patches made beforehand have no rows and columns: pass the images themselves." * patches
+        raise InputError(
+            f"no image tensor (B, C, H, W) among the arguments of the model's forward; got {got}.{remedy}"
+        )
 
     @property
     def signature(self) -> tuple[str, ...]:

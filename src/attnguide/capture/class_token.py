@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from attnguide.capture.calls import tensors_in
-from attnguide.capture.model_state import is_muted
+from attnguide.capture.model_state import muting
 from attnguide.capture.own_hooks import Handles
 
 __all__ = ["ClassToken", "FewRows", "FirstQueries"]
@@ -128,7 +128,7 @@ class FewRows(threading.local):
         self.whole = None
         if (
             self.is_off()
-            or is_muted()
+            or muting.depth
             or not torch.is_grad_enabled()
             or len(args) != 1
             or not isinstance(args[0], Tensor)

@@ -18,9 +18,9 @@ __all__ = [
     "ModelState",
     "empty_caches",
     "evaluating",
-    "is_muted",
     "modules_of",
     "muted",
+    "muting",
     "state_of",
     "uncached_autocast",
     "unwrap",
@@ -123,7 +123,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
                 module.training = training
             if compiled is not None:
                 module._compiled_call_impl = compiled
-        empty_caches(model)
+        for cache in _caches(model):
+            cache.clear()
         for cache, content in kept:
             cache.update(content)
 
@@ -156,28 +157,27 @@ def _is_cache(name: str) -> bool:
     return name.endswith("attention_bias_cache")
 
 
-class _Muting(threading.local):
-    """How many probes are running in this thread."""
+class Muting(threading.local):
+    """Whether passes that recorders ignore are running in this thread.
+
+    Attributes:
+        depth: How many of them, one inside the other.
+    """
 
     depth = 0
 
 
-_muting = _Muting()
+muting = Muting()
 
 
 @contextmanager
 def muted() -> Iterator[None]:
     """Run forward passes that recorders ignore: probes of the library itself."""
-    _muting.depth += 1
+    muting.depth += 1
     try:
         yield
     finally:
-        _muting.depth -= 1
-
-
-def is_muted() -> bool:
-    """Whether such a pass is running in this thread."""
-    return _muting.depth > 0
+        muting.depth -= 1
 
 
 @contextmanager

@@ -6,6 +6,7 @@ What the hooks of others see must be as it would be without the library.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 from torch import nn
 from torch.nn.modules import module as global_hooks
@@ -18,29 +19,30 @@ _KINDS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 _ours: set[int] = set()
 
 
+@dataclass
 class Handles:
     """The hooks of one owner.
 
     Attributes:
-        ids: Ids of the hooks.
+        handles: Their handles.
+        ids: Their ids.
     """
 
-    def __init__(self) -> None:
-        self._handles: list[RemovableHandle] = []
-        self.ids: set[int] = set()
+    handles: list[RemovableHandle] = field(default_factory=list)
+    ids: set[int] = field(default_factory=set)
 
     def keep(self, handle: RemovableHandle) -> None:
         """Own a hook."""
         _ours.add(handle.id)
         self.ids.add(handle.id)
-        self._handles.append(handle)
+        self.handles.append(handle)
 
     def remove(self) -> None:
         """Remove all hooks. May be called twice."""
-        for handle in self._handles:
+        for handle in self.handles:
             handle.remove()
         _ours.difference_update(self.ids)
-        self._handles.clear()
+        self.handles.clear()
         self.ids.clear()
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from attnguide.capture.attention_reader import AttentionReader, Note
 from attnguide.capture.calls import Call, Tap, find_logits, images_name, replace, select
 from attnguide.capture.class_token import ClassToken
-from attnguide.capture.model_state import ModelState, empty_caches, is_muted, state_of, unwrap
+from attnguide.capture.model_state import ModelState, empty_caches, muting, state_of, unwrap
 from attnguide.capture.own_hooks import Handles
 from attnguide.capture.second_order import Fusion, SecondOrder
 from attnguide.errors import LayerError
@@ -29,7 +29,6 @@ __all__ = [
     "Recording",
     "adapters_of",
     "aside",
-    "is_predicted_by_adapters",
     "recorders_of",
 ]
 
@@ -63,11 +62,6 @@ def recorders_of(model: nn.Module) -> list[Recorder]:
         for hook in hooks
         if isinstance(owner := getattr(hook, "__self__", None), Recorder) and not owner.inert
     ]
-
-
-def is_predicted_by_adapters(model: nn.Module) -> bool:
-    """Whether adapters may compute the logits in place of the model's own head."""
-    return any(recorder.replaces_output for recorder in recorders_of(model))
 
 
 def adapters_of(model: nn.Module) -> tuple[nn.Module, ...]:
@@ -214,7 +208,7 @@ class Recorder:
             if name not in self._recorded:
                 wanted.setdefault(tap.module, {})[name] = tap
         # The output of another recorder's adapters has to depend on what this one records.
-        first = not self.replaces_output and is_predicted_by_adapters(self.model)
+        first = not self.replaces_output and bool(adapters_of(self.model))
         for name, taps in wanted.items():
             module = modules[name]
             inputs = {text: tap for text, tap in taps.items() if tap.given}
@@ -252,7 +246,7 @@ class Recorder:
 
     def _begin_wrapper(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Prepare for replicas, which run in threads of their own."""
-        if is_muted() or self.inert:
+        if muting.depth or self.inert:
             return
         self.clear()
         if self._plan is not None:
@@ -262,14 +256,14 @@ class Recorder:
             if place is not None and call.images.device != place.device:
                 args, kwargs = call.arguments(call.images.to(place.device))
                 call = Call.of(args, kwargs)
-            self._update(call)
+            self._update(call, self._plan)
         self._parallel = True
 
     def _end_wrapper(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self._parallel = False
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if is_muted() or self.inert:
+        if muting.depth or self.inert:
             return None
         call = Call.of(args, kwargs)
         images = call.images
@@ -278,7 +272,8 @@ class Recorder:
                 self.clear()
             if torch.is_grad_enabled():
                 empty_caches(self.model)
-            self._update(call)
+            if self._plan is not None:
+                self._update(call, self._plan)
         previous = self.recordings.pop(images.device, None)
         if previous is not None and previous.fusion is not None:
             previous.fusion.fuse()  # a forward that was interrupted left it open
@@ -293,10 +288,8 @@ class Recorder:
         feature = recording.features[self._images] = self._start_graph(recording, images)
         return call.arguments(feature.clone())
 
-    def _update(self, call: Call) -> None:
+    def _update(self, call: Call, make_plan: Callable[[Call], Plan]) -> None:
         """Switch the adapters to the model's mode, and make a new plan if anything has changed."""
-        if self._plan is None:
-            return
         if self.adapters.training != self.model.training:
             self.adapters.train(self.model.training)
         state = self._state = state_of(self.model)
@@ -304,7 +297,7 @@ class Recorder:
         # A reference is gone where a new module took the place, perhaps with the same id.
         if key != self._planned_for or None in [reference() for reference in self._planned]:
             self._planned_for = None
-            plan = self._plan(call)
+            plan = make_plan(call)
             self.record(plan)
             names = {Tap.parse(name).module for name in (*plan.layers, *plan.watched) if name != self._images}
             names |= {*plan.attention, *plan.class_token}
@@ -313,7 +306,7 @@ class Recorder:
 
     def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         recording: Recording | None = getattr(self._open, "recording", None)
-        if recording is None or is_muted() or self.inert:
+        if recording is None or muting.depth or self.inert:
             return None
         self._open.recording = None
         if recording.fusion is not None:
@@ -409,7 +402,7 @@ class Recorder:
 
     def _recording(self) -> Recording | None:
         """The recording of the forward that is running in this thread."""
-        return None if is_muted() or self.inert else getattr(self._open, "recording", None)
+        return None if muting.depth or self.inert else getattr(self._open, "recording", None)
 
 
 def _logits_of(model: nn.Module, output: Any) -> Tensor:

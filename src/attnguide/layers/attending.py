@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from attnguide.capture.attention_reader import Reading
 from attnguide.capture.calls import Call, find_logits
 from attnguide.capture.model_state import evaluating, muted, state_of
-from attnguide.capture.recorder import is_predicted_by_adapters
+from attnguide.capture.recorder import adapters_of
 from attnguide.errors import LayerError
 from attnguide.layers._probe import Subject
 from attnguide.trace import Attending
@@ -41,7 +41,7 @@ def find_attention(model: nn.Module, images: Tensor, tokens: int, *, call: Call 
         LayerError: If there are none, as in networks of convolutions, or of windows; if a module attends
             several times; if activations are checkpointed; or if an adapter answers in place of the model.
     """
-    if is_predicted_by_adapters(model):
+    if adapters_of(model):
         raise LayerError(
             "an adapter answers in place of the model, from its features: which tokens the answer is read "
             "from is not known. Choose a source of another kind, such as grad_cam."
