@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from attnguide.adapters import AdapterSet, SavedAdapters, feature_sizes
-from attnguide.capture.calls import find_logits
+from attnguide.capture.logits import find_logits
 from attnguide.errors import InputError, UnknownNameError
 from attnguide.interfaces import Adapter
 from attnguide_segmentation._hosts import find_gate, first_convolution

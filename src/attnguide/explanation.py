@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from attnguide import functional, visual
+from attnguide.capture.calls import Call
+from attnguide.capture.logits import LogitsSpec, check_spec
 from attnguide.capture.model_state import evaluating, uncached_autocast, unwrap
 from attnguide.capture.recorder import Plan, Recorder, adapters_of, aside
 from attnguide.data.files import atomic_write
@@ -166,11 +168,15 @@ def explain(
     evidence: Evidence = "logit",
     combine: str = "mean",
     measure: bool = True,
+    logits: LogitsSpec = None,
 ) -> Explanation:
     """Explain the answers of a classifier, without leaving a trace in it.
 
     The model runs once, in evaluation mode. Nothing before the target layer records a graph; for a source
     that needs no gradient nothing does at all.
+
+    Several threads may explain the same model: they take turns. A forward of another thread goes on
+    meanwhile, in evaluation mode.
 
     Args:
         model: Any classifier.
@@ -185,6 +191,9 @@ def explain(
         combine: How the maps of several layers are joined: `"mean"`, `"max"` or `"product"`, after each is
             scaled to a maximum of 1.
         measure: Measure how the layer's output is arranged, once for a model and a size of images.
+        logits: Which part of the model's output is the logits: a name such as `"scores"` or
+            `"heads.species"`, an index, or a function of the output. By default the output itself, if it is a
+            tensor; else its `logits`; else the only floating-point tensor with one or two axes in it.
 
     Returns:
         The explanation.
@@ -193,6 +202,7 @@ def explain(
         UnknownNameError: If the source is unknown.
         LayerError: If no layer will do.
         InputError: If the images or targets are wrong.
+        GuidanceError: If several tensors of the output could be the logits, or none.
     """
     if not isinstance(images, Tensor) or images.ndim != 4 or not len(images):
         got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
@@ -214,6 +224,7 @@ def explain(
         len(sides) == 2 and all(isinstance(side, int) and side >= 1 for side in sides)
     ):
         raise InputError(f"size={size!r} must be 'input', None, or (height, width), both at least 1.")
+    check_spec(logits)
     attribution: AttributionSource = registry().create("source", source, AttributionSource)
     with ExitStack() as stack:
         # A caller in inference mode would otherwise forbid the graph that starts at the layer.
@@ -223,10 +234,11 @@ def explain(
         # them.
         stack.enter_context(uncached_autocast(images.device))
         model = unwrap(model)  # no communication between processes: any of them may explain alone
+        stack.enter_context(evaluating(model))  # first, since other threads wait here
         stack.enter_context(aside(model))
-        stack.enter_context(evaluating(model))
         images = images.clone() if images.is_inference() else images.detach()
-        layers = find_layers(model, images, attribution.layers(layer), measure=measure)
+        call = None if logits is None else Call((images,), {}, images, logits)
+        layers = find_layers(model, images, attribution.layers(layer), measure=measure, call=call)
         adapters = adapters_of(model)
         if adapters:
             layers = [found.plain() for found in layers]
@@ -238,11 +250,11 @@ def explain(
                 check_reach(found)
                 watched += found.watched
         if attribution.reads_attention:
-            attending = find_attention(model, images, max(found.tokens for found in layers))
+            attending = find_attention(model, images, max(found.tokens for found in layers), call=call)
         elif attribution.needs_gradient:
             for found in layers:
                 class_token.update(found.class_token)
-        recorder = Recorder(model, cut=attribution.needs_gradient)
+        recorder = Recorder(model, cut=attribution.needs_gradient, logits=logits)
         stack.callback(recorder.remove)
         attention = () if attending is None else attending.modules
         recorder.record(Plan([found.name for found in layers], watched, attention, class_token))
@@ -254,6 +266,7 @@ def explain(
             adapters=adapters,
             attending=attending,
             model=model,
+            output=logits,
         )
         pairs = resolve(targets, trace.logits, labels, evidence).compact()
         with torch.no_grad(), full_precision_mode(trace.logits.device):

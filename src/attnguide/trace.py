@@ -6,11 +6,11 @@ A [`Layout`][attnguide.trace.Layout] says where rows, columns and channels of a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from math import ceil, floor, prod
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -299,6 +299,8 @@ class Trace:
             `(B, heads, N, N)`, one tensor for each device; for sources that read them.
         readers: The tokens that the logits are computed from: the class token, or all patches.
         model: The model without a wrapper, for sources that run it again.
+        output: Which part of its output is the logits, as in [`explain`][attnguide.explain]; None if that is
+            plain.
     """
 
     images: Tensor
@@ -309,6 +311,7 @@ class Trace:
     attention: tuple[tuple[Tensor, ...], ...] = ()
     readers: tuple[int, ...] = ()
     model: nn.Module | None = None
+    output: str | int | Callable[[Any], Tensor] | None = None
 
     def at(self, *layers: str) -> Trace:
         """Return the same pass with only the named layers."""
@@ -544,6 +547,7 @@ def trace_of(
     adapters: tuple[nn.Module, ...] = (),
     attending: Attending | None = None,
     model: nn.Module | None = None,
+    output: str | int | Callable[[Any], Tensor] | None = None,
 ) -> Trace:
     """Join the shards of a forward pass into a trace of the given layers.
 
@@ -554,6 +558,7 @@ def trace_of(
         adapters: The adapters on the model.
         attending: How the model attends, if its attention was recorded.
         model: The model, without a wrapper.
+        output: Which part of its output is the logits.
 
     Raises:
         GuidanceError: If the forward did not finish.
@@ -574,6 +579,7 @@ def trace_of(
         attention,
         () if attending is None else attending.readers,
         model,
+        output,
     )
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import attnguide as ag
-from attnguide.capture.calls import find_logits, replace_logits
+from attnguide.capture.logits import find_logits, replace_logits
 from attnguide.capture.recorder import Shard
 from attnguide.pairs import resolve
 from attnguide.trace import trace_of

@@ -1,27 +1,16 @@
-"""Images, logits and tensors are found in what goes in and out of a model, and replaced there."""
+"""Images and tensors are found in what goes in and out of a model, and replaced there."""
 
 from __future__ import annotations
 
 from collections import OrderedDict, namedtuple
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from attnguide.capture.calls import (
-    INPUT,
-    Call,
-    Tap,
-    find_logits,
-    images_name,
-    replace,
-    replace_logits,
-    select,
-    tensors_in,
-)
-from attnguide.errors import GuidanceError, InputError, LayerError
+from attnguide.capture.calls import INPUT, Call, Tap, images_name, replace, select, tensors_in
+from attnguide.errors import InputError, LayerError
 
 Two = namedtuple("Two", ["first", "second"])
 A, B, C = torch.zeros(2, 3), torch.ones(2, 3), torch.full((2, 3), 2.0)
@@ -85,26 +74,6 @@ def test_a_call_is_repeated_with_other_images() -> None:
     assert args[0] is others
     assert kwargs["scale"] == 2.0
     assert kwargs["weights"].tolist() == [0.0] * 6  # one for each image: the first repeats
-
-
-@pytest.mark.parametrize(
-    "output",
-    [A, (A, torch.zeros(2, 3, 4, 4)), {"x": torch.zeros(2, 3, 4, 4), "logits": A}, SimpleNamespace(logits=A)],
-    ids=["tensor", "tuple", "dict", "object"],
-)
-def test_logits_are_found_and_replaced(output: Any) -> None:
-    assert torch.equal(find_logits(output), A)
-    replaced = replace_logits(output, C)
-    assert type(replaced) is type(output)
-    assert torch.equal(find_logits(replaced), C)
-
-
-def test_one_logit_is_one_class() -> None:
-    assert find_logits(torch.zeros(5)).shape == (5, 1)
-    assert replace_logits(torch.zeros(5), torch.ones(5, 1)).shape == (5,)
-    for wrong in ([torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 8, 8)], "text", torch.zeros(2, 3, 4)):
-        with pytest.raises(GuidanceError):
-            find_logits(wrong)
 
 
 def test_the_images_have_a_name_that_no_module_has() -> None:

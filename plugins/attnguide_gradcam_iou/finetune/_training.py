@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from attnguide import Guide, functional
-from attnguide.capture.calls import find_logits
+from attnguide.capture.logits import find_logits
 from attnguide.capture.model_state import evaluating
 from attnguide.errors import GuidanceError, InputError
 from attnguide.pairs import IGNORE_INDEX

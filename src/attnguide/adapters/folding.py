@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from attnguide.capture.calls import Tap, find_logits, replace_logits, select
+from attnguide.capture.calls import Tap, select
+from attnguide.capture.logits import LogitsSpec, find_logits, replace_logits
 from attnguide.interfaces import Adapter
 from attnguide.trace import Feature, Layer, Trace
 
@@ -29,6 +30,7 @@ class Folded(nn.Module):
         adapters: Its adapters, on the model or not.
         layers: The layer that each adapter reads, None for none.
         companions: What the adapters use, to be moved and exported along.
+        logits: Which part of the model's output is the logits.
     """
 
     def __init__(
@@ -37,8 +39,10 @@ class Folded(nn.Module):
         adapters: Sequence[Adapter],
         layers: Sequence[Layer | None],
         companions: Sequence[nn.Module] = (),
+        logits: LogitsSpec = None,
     ) -> None:
         super().__init__()
+        self._logits = logits
         self.model, self.adapters = model, nn.ModuleList(adapters)
         self.companions = nn.ModuleList(companions)
         self._layers = tuple(layers)
@@ -52,10 +56,10 @@ class Folded(nn.Module):
             if layer is None or not isinstance(adapter, Adapter):
                 continue
             feature = Feature(layer.name, (features[layer.name],), layer.layout)
-            logits = adapter(Trace(images, find_logits(output), {layer.name: feature}))
+            logits = adapter(Trace(images, find_logits(output, self._logits), {layer.name: feature}))
             if logits is not None:
-                output = replace_logits(output, logits)
-        return find_logits(output)
+                output = replace_logits(output, logits, self._logits)
+        return find_logits(output, self._logits)
 
     @contextmanager
     def _hooked(self, features: dict[str, Tensor]) -> Iterator[None]:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from attnguide.adapters.folding import Folded
-from attnguide.capture.calls import Call, replace_logits
+from attnguide.capture.calls import Call
+from attnguide.capture.logits import LogitsSpec, check_spec, replace_logits
 from attnguide.capture.model_state import unwrap
 from attnguide.capture.recorder import Plan, Recorder, Recording
 from attnguide.data.files import atomic_write
@@ -48,6 +49,7 @@ class AdapterSet:
         adapters: The adapters.
         companions: Modules that the adapters use and that are not saved with them; a folded model holds them.
         measure: Measure the layout of the layers that the adapters read.
+        logits: Which part of the model's output is the logits, as in [`explain`][attnguide.explain].
 
     Raises:
         LayerError: If the model has no such layer.
@@ -60,8 +62,11 @@ class AdapterSet:
         *,
         companions: Sequence[nn.Module] = (),
         measure: bool = True,
+        logits: LogitsSpec = None,
     ) -> None:
-        self.model, self.companions, self.measure = model, list(companions), measure
+        check_spec(logits)
+        self.model, self.companions = model, list(companions)
+        self.measure, self.logits = measure, logits
         self._adapters = tuple(adapters)
         self.modules = nn.ModuleList(adapters)
         self._requested = [
@@ -76,7 +81,9 @@ class AdapterSet:
         self._hooks: list[RemovableHandle] = []
         self._removed = False
         if adapters:
-            self._recorder = Recorder(model, plan=self._plan, after=self.predict, adapters=self.modules)
+            self._recorder = Recorder(
+                model, plan=self._plan, after=self.predict, adapters=self.modules, logits=logits
+            )
             self.put_on_hooks()
 
     @classmethod
@@ -191,7 +198,7 @@ class AdapterSet:
             logits = adapter(trace_of([recording], [layer.plain()], differentiable=True))
             if logits is not None:
                 recording.logits = logits
-                output = replace_logits(output, logits)
+                output = replace_logits(output, logits, self.logits)
         return output
 
     def _plan(self, call: Call) -> Plan:
@@ -265,8 +272,8 @@ class AdapterSet:
             A module that gives logits for images, to be exported, or used as it is. It holds the model
             itself, not a copy.
         """
-        self.find(Call.of((images,), {}))
+        self.find(Call.of((images,), {}, self.logits))
         layers = iter(self.layers)
         read = [None if adapter.layer is None else next(layers) for adapter in self]
         self.remove()
-        return Folded(unwrap(self.model), self._adapters, read, self.companions)
+        return Folded(unwrap(self.model), self._adapters, read, self.companions, self.logits)

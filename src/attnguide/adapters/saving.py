@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from attnguide.capture.calls import find_logits
+from attnguide.capture.logits import find_logits
 from attnguide.capture.model_state import evaluating, unwrap
 from attnguide.capture.recorder import Plan, Recorder, aside
 from attnguide.data.files import check_file

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from attnguide import functional
 from attnguide.auditing.swapping import Swaps, swap
-from attnguide.capture.calls import find_logits
+from attnguide.capture.logits import LogitsSpec, find_logits, only_logits
 from attnguide.capture.model_state import evaluating, unwrap
 from attnguide.capture.recorder import aside
 from attnguide.errors import InputError
@@ -197,6 +197,7 @@ def audit(
     tolerance: float = 0.1,
     window: int | None = None,
     batch_size: int = 128,
+    logits: LogitsSpec = None,
 ) -> AuditReport:
     """Compare the optimized attribution with others, and swap the forbidden regions between images.
 
@@ -221,6 +222,7 @@ def audit(
             `before`, a quarter of what it was passes too.
         window: Side of the window of occlusion, in pixels; an eighth of the image's height if left out.
         batch_size: Number of images in one forward pass.
+        logits: Which part of the model's output is the logits, as in [`explain`][attnguide.explain].
 
     Returns:
         The report; print it.
@@ -234,20 +236,21 @@ def audit(
             the other measurements contradict it.
     """
     size = images.shape[-2], images.shape[-1]
-    with torch.no_grad(), aside(unwrap(model)), evaluating(model):
-        logits = torch.cat([find_logits(model(part)) for part in torch.split(images, batch_size)])
-        pairs = resolve(targets, logits, labels, evidence).compact()
+    plain = unwrap(model)
+    with torch.no_grad(), evaluating(model), aside(plain), only_logits(plain, logits):
+        predicted = torch.cat([find_logits(model(part)) for part in torch.split(images, batch_size)])
+        pairs = resolve(targets, predicted, labels, evidence).compact()
         inside, weights = masks(pairs, size) if callable(masks) else _masks_of(masks, pairs, images)
         kept = (weights > 0).nonzero()[:, 0]
         if not len(kept):
             raise InputError("there is nothing to audit: no sample has both a class to look at and a mask.")
         pairs, inside = pairs.select(kept), inside[kept]
-        truth = positives(labels, logits)
+        truth = positives(labels, predicted)
         if len(torch.unique(truth, dim=0)) == 1:
             raise InputError(
                 "no two images are of different classes: give a batch with at least two classes."
             )
-        swaps = swap(model, images, logits, truth, pairs, inside, batch_size)
+        swaps = swap(model, images, predicted, truth, pairs, inside, batch_size)
         side = window or max(2, size[0] // 8)
         falls = occlusion(
             model,
@@ -258,8 +261,10 @@ def audit(
             batch_size=batch_size,
         )
     maps = {
-        "optimized": _explained(model, images, pairs, source, layer, evidence, batch_size),
-        "input_gradient": _explained(model, images, pairs, "input_gradient", "auto", evidence, batch_size),
+        "optimized": _explained(model, images, pairs, source, layer, evidence, batch_size, logits),
+        "input_gradient": _explained(
+            model, images, pairs, "input_gradient", "auto", evidence, batch_size, logits
+        ),
     }
     energy = {name: energy_in_mask(values, inside) for name, values in maps.items()}
     energy["occlusion"] = energy_in_mask(falls * pairs.sign[:, None, None], inside)
@@ -292,6 +297,7 @@ def _explained(
     layer: LayerSpec,
     evidence: Evidence,
     batch_size: int,
+    logits: LogitsSpec,
 ) -> Tensor:
     """Compute the maps of the pairs, `(N, H, W)`, batch by batch."""
     maps = []
@@ -300,9 +306,8 @@ def _explained(
         if bool(in_batch.any()):
             part = pairs.select(in_batch.nonzero()[:, 0])
             index = torch.stack([part.sample - first, part.cls], dim=1)
-            shown = explain(
-                model, images[first : first + batch_size], source, index, layer, evidence=evidence
-            )
+            chosen = images[first : first + batch_size]
+            shown = explain(model, chosen, source, index, layer, evidence=evidence, logits=logits)
             maps.append(shown.maps[part.sample - first, part.slot])
     return torch.cat(maps)
 

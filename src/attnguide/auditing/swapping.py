@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attnguide.capture.calls import find_logits
+from attnguide.capture.logits import find_logits
 from attnguide.pairs import Pairs
 
 __all__ = ["Swaps", "swap"]

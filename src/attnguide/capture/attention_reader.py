@@ -135,8 +135,8 @@ def read(
     note: Callable[[], Note | None],
     module: nn.Module,
     args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    output: Any,
+    kwargs: Any,
+    output: Any = None,
 ) -> Any:
     """Hook after the forward of an attention module: run it again, and look at what it attends to.
 
@@ -158,7 +158,7 @@ def read(
         if isinstance(hook, partial) and hook.func is read
     ]
     looks = [look for each in notes if (look := each()) is not None]
-    if notes[0] is not note or not looks:
+    if not looks or notes[0] is not note:
         return None
 
     def look_all(probabilities: Tensor) -> Tensor:

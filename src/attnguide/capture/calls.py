@@ -1,4 +1,4 @@
-"""What goes in and out of a forward call: images, logits, and tensors inside tuples, dicts and objects."""
+"""What goes in and out of a forward call: images, and tensors inside tuples and dicts."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from attnguide.errors import GuidanceError, InputError, LayerError
+from attnguide.capture.logits import LogitsSpec, describe
+from attnguide.errors import InputError, LayerError
 
 __all__ = [
     "INPUT",
     "Call",
     "Tap",
-    "find_logits",
     "images_name",
     "replace",
-    "replace_logits",
     "select",
     "tensors_in",
 ]
@@ -127,14 +126,16 @@ class Call:
         args: Positional arguments.
         kwargs: Keyword arguments.
         images: The images among them.
+        logits: Which part of the output is the logits; see `find_logits`.
     """
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     images: Tensor
+    logits: LogitsSpec = None
 
     @classmethod
-    def of(cls, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
+    def of(cls, args: tuple[Any, ...], kwargs: Mapping[str, Any], logits: LogitsSpec = None) -> Call:
         """Find the images among the arguments: the first tensor with rows and columns.
 
         Raises:
@@ -143,7 +144,7 @@ class Call:
         given = (*args, *kwargs.values())
         for value in given:
             if isinstance(value, Tensor) and value.ndim >= 3:
-                return cls(args, kwargs, value)
+                return cls(args, kwargs, value, logits)
         got = ", ".join(type(value).__name__ for value in given) or "nothing"
         patches = any(isinstance(value, Mapping) and "patches" in value for value in given)
         remedy = " Patches made beforehand have no rows and columns: pass the images themselves." * patches
@@ -153,11 +154,12 @@ class Call:
 
     @property
     def signature(self) -> tuple[str, ...]:
-        """What else the model was called with, as far as it may change what it does."""
+        """What else the model was called with, as far as it may change what it does, and what is read."""
         others = [
             f"{index}={_text(value)}" for index, value in enumerate(self.args) if value is not self.images
         ]
         others += [f"{key}={_text(value)}" for key, value in self.kwargs.items() if value is not self.images]
+        others += [f"logits={describe(self.logits)}"] * (self.logits is not None)
         return tuple(sorted(others))
 
     def arguments(self, images: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -179,73 +181,3 @@ class Call:
 
 def _text(value: Any) -> str:
     return repr(value) if isinstance(value, (bool, int, float, str, type(None))) else type(value).__name__
-
-
-def _logits_key(output: Any) -> Any:
-    """Return where in an output the logits are: None for the output itself, `.name`, or a key."""
-    if isinstance(output, Tensor):
-        return None
-    if isinstance(output, Mapping) and not isinstance(getattr(output, "logits", None), Tensor):
-        if isinstance(output.get("logits"), Tensor):
-            return "logits"
-        pairs: Any = output.items()
-    elif isinstance(getattr(output, "logits", None), Tensor):
-        return ".logits"
-    else:
-        pairs = enumerate(output) if isinstance(output, (tuple, list)) else ()
-    for key, value in pairs:
-        if isinstance(value, Tensor) and value.ndim in (1, 2):
-            return key
-    maps = [value for _, value in tensors_in(output)]
-    if len(maps) > 1 and all(value.ndim >= 3 for value in maps):
-        raise GuidanceError(
-            f"the model gives {len(maps)} feature maps and no logits: a backbone without a classifier, as "
-            "timm builds with features_only=True. Build it without, or put it into a model with a head."
-        )
-    raise GuidanceError(
-        f"no logits in the model's output of type {type(output).__name__}: expected a tensor (B, K), or a "
-        "tuple, a dict or an object with .logits that holds one."
-    )
-
-
-def find_logits(output: Any) -> Tensor:
-    """Return the logits `(B, K)` in a model's output: a tensor, a tuple, a dict, or an object with `.logits`.
-
-    One logit for each sample, `(B,)`, is one class, `(B, 1)`.
-
-    Raises:
-        GuidanceError: If there are none.
-    """
-    key = _logits_key(output)
-    logits: Tensor = output if key is None else output.logits if key == ".logits" else output[key]
-    if logits.ndim == 1:
-        logits = logits[:, None]
-    if logits.ndim != 2:
-        raise GuidanceError(
-            f"the model's output has shape {tuple(logits.shape)}; a classifier gives logits (B, K). Models "
-            "without a head, or with a map of scores, cannot be explained by class."
-        )
-    return logits
-
-
-def replace_logits(output: Any, logits: Tensor) -> Any:
-    """Return the output with other logits where `find_logits` finds them."""
-    key = _logits_key(output)
-    if key is None:
-        return _like(output, logits)
-    if key == ".logits":
-        logits = _like(output.logits, logits)
-        if hasattr(output, "_replace"):  # a named tuple
-            return output._replace(logits=logits)
-        output.logits = logits
-        return output
-    logits = _like(output[key], logits)
-    if isinstance(output, Mapping):
-        return type(output)({**output, key: logits})  # type: ignore[call-arg]
-    parts = [logits if index == key else part for index, part in enumerate(output)]
-    return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
-
-
-def _like(old: Tensor, logits: Tensor) -> Tensor:
-    """Drop the class axis where the model has none."""
-    return logits[:, 0] if old.ndim == 1 and logits.ndim == 2 else logits

@@ -122,13 +122,14 @@ class FewRows(threading.local):
         self.whole: Tensor | None = None
 
     def before(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]] | None:
         """Hook before the forward: hand on the first tokens alone."""
         self.whole = None
         if (
             self.is_off()
             or muting.depth
+            or kwargs is None  # another thread removes the hook at this moment
             or not torch.is_grad_enabled()
             or len(args) != 1
             or not isinstance(args[0], Tensor)
@@ -139,7 +140,7 @@ class FewRows(threading.local):
         self.whole = args[0]
         return (args[0][:, : self.prefix],), kwargs
 
-    def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: Any, output: Any = None) -> Any:
         """Hook after the forward: see to the others."""
         if self.whole is None:
             return None

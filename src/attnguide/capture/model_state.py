@@ -18,6 +18,7 @@ __all__ = [
     "ModelState",
     "empty_caches",
     "evaluating",
+    "lock_of",
     "modules_of",
     "muted",
     "muting",
@@ -97,36 +98,54 @@ def state_of(model: nn.Module) -> ModelState:
     return ModelState(modules, snapshot, bool(checkpointing))
 
 
+#: One lock for each model, as long as it lives.
+_locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
+_lock_of_locks = threading.Lock()
+
+
+def lock_of(model: nn.Module) -> threading.RLock:
+    """Return the lock of a model, which the library holds while it runs the model in a mode of its own.
+
+    Args:
+        model: The model, wrapped or not.
+    """
+    with _lock_of_locks:
+        return _locks.setdefault(unwrap(model), threading.RLock())
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Switch to evaluation mode, uncompiled, and restore the flags of every module one by one.
 
+    One thread does so at a time: others wait until the flags are restored.
+
     What modules keep for themselves between forward passes (timm's transformers keep attention biases that
     they have looked up) starts empty and is restored too: it was made from other weights, or with a graph.
     """
-    flags = [(module, module.training, module._compiled_call_impl) for module in modules_of(model)]
-    kept = [(cache, dict(cache)) for cache in _caches(model)]
-    try:
-        for cache, _ in kept:
-            cache.clear()
-        # Assigned, not model.eval() and model.train(): partly frozen models have their own idea of which
-        # modules train.
-        for module, training, compiled in flags:
-            if training:
-                module.training = False
-            if compiled is not None:  # compiled code would be made anew, with hooks in it
-                module._compiled_call_impl = None
-        yield
-    finally:
-        for module, training, compiled in flags:
-            if module.training != training:
-                module.training = training
-            if compiled is not None:
-                module._compiled_call_impl = compiled
-        for cache in _caches(model):
-            cache.clear()
-        for cache, content in kept:
-            cache.update(content)
+    with lock_of(model):
+        flags = [(module, module.training, module._compiled_call_impl) for module in modules_of(model)]
+        kept = [(cache, dict(cache)) for cache in _caches(model)]
+        try:
+            for cache, _ in kept:
+                cache.clear()
+            # Assigned, not model.eval() and model.train(): partly frozen models have their own idea of which
+            # modules train.
+            for module, training, compiled in flags:
+                if training:
+                    module.training = False
+                if compiled is not None:  # compiled code would be made anew, with hooks in it
+                    module._compiled_call_impl = None
+            yield
+        finally:
+            for module, training, compiled in flags:
+                if module.training != training:
+                    module.training = training
+                if compiled is not None:
+                    module._compiled_call_impl = compiled
+            for cache in _caches(model):
+                cache.clear()
+            for cache, content in kept:
+                cache.update(content)
 
 
 def empty_caches(model: nn.Module) -> None:

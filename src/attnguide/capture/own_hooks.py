@@ -5,14 +5,16 @@ What the hooks of others see must be as it would be without the library.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from threading import get_ident
+from typing import Any
 
 from torch import nn
 from torch.nn.modules import module as global_hooks
 from torch.utils.hooks import RemovableHandle
 
-__all__ = ["Handles", "is_observed"]
+__all__ = ["Handles", "in_this_thread", "is_observed"]
 
 _KINDS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 #: Ids of the hooks of this library, as PyTorch counts them.
@@ -44,6 +46,16 @@ class Handles:
         _ours.difference_update(self.ids)
         self.handles.clear()
         self.ids.clear()
+
+
+def in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a hook that does nothing when another thread runs the module."""
+    thread = get_ident()
+
+    def only_here(*args: Any) -> Any:
+        return hook(*args) if get_ident() == thread else None
+
+    return only_here
 
 
 def is_observed(modules: Iterable[nn.Module], own: set[int] | None = None) -> bool:

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from attnguide.capture.attention_reader import AttentionReader, Note
-from attnguide.capture.calls import Call, Tap, find_logits, images_name, replace, select
+from attnguide.capture.calls import Call, Tap, images_name, replace, select
 from attnguide.capture.class_token import ClassToken
+from attnguide.capture.logits import LogitsSpec, find_logits
 from attnguide.capture.model_state import ModelState, empty_caches, muting, state_of, unwrap
 from attnguide.capture.own_hooks import Handles
 from attnguide.capture.second_order import Fusion, SecondOrder
@@ -123,6 +124,7 @@ class Recorder:
         after: Called with the finished recording and the model's output; what it returns, if not None,
             replaces the output.
         adapters: The adapters whose output `after` returns.
+        logits: Which part of the model's output is the logits; see `find_logits`.
 
     Attributes:
         recordings: The recordings of the last forward by device; empty before the first.
@@ -138,8 +140,9 @@ class Recorder:
         differentiated_twice: bool = False,
         after: Callable[[Recording, Any], Any] | None = None,
         adapters: nn.ModuleList | None = None,
+        logits: LogitsSpec = None,
     ) -> None:
-        self.model = unwrap(model)
+        self.model, self.logits = unwrap(model), logits
         self.adapters = nn.ModuleList() if adapters is None else adapters
         self.replaces_output = after is not None
         self.recordings: dict[torch.device, Recording] = {}
@@ -155,6 +158,8 @@ class Recorder:
         self._state: ModelState | None = None
         self._parallel = False  # whether a wrapper's forward is running, whose replicas make a recording each
         self._open = threading.local()
+        #: The thread whose passes are recorded. A map is made in one thread, and others may run the model.
+        self._thread = threading.get_ident() if cut else None
         self._recorded: set[str] = set()
         self._handles = Handles()
         keep = self._handles.keep
@@ -252,20 +257,21 @@ class Recorder:
         if self._plan is not None:
             # The images may still be elsewhere: DataParallel takes them from anywhere.
             place = next(self.model.parameters(), None)
-            call = Call.of(args, kwargs)
+            call = Call.of(args, kwargs, self.logits)
             if place is not None and call.images.device != place.device:
                 args, kwargs = call.arguments(call.images.to(place.device))
-                call = Call.of(args, kwargs)
+                call = Call.of(args, kwargs, self.logits)
             self._update(call, self._plan)
         self._parallel = True
 
     def _end_wrapper(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self._parallel = False
 
-    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if muting.depth or self.inert:
+    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
+        # PyTorch leaves the keyword arguments out if another thread removes the hook at this moment.
+        if muting.depth or self.inert or kwargs is None or self._thread not in (None, threading.get_ident()):
             return None
-        call = Call.of(args, kwargs)
+        call = Call.of(args, kwargs, self.logits)
         images = call.images
         if not self._parallel:
             if self.recordings:
@@ -313,10 +319,17 @@ class Recorder:
             recording.fusion.fuse()
         if output is None:  # the forward raised; hooks are called all the same
             return None
-        recording.logits = _logits_of(self.model, output)
+        recording.logits = self._find_logits(output)
         if self.second_order is not None and recording.fusion is not None:
             self.second_order.follow(recording.logits, [recording.fusion])
         return None if self._after is None else self._after(recording, output)
+
+    def _find_logits(self, output: Any) -> Tensor:
+        distilled = getattr(self.model, "distilled_training", False)
+        if distilled and self.logits is None and isinstance(output, tuple) and len(output) == 2:
+            # Of timm's models that train two heads the mean, as they evaluate.
+            return (find_logits(output[0]) + find_logits(output[1])) / 2
+        return find_logits(output, self.logits)
 
     # ---------------------------------------------------- hooks of the layers
 
@@ -403,13 +416,6 @@ class Recorder:
     def _recording(self) -> Recording | None:
         """The recording of the forward that is running in this thread."""
         return None if muting.depth or self.inert else getattr(self._open, "recording", None)
-
-
-def _logits_of(model: nn.Module, output: Any) -> Tensor:
-    """Return the logits; of timm's models that train two heads (distillation) the mean, as they evaluate."""
-    if getattr(model, "distilled_training", False) and isinstance(output, tuple) and len(output) == 2:
-        return (find_logits(output[0]) + find_logits(output[1])) / 2
-    return find_logits(output)
 
 
 def _inert() -> Recorder:

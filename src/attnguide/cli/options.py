@@ -43,6 +43,7 @@ class ModelChoice:
     num_classes: int | None
     class_names: Path | None
     multi_label: bool
+    logits: str | int | None = None
 
     def check(self) -> None:
         """Check the options before anything slow begins.
@@ -72,6 +73,7 @@ class ModelChoice:
             num_classes=self.num_classes,
             class_names=names,
             multi_label=self.multi_label,
+            logits=self.logits,
         )
 
     def settings(self) -> dict[str, Any]:
@@ -85,6 +87,7 @@ class ModelChoice:
             "num_classes": self.num_classes,
             "class_names": self.class_names and read_class_names(self.class_names),
             "multi_label": self.multi_label,
+            "logits": self.logits,
         }
 
 
@@ -111,6 +114,11 @@ _CLASS_NAMES = click.option(
 )
 _MULTI_LABEL = click.option(
     "--multi-label", is_flag=True, help="Predict each class independently: sigmoid, not softmax."
+)
+_LOGITS = click.option(
+    "--logits",
+    metavar="NAME",
+    help="Part of the model's output that is the logits, by name or index, if it returns several tensors.",
 )
 
 
@@ -141,7 +149,7 @@ def single_label_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _weights_and_names(command: Callable[..., Any]) -> Callable[..., Any]:
-    return _CHECKPOINT(_PRETRAINED(_NUM_CLASSES(_CLASS_NAMES(command))))
+    return _CHECKPOINT(_PRETRAINED(_NUM_CLASSES(_CLASS_NAMES(_LOGITS(command)))))
 
 
 def _as_choice(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -153,9 +161,11 @@ def _as_choice(function: Callable[..., Any]) -> Callable[..., Any]:
         pretrained: bool = False,
         class_names: Path | None = None,
         multi_label: bool = False,
+        logits: str | None = None,
         **others: Any,
     ) -> Any:
-        choice = ModelChoice(model, checkpoint, pretrained, num_classes, class_names, multi_label)
+        which = int(logits) if logits and logits.lstrip("-").isdecimal() else logits
+        choice = ModelChoice(model, checkpoint, pretrained, num_classes, class_names, multi_label, which)
         choice.check()
         return function(choice=choice, **others)
 

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from attnguide import metrics
-from attnguide.capture.calls import find_logits
+from attnguide.capture.logits import find_logits
 from attnguide.capture.model_state import evaluating
 from attnguide.data.images import IMAGE_SUFFIXES, find_images, read_image
 from attnguide.errors import DataError, InputError

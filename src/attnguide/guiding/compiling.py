@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from attnguide.capture.calls import Tap, images_name
 from attnguide.capture.model_state import evaluating, muted
+from attnguide.capture.own_hooks import in_this_thread
 from attnguide.errors import GuidanceError
 from attnguide.trace import Layer
 
@@ -92,7 +93,7 @@ def _done_before(model: nn.Module, targets: set[str], images: Tensor) -> dict[st
         stack.enter_context(muted())
         for name, module in model.named_modules():
             if name:
-                stack.callback(module.register_forward_hook(partial(note, name)).remove)
+                stack.callback(module.register_forward_hook(in_this_thread(partial(note, name))).remove)
         model(images[:1].detach())
     return {
         name: None

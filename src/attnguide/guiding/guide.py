@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from attnguide.adapters.holder import AdapterSet
 from attnguide.capture.calls import Call
+from attnguide.capture.logits import LogitsSpec, check_spec
 from attnguide.capture.model_state import unwrap
 from attnguide.capture.recorder import Plan, Recorder, adapters_of
 from attnguide.errors import GuidanceError, InputError, nearest
@@ -61,6 +62,7 @@ class Guide:
         adapters: Adapters that are trained beside the model, or an
             [`AdapterSet`][attnguide.adapters.AdapterSet]
             on it, which the guide takes over; see `guide.parameters()`.
+        logits: Which part of the model's output is the logits, as in [`explain`][attnguide.explain].
 
     Raises:
         UnknownNameError: If a part's name is unknown.
@@ -81,7 +83,9 @@ class Guide:
         targets: Targets = "labels",
         terms: Sequence[Term] | None = None,
         adapters: Sequence[Adapter] | AdapterSet = (),
+        logits: LogitsSpec = None,
     ) -> None:
+        check_spec(logits)
         single = Term(source, prior, loss, weight, layer, targets)
         if terms is not None and vars(single) != vars(Term()):
             raise InputError("give either terms=[…] or source=, prior=, loss=, weight=, layer=, targets=.")
@@ -93,6 +97,7 @@ class Guide:
         self._bound = [BoundTerm(term, model) for term in self.terms]
         self.adapters = adapters if isinstance(adapters, AdapterSet) else AdapterSet(model, adapters)
         self.adapters.hand_over()
+        self.logits = self.adapters.logits = logits if logits is not None else self.adapters.logits
         #: The priors and adapters, which read annotations.
         self._readers: list[TargetPrior | Adapter] = [bound.prior for bound in self._bound]
         self._readers += self.adapters
@@ -111,6 +116,7 @@ class Guide:
             ),
             after=self.adapters.predict if len(self.adapters) else None,
             adapters=self.adapters.modules,
+            logits=self.logits,
         )
         try:
             self.adapters.put_on_hooks()
@@ -125,6 +131,7 @@ class Guide:
         recipe: str | Path,
         *,
         adapters: Sequence[Adapter] | AdapterSet = (),
+        logits: LogitsSpec = None,
         **overrides: Any,
     ) -> Guide:
         """Build a guide from a named method with its published settings, or from a recipe file.
@@ -133,6 +140,7 @@ class Guide:
             model: Any classifier.
             recipe: A registered name such as `"gradcam-iou"`, or the path of a TOML file.
             adapters: As for [`Guide`][attnguide.Guide].
+            logits: As for [`Guide`][attnguide.Guide].
             **overrides: Fields of [`Term`][attnguide.Term] that replace the recipe's.
 
         Returns:
@@ -147,7 +155,7 @@ class Guide:
             if name not in known:
                 raise InputError(f"a term has no setting {name!r}.{nearest(name, known)}")
         term = Term(**{**load_recipe(recipe).guide, **overrides})
-        return cls(model, terms=[term], adapters=adapters)
+        return cls(model, terms=[term], adapters=adapters, logits=logits)
 
     # ------------------------------------------------------------ the loss
 
@@ -279,6 +287,7 @@ class Guide:
             evidence=bound.term.evidence,
             before=before,
             tolerance=tolerance,
+            logits=self.logits,
         )
 
     # ------------------------------------------------------ coming and going
@@ -311,7 +320,7 @@ class Guide:
         if self._removed:
             raise GuidanceError("this guide was removed from its model; build a new one.")
         model = unwrap(self.model)
-        self._recorder.record(self._plan(Call.of((images,), {})))
+        self._recorder.record(self._plan(Call.of((images,), {}, self.logits)))
         names = compile_before(model, self._layers, images, options)
         if self._recorder.second_order is not None:
             self._recorder.second_order.leave_alone(names)
@@ -395,6 +404,7 @@ class Guide:
             adapters=self._adapters_on_model,
             attending=self._attending,
             model=self._recorder.model,
+            output=self.logits,
         )
 
 

@@ -10,6 +10,7 @@ and channels are distinguished without knowing anything of the model.
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -21,9 +22,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from attnguide.capture.calls import Call, Tap, find_logits, replace, select, tensors_in
+from attnguide.capture.calls import Call, Tap, replace, select, tensors_in
 from attnguide.capture.class_token import FirstQueries
+from attnguide.capture.logits import find_logits
 from attnguide.capture.model_state import evaluating, muted
+from attnguide.capture.own_hooks import in_this_thread
 from attnguide.errors import LayerError
 from attnguide.functional import full_precision
 from attnguide.trace import Kind, Layout
@@ -250,21 +253,39 @@ class Subject:
         model: Any classifier, unwrapped.
         images: `(B, C, H, W)`.
         call: How the model was called with these images; None for `model(images)`.
+        weights: What stands in for weights of the model in every pass, by name.
     """
 
     model: nn.Module
     images: Tensor
     call: Call | None = None
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: nn.Module, images: Tensor, call: Call | None = None) -> Subject:
+        """Prepare a model, with stand-ins for weights that are zero.
+
+        They are put into a copy of the model's structure, so that another thread, which may run the model
+        meanwhile, does not see them. A model whose forward was replaced on the instance has no such copy.
+        """
+        weights = stand_ins(model)
+        if weights and not any("forward" in vars(module) for module in model.modules()):
+            return cls(_structure(model, weights), images, call)
+        return cls(model, images, call, weights)
 
     @property
     def size(self) -> tuple[int, int]:
         """Rows and columns of the images."""
         return self.images.shape[-2], self.images.shape[-1]
 
+    def find_logits(self, output: Any) -> Tensor:
+        """Return the logits in an output of the model."""
+        return find_logits(output, None if self.call is None else self.call.logits)
+
     def run(self, images: Tensor) -> Any:
-        """Run other images, with stand-ins for weights that are zero."""
+        """Run other images."""
         args, kwargs = ((images,), {}) if self.call is None else self.call.arguments(images)
-        return functional_call(self.model, stand_ins(self.model), args, kwargs)
+        return functional_call(self.model, dict(self.weights), args, kwargs)
 
 
 # -------------------------------------------------------------------- first pass
@@ -287,6 +308,9 @@ def first_pass(subject: Subject, wanted: Callable[[list[Output]], list[Output]] 
     #: By identity of the tensor that was handed on: which output it is, and of which version.
     handed_on: dict[int, tuple[Output, Tensor, int]] = {}
     counts: dict[str, int] = {}
+
+    #: Modules with weights of their own, in the order in which they ran.
+    weighted: list[nn.Module] = []
 
     #: Linear layers by identity of what they gave.
     linear: dict[int, tuple[str, Tensor]] = {}
@@ -318,6 +342,8 @@ def first_pass(subject: Subject, wanted: Callable[[list[Output]], list[Output]] 
 
     def record(name: str, args: tuple[Any, ...], output: Any) -> Any:
         call = counts[name] = counts.get(name, -1) + 1
+        if any(weight is not None for weight in modules[name]._parameters.values()):
+            weighted.append(modules[name])
         changed = None
         for path, tensor in list(tensors_in(output)):
             if tensor.is_floating_point() and tensor.ndim > 1 and len(tensor) == batch:
@@ -338,7 +364,9 @@ def first_pass(subject: Subject, wanted: Callable[[list[Output]], list[Output]] 
         # A frozen model has a graph only if it begins at the images.
         probe.requires_grad_(probe.is_floating_point())
         raw = subject.run(probe)
-        answer = find_logits(raw)
+        answer = subject.find_logits(raw)
+        if subject.call is None or subject.call.logits is None:
+            _check_end(model, weighted)
         only_logits = sum(other.requires_grad for _, other in tensors_in(raw)) == 1
         head, _ = linear.get(id(answer), ("", None))
         logits = answer.float()
@@ -355,6 +383,22 @@ def first_pass(subject: Subject, wanted: Callable[[list[Output]], list[Output]] 
         output.value = output.value.detach()
     repeated = frozenset(name for name, call in counts.items() if call)
     return FirstPass(outputs, vectors, tail, head or None, only_logits, repeated)
+
+
+def _check_end(model: nn.Module, weighted: Sequence[nn.Module]) -> None:
+    """Refuse a model that ends in a normalization, as a backbone does whose classifier was taken off.
+
+    Batch normalization of what a linear layer gave is the end of some classifiers.
+    """
+    if not weighted or "Norm" not in type(weighted[-1]).__name__:
+        return
+    if isinstance(weighted[-1], nn.BatchNorm1d) and isinstance(weighted[-2 % len(weighted)], nn.Linear):
+        return
+    raise LayerError(
+        f"{type(model).__name__} has no classifier head: its last weights are those of a "
+        f"{type(weighted[-1]).__name__}, so that there is no class to explain. Put it into a model with a "
+        "head. If its output is the logits nevertheless, say so: logits=lambda output: output."
+    )
 
 
 def _first(args: tuple[Any, ...]) -> Tensor | None:
@@ -420,6 +464,32 @@ def stand_ins(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def _structure(model: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
+    """Copy the modules of a model, which share its weights but for some that are replaced.
+
+    Args:
+        model: The model.
+        weights: The replacements, by name.
+    """
+    replaced = {id(model.get_parameter(name)): nn.Parameter(value) for name, value in weights.items()}
+    copies: dict[int, nn.Module] = {}
+    for module in model.modules():
+        copies[id(module)] = copy = type(module).__new__(type(module))
+        attributes = copy.__dict__
+        for key, value in vars(module).items():
+            attributes[key] = (
+                value.copy() if key.startswith("_") and type(value) in (dict, OrderedDict) else value
+            )
+        parameters = attributes["_parameters"]
+        for key, value in parameters.items():
+            parameters[key] = replaced.get(id(value), value)
+    for copy in copies.values():
+        modules = copy._modules
+        for key, part in modules.items():
+            modules[key] = None if part is None else copies[id(part)]
+    return copies[id(model)]
+
+
 def _stand_in(weight: Tensor) -> Tensor:
     if weight.ndim < 2:
         return torch.ones_like(weight, requires_grad=False)
@@ -438,7 +508,7 @@ def _on_its_own(model: nn.Module) -> Iterator[None]:
         stack.enter_context(muted())
         for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and _is_fresh(module):
-                stack.callback(module.register_forward_pre_hook(_standardise).remove)
+                stack.callback(module.register_forward_pre_hook(in_this_thread(_standardise)).remove)
         yield
 
 
@@ -451,6 +521,8 @@ def _standardise(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """Give the input of a batch normalisation mean 0 and variance 1, all images alike."""
     values = args[0]
     channels = values.shape[1]
+    if values.numel() == channels:  # one image, without rows and columns: nothing to take a mean over
+        return args
     mean, variance = full_precision(values.new_zeros(channels)), full_precision(values.new_ones(channels))
     with torch.no_grad():  # the statistics are to be constants
         F.batch_norm(values.detach(), mean, variance, training=True, momentum=1.0)
@@ -465,7 +537,7 @@ def _watching(
     with ExitStack() as stack:
         for name, module in model.named_modules():
             if name and (names is None or name in names):
-                handle = module.register_forward_hook(partial(_pass_to, record, name))
+                handle = module.register_forward_hook(in_this_thread(partial(_pass_to, record, name)))
                 stack.callback(handle.remove)
         yield
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from attnguide.capture.attention_reader import Reading
-from attnguide.capture.calls import Call, find_logits
+from attnguide.capture.calls import Call
 from attnguide.capture.model_state import evaluating, muted, state_of
+from attnguide.capture.own_hooks import in_this_thread
 from attnguide.capture.recorder import adapters_of
 from attnguide.errors import LayerError
 from attnguide.layers._probe import Subject
@@ -68,16 +69,21 @@ def find_attention(model: nn.Module, images: Tensor, tokens: int, *, call: Call 
         found[running[-1]] = probabilities = probabilities.detach().requires_grad_()
         return probabilities
 
+    subject = Subject.of(model, images, call)
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        stack.enter_context(evaluating(model))
+        stack.enter_context(evaluating(subject.model))
         stack.enter_context(muted())
-        for name, module in model.named_modules():
-            stack.callback(module.register_forward_pre_hook(partial(_enter, running, name)).remove)
-            stack.callback(module.register_forward_hook(partial(_leave, running)).remove)
+        for name, module in subject.model.named_modules():
+            enter, leave = (
+                in_this_thread(partial(_enter, running, name)),
+                in_this_thread(partial(_leave, running)),
+            )
+            stack.callback(module.register_forward_pre_hook(enter).remove)
+            stack.callback(module.register_forward_hook(leave).remove)
         with Reading(note):
-            output = Subject(model, images, call).run(images[:1].detach())
+            output = subject.run(images[:1].detach())
         if not found:
             raise LayerError(
                 f"{type(model).__name__} has no attention among all of its {tokens} tokens, which attention "
@@ -90,7 +96,7 @@ def find_attention(model: nn.Module, images: Tensor, tokens: int, *, call: Call 
                 "cannot follow. Choose a source of another kind, such as grad_cam."
             )
         last = list(found.values())[-1]
-        logits = find_logits(output)
+        logits = subject.find_logits(output)
         slopes = torch.linspace(1, 2, logits.numel(), device=logits.device).view_as(logits).to(logits)
         (gradient,) = torch.autograd.grad(logits, last, slopes)
     reading = gradient.abs().amax(dim=(0, 1, 3)) > 0

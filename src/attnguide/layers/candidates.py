@@ -110,7 +110,7 @@ def list_candidates(
         Candidates in the order in which they ran.
     """
     model = unwrap(model)
-    subject = Subject(model, images, call)
+    subject = Subject.of(model, images, call)
     seen = first_pass(subject, wanted)
     found = _layouts(subject, seen.outputs, seeds) if measure else {}
     modules = dict(model.named_modules())

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from attnguide.capture.calls import INPUT, Call, Tap, images_name, select, tensors_in
 from attnguide.capture.model_state import evaluating, muted, unwrap
+from attnguide.capture.own_hooks import in_this_thread
 from attnguide.errors import LayerError, nearest
 from attnguide.layers import _memory as memory
 from attnguide.layers._probe import Output, Subject, is_active
@@ -146,7 +147,7 @@ def find_layers(
     known = memory.recall(model, images, question)
     if known is None:
         checked = check_layer(model, asked)
-        subject = Subject(model, images, call)
+        subject = Subject.of(model, images, call)
         other = memory.other_sizes(model, images, question)
         found = _carried_over(subject, other[0]) if len(other) >= _MEASURED_SIZES else None
         found = _found(subject, checked, measure) if found is None else found
@@ -156,16 +157,39 @@ def find_layers(
 
 
 def _found(subject: Subject, asked: Sequence[str], measure: bool) -> list[Layer]:
-    if getattr(subject.model, "num_classes", None) == 0:
-        raise LayerError(
-            f"{type(subject.model).__name__} has no classifier head (num_classes=0), so that there is no "
-            "class to explain. Build it with num_classes=K, or put it into a model with a head."
-        )
+    if subject.call is None or subject.call.logits is None:
+        _check_head(subject.model)
     layers: dict[str, Layer] = {}
     for text in asked:
         for candidate in _candidates_for(subject, text, measure):
             layers.setdefault(candidate.layer.name, candidate.layer)
     return list(layers.values())
+
+
+#: Names of the classifier in models of timm and torchvision.
+_HEADS = ("classifier", "fc", "head", "heads", "last_linear")
+
+
+def _check_head(model: nn.Module) -> None:
+    """Refuse a backbone without a classifier, whose channels would be taken for classes.
+
+    Raises:
+        LayerError: If it is one, as far as its type and its parts show.
+    """
+    kind, reason = type(model), None
+    heads = [part for name in _HEADS if (part := model._modules.get(name)) is not None]
+    if getattr(model, "num_classes", None) == 0:
+        reason = "num_classes=0"
+    elif kind.__module__.startswith("transformers.") and "Classification" not in kind.__name__:
+        reason = "its transformers class with a head is named …ForImageClassification"
+    elif heads and not any(type(each) is not nn.Identity for head in heads for each in head.modules()):
+        reason = "it is replaced by nn.Identity"
+    if reason is not None:
+        raise LayerError(
+            f"{kind.__name__} has no classifier head ({reason}), so that there is no class to explain. Build "
+            "it with a head of K classes, or put it into a model with a head. If its output is the logits "
+            "nevertheless, say so: logits=lambda output: output."
+        )
 
 
 def _candidates_for(subject: Subject, text: str, measure: bool) -> list[Candidate]:
@@ -269,7 +293,7 @@ def _given(subject: Subject, tap: Tap) -> _Given | None:
             carried = any(tensor is other for _, other in tensors_in(args))
             calls.append(_Given(tuple(tensor.shape), carried))
 
-    handle = subject.model.get_submodule(tap.module).register_forward_hook(look)
+    handle = subject.model.get_submodule(tap.module).register_forward_hook(in_this_thread(look))
     try:
         with torch.inference_mode(False), torch.no_grad(), evaluating(subject.model), muted():
             subject.run(subject.images[:1].detach())

@@ -8,7 +8,7 @@ import torch
 import torchvision.transforms.v2.functional as T
 from torch import Tensor, nn
 
-from attnguide.capture.calls import find_logits
+from attnguide.capture.logits import find_logits
 from attnguide.capture.model_state import evaluating, unwrap
 from attnguide.capture.recorder import aside
 from attnguide.errors import InputError, nearest
@@ -60,7 +60,7 @@ def occlusion(
     mean = images.mean(dim=(2, 3), keepdim=True)
     falls = images.new_empty(len(sample), len(covers))
     work = torch.arange(batch * len(covers), device=images.device)
-    with aside(unwrap(model)), evaluating(model):
+    with evaluating(model), aside(unwrap(model)):
         plain = torch.cat([find_logits(model(part)) for part in torch.split(images, batch_size)])
         _check_classes(cls, plain)
         for chunk in torch.split(work, batch_size):
@@ -256,7 +256,7 @@ def _curve(
     rank = order.argsort(dim=1).view(batch, height, width)
     counts = [round(height * width * step / steps) for step in range(steps + 1)]
     curves = images.new_empty(batch, steps + 1, dtype=torch.float32)
-    with aside(unwrap(model)), evaluating(model):
+    with evaluating(model), aside(unwrap(model)):
         _check_classes(classes, find_logits(model(images[:1])))
         for index in torch.split(torch.arange(batch * (steps + 1), device=images.device), batch_size):
             sample, step = index // (steps + 1), index % (steps + 1)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from attnguide.capture.logits import find_logits
 from attnguide.errors import InputError
 from attnguide.models import _timm, _torchvision
 from attnguide.models._building import TORCHVISION
@@ -25,6 +26,7 @@ def load(
     num_classes: int | None = None,
     class_names: Sequence[str] | None = None,
     multi_label: bool = False,
+    logits: str | int | None = None,
 ) -> LoadedModel:
     """Load a classifier by name.
 
@@ -41,6 +43,8 @@ def load(
         class_names: Name of each class; by default ImageNet's for a model with that many classes, else "class
             0", "class 1" …
         multi_label: Whether an image can have several classes.
+        logits: Which part of the model's output is the logits, as in [`explain`][attnguide.explain]; the
+            loaded model returns it alone.
 
     Returns:
         The classifier in evaluation mode, on the CPU.
@@ -66,5 +70,9 @@ def load(
             load_into(loaded.model, weights, checkpoint or "")
         origin: Any = "checkpoint" if checkpoint else "pretrained" if pretrained else "random"
         loaded = replace(loaded, weights=origin, multi_label=multi_label)
+    if logits is not None:
+        # An attribute too: what is measured of this model does not hold for its like with other logits.
+        loaded.model.attnguide_logits = str(logits)  # type: ignore[assignment]
+        loaded.model.register_forward_hook(lambda module, args, output: find_logits(output, logits))
     loaded.model.eval()
     return loaded if class_names is None else loaded.renamed(class_names)

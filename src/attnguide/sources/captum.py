@@ -23,7 +23,8 @@ from captum.attr._utils.lrp_rules import EpsilonRule
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from attnguide.capture.calls import INPUT, Tap, find_logits, images_name
+from attnguide.capture.calls import INPUT, Tap, images_name
+from attnguide.capture.logits import LogitsSpec, find_logits
 from attnguide.capture.model_state import evaluating, modules_of, muted
 from attnguide.errors import GuidanceError, InputError, nearest
 from attnguide.interfaces import AttributionSource
@@ -137,7 +138,7 @@ class Captum(AttributionSource):
         # LayerFeaturePermutation would select the class twice.
         one_score = self.method == "LayerFeaturePermutation"
         classes = pairs.cls + trace.logits.shape[1] * (pairs.sign < 0)
-        arguments: tuple[Any, ...] = (_Scores(model, classes if one_score else None),)
+        arguments: tuple[Any, ...] = (_Scores(model, trace.output, classes if one_score else None),)
         if self.of_layer or self.method == "GuidedGradCam":
             arguments += (self._module(trace, model),)
         options = {**self._inputs(trace, images), **_DEFAULTS.get(self.method, {}), **self.options}
@@ -222,16 +223,17 @@ class _Scores(nn.Module):
 
     Args:
         model: Any classifier.
+        output: Which part of its output is the logits.
         classes: Class of each image whose score alone is given; None for all.
     """
 
-    def __init__(self, model: nn.Module, classes: Tensor | None = None) -> None:
+    def __init__(self, model: nn.Module, output: LogitsSpec = None, classes: Tensor | None = None) -> None:
         super().__init__()
-        self.model, self.classes = model, classes
+        self.model, self.output, self.classes = model, output, classes
         self.training = False
 
     def forward(self, images: Tensor) -> Tensor:
-        logits = find_logits(self.model(images))
+        logits = find_logits(self.model(images), self.output)
         scores = torch.cat([logits, -logits], dim=1)
         return scores if self.classes is None else scores.gather(1, self.classes[:, None])[:, 0]
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from attnguide import functional, visual
-from attnguide.capture.calls import find_logits
+from attnguide.capture.logits import find_logits
 from attnguide.capture.model_state import evaluating
 from attnguide.commands.explain.index import Index, writing
 from attnguide.commands.explain.names import class_slugs
