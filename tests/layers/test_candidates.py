@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
+import timm
 import torch
+import torchvision
 from tests.helpers.models import CLASSES, batch, cnn, tiny_vit
 from torch import nn
 
@@ -56,3 +58,36 @@ def test_a_layer_without_its_shortcuts() -> None:
     images = images_as_layer(cnn(), IMAGES)
     assert images.name == "input"
     assert torch.equal(images.layout.spatial(IMAGES), IMAGES)
+
+
+def test_the_stages_of_bottleneck_networks_end_where_all_passes_through() -> None:
+    images = torch.rand(2, 3, 64, 64)
+    for model in (torchvision.models.resnet50(weights=None), timm.create_model("resnet26t")):
+        names = [find_layers(model, images, f"stage:-{stage}")[0].name for stage in (1, 2, 3, 4)]
+        assert names == ["layer4", "layer3", "layer2", "layer1"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet26t",
+        "convnext_atto",
+        "mobilenetv3_small_050",
+        "efficientnet_b0",
+        "swin_tiny_patch4_window7_224",
+    ],
+)
+def test_stages_are_those_of_the_metadata(name: str) -> None:
+    model = timm.create_model(name)
+    size = 224 if "swin" in name else 96
+    info = getattr(model.feature_info, "info", model.feature_info)
+    for stage in range(1, len(info) + 1):
+        found = find_layers(model, torch.rand(1, 3, size, size), f"stage:-{stage}")[0]
+        assert found.name == info[-stage]["module"]
+
+
+def test_the_last_block_before_a_class_token_is_searched_for_a_layer() -> None:
+    model = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=3)
+    found = [find_layers(model, torch.rand(1, 3, 64, 64), f"stage:{stage}")[0] for stage in range(3)]
+    # Behind the last attention only the class token matters: blocks.2 has no gradient at the patches.
+    assert [layer.name for layer in found] == ["blocks.0", "blocks.1", "blocks.2.norm1"]

@@ -47,3 +47,58 @@ def test_the_digest_is_sha256(tmp_path: Path) -> None:
     assert digest(tmp_path / "w.pt") == hashlib.sha256(b"abc" * 1000).hexdigest()
     with pytest.raises(DataError, match="does not exist"):
         digest(tmp_path / "nowhere.pt")
+
+
+def test_the_models_own_names_decide_what_is_a_prefix(tmp_path: Path) -> None:
+    model, other = cnn(), cnn()
+    averaged = torch.optim.swa_utils.AveragedModel(model)
+    trainer = {f"net.{name}": value for name, value in model.state_dict().items()}
+    trainer |= {"criterion.weight": torch.ones(3), "net_ema_decay": torch.tensor(0.9)}
+    for saved in (averaged.state_dict(), trainer):
+        torch.save(saved, tmp_path / "w.pt")
+        load_into(other, read_weights(tmp_path / "w.pt"), "w.pt")
+        assert all(torch.equal(other.state_dict()[name], value) for name, value in model.state_dict().items())
+        torch.nn.init.zeros_(next(other.parameters()))
+    trainer |= {f"teacher.{name}": value for name, value in model.state_dict().items()}
+    with pytest.raises(InputError, match=r"2 sets of weights that fit, 'net\.', 'teacher\.'"):
+        load_into(other, trainer, "w.pt")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (torch.zeros(2, 3, device="meta"), "has no values"),
+        (torch.zeros(2, 3).to_sparse(), "sparse"),
+        (torch.zeros(2, 3, dtype=torch.complex64), r"torch\.complex64, not torch\.float32"),
+        (torch.tensor([[0.0, 1, 2], [3, float("nan"), 5]]), "contains NaN"),
+        (torch.tensor(1.0), r"is \(\), not \(2, 3\)"),
+    ],
+    ids=["meta", "sparse", "complex", "NaN", "scalar"],
+)
+def test_values_that_are_no_weights(value: torch.Tensor, message: str, tmp_path: Path) -> None:
+    model = torch.nn.Linear(3, 2, bias=False)
+    torch.save({"weight": value}, tmp_path / "w.pt")
+    with pytest.raises(InputError, match=message):
+        load_into(model, read_weights(tmp_path / "w.pt"), "w.pt")
+
+
+def test_a_checkpoint_that_holds_itself(tmp_path: Path) -> None:
+    content: dict[str, object] = {"epoch": 1}
+    content["model"] = content
+    torch.save(content, tmp_path / "w.pt")
+    with pytest.raises(DataError, match=r"w\.pt holds no weights"):
+        read_weights(tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("\n<!DOCTYPE html><html>Sign in</html>", "an HTML page"),
+        ("version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
+        ('{"message": "not found"}', "a JSON file"),
+    ],
+)
+def test_what_a_failed_download_leaves(text: str, what: str, tmp_path: Path) -> None:
+    (tmp_path / "w.pth").write_text(text)
+    with pytest.raises(DataError, match=rf"w\.pth is {what}"):
+        read_weights(tmp_path / "w.pth")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import pickle
 import time
@@ -12,6 +13,7 @@ import timm
 import torch
 import torchvision
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import save_file
 from tests.helpers.pictures import CLASSES, picture
 
@@ -19,6 +21,7 @@ from attnguide import models
 from attnguide.data.images import read_image
 from attnguide.errors import DataError, InputError
 from attnguide.models.checkpoints import read_weights
+from attnguide.models.embedded_model import EMBEDDED
 
 TINY = "test_efficientnet"
 
@@ -212,3 +215,35 @@ def test_an_elongated_image_is_refused(tmp_path):
     Image.new("RGB", (3000, 2)).save(tmp_path / "line.png")
     with pytest.raises(DataError, match="3000×2"):
         models.load(TINY).read(tmp_path / "line.png")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("size", 10**9),
+        ("size", "224"),
+        ("width", 10**8),
+        ("reduction", 5),
+        ("classes", []),
+        ("classes", "ab"),
+        ("mean", [0.5, 0.5]),
+        ("mean", [float("nan")] * 3),
+        ("std", [0.2, 0.2, 0.0]),
+    ],
+)
+def test_metadata_of_an_embedded_classifier_is_checked(key, value, tmp_path):
+    with safe_open(EMBEDDED, "pt") as file:
+        about = dict(file.metadata())
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    save_file(weights, tmp_path / "x.safetensors", metadata={**about, key: json.dumps(value)})
+    with pytest.raises(DataError, match=r"x\.safetensors is not a classifier that attnguide saved"):
+        models.load(checkpoint=tmp_path / "x.safetensors")
+
+
+def test_the_number_of_classes_of_an_averaged_model(tmp_path):
+    model = timm.create_model("resnet10t", num_classes=7)
+    averaged = torch.optim.swa_utils.AveragedModel(model)
+    torch.save(averaged.state_dict(), tmp_path / "w.pt")
+    loaded = models.load("resnet10t", checkpoint=tmp_path / "w.pt")
+    assert len(loaded.classes) == 7
+    assert torch.equal(loaded.model.fc.weight, model.fc.weight)

@@ -65,6 +65,7 @@ class Output:
         given: What each of these modules was given first, if that is a tensor.
         dropped: Whether some of it is dropped in training before others see it.
         in_graph: Whether it has a graph at all.
+        centered: Whether it is the output of a layer normalization, or a sum of such, perhaps rearranged.
     """
 
     taps: list[Tap]
@@ -73,6 +74,7 @@ class Output:
     given: list[Tensor | None] = field(default_factory=list)
     dropped: bool = False
     in_graph: bool = True
+    centered: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -380,6 +382,7 @@ def first_pass(subject: Subject, wanted: Callable[[list[Output]], list[Output]] 
         _differentiate(score, [output for output in asked if output.value.requires_grad])
     for output in asked:
         output.in_graph = output.value.requires_grad
+        output.centered = _is_centered(output.value.grad_fn)
         output.value = output.value.detach()
     repeated = frozenset(name for name, call in counts.items() if call)
     return FirstPass(outputs, vectors, tail, head or None, only_logits, repeated)
@@ -399,6 +402,23 @@ def _check_end(model: nn.Module, weighted: Sequence[nn.Module]) -> None:
         f"{type(weighted[-1]).__name__}, so that there is no class to explain. Put it into a model with a "
         "head. If its output is the logits nevertheless, say so: logits=lambda output: output."
     )
+
+
+#: Operations that only rearrange values, by the names of their nodes in the graph.
+_REARRANGED = re.compile(
+    r"(Permute|Transpose|View|UnsafeView|ReshapeAlias|Clone|Slice|Split|Squeeze|Unsqueeze|Roll|T|Alias|"
+    r"AsStrided|Select|UnbindBackward|Contiguous|ToCopy|Expand|Movedim)Backward\d*"
+)
+
+
+def _is_centered(node: torch.autograd.graph.Node | None) -> bool:
+    """Whether values are what a layer normalization gave, or a sum of such, in whatever arrangement."""
+    while node is not None and _REARRANGED.fullmatch(node.name()) and node.next_functions:
+        node = node.next_functions[0][0]
+    if node is None or not node.name().startswith("AddBackward"):
+        return node is not None and "LayerNorm" in node.name()
+    # Networks that normalize what a block adds have nothing else on the residual path.
+    return all(_is_centered(term) for term, _ in reversed(node.next_functions))
 
 
 def _first(args: tuple[Any, ...]) -> Tensor | None:

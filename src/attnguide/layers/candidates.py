@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from math import prod
+from math import isnan, prod
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,8 @@ class Candidate:
         type: Name of the module's class.
         shape: Shape of the output, without the batch axis.
         active: Whether the layer computes features; pooling and projections inside attention don't.
+        centered: Whether it is the output of a layer normalization, or a sum of such, perhaps rearranged: its
+            mean over the channels is zero, until these are trained.
     """
 
     layer: Layer
@@ -56,6 +58,7 @@ class Candidate:
     type: str
     shape: tuple[int, ...]
     active: bool
+    centered: bool = False
 
     @property
     def usable(self) -> bool:
@@ -109,8 +112,8 @@ def list_candidates(
     Returns:
         Candidates in the order in which they ran.
     """
-    model = unwrap(model)
-    subject = Subject.of(model, images, call)
+    subject = Subject.of(unwrap(model), images, call)
+    model = subject.model
     seen = first_pass(subject, wanted)
     found = _layouts(subject, seen.outputs, seeds) if measure else {}
     modules = dict(model.named_modules())
@@ -145,6 +148,7 @@ def _candidate(
         type=type(modules[Tap.parse(output.name).module]).__name__,
         shape=output.shape,
         active=is_active(modules, output.taps[0].module),
+        centered=output.centered,
     )
 
 
@@ -275,43 +279,75 @@ def choose(model: nn.Module, candidates: Sequence[Candidate], stage: int | None 
         LayerError: If none passes, or there is no such stage; the candidates are listed.
     """
     if stage is not None:
-        groups = stages(candidates)
+        groups = stages(candidates, _modules_of_metadata(model))
         if not -len(groups) <= stage < len(groups):
             raise LayerError(
                 f"layer 'stage:{stage}': {type(unwrap(model)).__name__} has {len(groups)} stages, 0 to "
                 f"{len(groups) - 1}, or −1 for the last. The last layers of each: "
                 f"{', '.join(group[-1].layer.name for group in groups)}."
             )
-        candidates = groups[stage]
+        return groups[stage][-1]
     usable = [candidate for candidate in candidates if candidate.usable]
+    if not usable and any(candidate.active and isnan(candidate.layer.spread) for candidate in candidates):
+        raise LayerError(
+            f"{type(unwrap(model)).__name__} runs its layers under torch.no_grad() or inference_mode(), so "
+            "that no gradient of the logits reaches them. To freeze a part, leave no_grad out of the forward "
+            "and call part.requires_grad_(False)."
+        )
     if not usable:
         listed = "\n".join(f"  {candidate}" for candidate in candidates[-12:])
         raise LayerError(
             f"no layer of {type(unwrap(model)).__name__} has rows and columns and a gradient spread over "
             "them, so that there is nothing to look at. Name one with layer='…', or use a larger image or "
-            "a model with a "
-            "classifier head." + (f" Layers with rows and columns:\n{listed}" if listed else "")
+            "a model with a classifier head."
+            + (f" Layers with rows and columns:\n{listed}" if listed else "")
         )
     widths = _widths(model)
     chosen = ([candidate for candidate in usable if candidate.channels in widths] or usable)[-1]
-    named = _last_of_metadata(model)
-    return chosen.named(named) if named is not None and named in chosen.names else chosen
+    named = _modules_of_metadata(model)[-1:]
+    return chosen.named(named[0]) if named and named[0] in chosen.names else chosen
 
 
-def stages(candidates: Sequence[Candidate]) -> list[list[Candidate]]:
-    """Group the layers that pass: by grid, or by block where the whole model has a single grid.
+def stages(candidates: Sequence[Candidate], named: Sequence[str] = ()) -> list[list[Candidate]]:
+    """Group the layers that pass: by stages that the model names, by grid, or by block if it has one grid.
+
+    Within a grid the outermost layers count: the first layers of a block that reduces its input still have
+    the grid of the stage before, but not all passes through them.
 
     Args:
         candidates: As [`list_candidates`][attnguide.layers.list_candidates] gives them.
+        named: Names of the modules that end the stages, in order, as timm's metadata gives them.
 
     Returns:
-        The groups in the order in which they ran.
+        The groups in the order in which they ran; the last layer of a group ends the stage.
     """
     usable = [candidate for candidate in candidates if candidate.usable]
+    groups = [_of_module(usable, name) for name in named]
+    if groups and all(groups):
+        return groups
     grids = list(dict.fromkeys(candidate.layer.layout.grid for candidate in usable))
-    if len(grids) > 1:
-        return [[c for c in usable if c.layer.layout.grid == grid] for grid in grids]
-    return [list(group) for _, group in groupby(usable, key=block_of)]
+    if len(grids) < 2:
+        return [list(group) for _, group in groupby(usable, key=block_of)]
+    groups = []
+    for grid in grids:
+        group = [candidate for candidate in usable if candidate.layer.layout.grid == grid]
+        outermost = min(map(_depth, group))
+        groups.append([candidate for candidate in group if _depth(candidate) == outermost])
+    return groups
+
+
+def _of_module(candidates: Sequence[Candidate], name: str) -> list[Candidate]:
+    """The layer of a module; if it does not pass, as in the last block before a class token, those in it."""
+    found = [candidate.named(name) for candidate in candidates if name in candidate.names]
+    inner = [
+        candidate for candidate in candidates if any(each.startswith(f"{name}.") for each in candidate.names)
+    ]
+    return found[-1:] or inner
+
+
+def _depth(candidate: Candidate) -> int:
+    """How many modules the layer is inside of, by its outermost name."""
+    return min(Tap.parse(name).module.count(".") for name in candidate.names)
 
 
 def block_of(candidate: Candidate) -> str:
@@ -333,11 +369,9 @@ def _widths(model: nn.Module) -> set[object]:
     }
 
 
-def _last_of_metadata(model: nn.Module) -> str | None:
-    """Name of the last feature module in timm's metadata, or None."""
-    info = _metadata(model)
-    module = info[-1].get("module") if info else None
-    return module if isinstance(module, str) else None
+def _modules_of_metadata(model: nn.Module) -> list[str]:
+    """Names of the modules that end the stages, in timm's metadata; empty if there is none."""
+    return [module for entry in _metadata(model) if isinstance(module := entry.get("module"), str)]
 
 
 def _metadata(model: nn.Module) -> list[dict[str, object]]:

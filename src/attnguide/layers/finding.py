@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from math import isnan
 from typing import NamedTuple
 
 import torch
@@ -201,7 +202,14 @@ def _candidates_for(subject: Subject, text: str, measure: bool) -> list[Candidat
     if text in ("auto", UNCENTRED):
 
         def allowed(candidates: list[Candidate]) -> list[Candidate]:
-            return [each for each in candidates if text == "auto" or "LayerNorm" not in each.type]
+            if text == "auto":
+                return candidates
+            # Without a gradient, as in a model that runs under no_grad, this source sees as well.
+            return [
+                replace(each, layer=replace(each.layer, spread=1.0)) if isnan(each.layer.spread) else each
+                for each in candidates
+                if not each.centered and "LayerNorm" not in each.type
+            ]
 
         near = allowed(listed(lambda outputs: _active(model, outputs)[-_NEAR_THE_END:]))
         chosen = choose(model, near if any(candidate.usable for candidate in near) else allowed(listed()))

@@ -23,9 +23,20 @@ def unknown_model(name: str, known: Sequence[str], remedy: str) -> InputError:
 
 
 def count_classes(weights: Mapping[str, Tensor], head: str) -> int | None:
-    """Return the number of classes of a checkpoint, by the rows of its head; None if it has no such head."""
-    rows = next((weights[key] for key in (f"{head}.weight", f"{head}.bias") if key in weights), None)
-    return None if rows is None else len(rows)
+    """Return the number of classes of a checkpoint, by the rows of its head; None if it has no such head.
+
+    The name of the head may have a prefix, as in averaged models, if all that have one agree.
+    """
+    for ending in (f"{head}.weight", f"{head}.bias"):
+        found = (
+            [weights[ending]]
+            if ending in weights
+            else [value for name, value in weights.items() if name.endswith(f".{ending}")]
+        )
+        counts = {len(rows) for rows in found if rows.ndim}
+        if len(counts) == 1:
+            return counts.pop()
+    return None
 
 
 def class_names(count: int, subset: str | None) -> tuple[str, ...]:

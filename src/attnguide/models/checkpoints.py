@@ -7,7 +7,7 @@ import hashlib
 import pickle
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model")
 #: Prefixes that parallel training, `torch.compile` and Lightning add to every name.
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 _LISTED = 5
+#: So many dictionaries may lie around the weights; one may even hold itself.
+_DEEPEST = 8
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -52,6 +54,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             raise DataError(
                 f"{path} is not a safetensors file: {error}. Download or export it again."
             ) from error
+    _check_kind(path)
     try:
         # timm's training script also saves its command-line options, which are plain values.
         with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
@@ -69,6 +72,28 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     return _without_prefix(_unwrapped(content, path))
 
 
+#: How files begin that are often saved in place of a checkpoint, and what they are.
+_OTHERS = {
+    b"<!doctype": "an HTML page",
+    b"<html": "an HTML page",
+    b"<?xml": "an XML file",
+    b"version https://git-lfs": "a Git LFS pointer",
+    b"{": "a JSON file",
+}
+
+
+def _check_kind(path: Path) -> None:
+    """Refuse a file of another kind, such as the page of a download that failed."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(64).lstrip().lower()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}. Check its permissions.") from error
+    for begins, what in _OTHERS.items():
+        if start.startswith(begins):
+            raise DataError(f"{path} is {what}, not a checkpoint. Download the file itself again.")
+
+
 def _refusal(path: Path, reason: str) -> str:
     match = re.search(r"GLOBAL (\S+)", reason)
     what = f"a Python object ({match[1]})" if match else "more than tensors and plain values"
@@ -80,7 +105,9 @@ def _refusal(path: Path, reason: str) -> str:
 
 
 def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
-    while isinstance(content, Mapping):
+    for _ in range(_DEEPEST):
+        if not isinstance(content, Mapping):
+            break
         inner = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
         if inner is None:
             break
@@ -108,15 +135,22 @@ def _without_prefix(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 def load_into(model: nn.Module, weights: Mapping[str, Tensor], path: str | Path) -> None:
     """Load weights into a model with exactly these names and shapes.
 
+    A prefix is removed where all names of the model follow it: averaged models and trainers put one before
+    the weights of the model, and may save others beside them, which are left out.
+
     Args:
         model: The model.
         weights: Tensors by name.
         path: File of the weights, for the error.
 
     Raises:
-        InputError: If names or shapes differ; some of them are listed.
+        InputError: If names or shapes differ, or values cannot be weights; some of them are listed.
     """
     expected = model.state_dict()
+    weights = _fitted(weights, expected, path)
+    for name in expected:
+        if name in weights:
+            _check_values(name, weights[name], expected[name], path)
     # Checkpoints from before PyTorch 0.4.1 lack this counter, which evaluation does not use.
     missing = [name for name in expected if name not in weights and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in weights if name not in expected]
@@ -133,6 +167,39 @@ def load_into(model: nn.Module, weights: Mapping[str, Tensor], path: str | Path)
             "(and its number of classes)."
         )
     model.load_state_dict(dict(weights), strict=False)
+
+
+def _fitted(weights: Mapping[str, Tensor], names: Iterable[str], path: str | Path) -> Mapping[str, Tensor]:
+    """Remove the prefix before the names of a model, and leave out what has another one."""
+    needed = [name for name in names if not name.endswith("num_batches_tracked")]
+    if not needed or all(name in weights for name in needed):
+        return weights
+    ends = {name.removesuffix(needed[0]) for name in weights if name.endswith("." + needed[0])}
+    prefixes = sorted(prefix for prefix in ends if all(prefix + name in weights for name in needed))
+    if len(prefixes) > 1:
+        raise InputError(
+            f"{path} holds {len(prefixes)} sets of weights that fit, {', '.join(map(repr, prefixes))} before "
+            "their names. Save the one to use in a file of its own."
+        )
+    if not prefixes:
+        return weights
+    (prefix,) = prefixes
+    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+
+
+def _check_values(name: str, value: Tensor, expected: Tensor, path: str | Path) -> None:
+    """Refuse what has no values, or values of another kind than the weight that it is for."""
+    wrong = None
+    if value.is_meta:
+        wrong = "has no values (it is on the meta device)"
+    elif value.layout != torch.strided or value.is_quantized or value.is_nested:
+        wrong = "is a sparse, quantized or nested tensor"
+    elif value.is_complex() != expected.is_complex():
+        wrong = f"is of type {value.dtype}, not {expected.dtype}"
+    elif value.is_floating_point() and bool(value.isnan().any()):
+        wrong = "contains NaN"
+    if wrong is not None:
+        raise InputError(f"{path}: {name} {wrong}. Save finite, dense weights: model.state_dict().")
 
 
 def _some(names: list[str]) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from math import isfinite
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from safetensors import SafetensorError, safe_open
@@ -12,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from attnguide.data.files import atomic_write, check_file
-from attnguide.errors import DataError
+from attnguide.errors import AttnGuideError, DataError
 from attnguide.models.checkpoints import load_into
 from attnguide.models.loaded_model import LoadedModel
 from attnguide.models.networks import small_cnn
@@ -48,11 +50,19 @@ def embedded(path: str | Path | None = None) -> LoadedModel:
         with safe_open(path, "pt") as file:
             about = {key: json.loads(value) for key, value in (file.metadata() or {}).items() if key in _KEYS}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
-        classes, side = tuple(str(name) for name in about["classes"]), int(about["size"])
-        mean, std = (tuple(float(value) for value in about[key]) for key in ("mean", "std"))
-        model = small_cnn(len(classes), width=int(about["width"]), reduction=int(about["reduction"]))
+        classes, side = tuple(str(name) for name in about["classes"]), _whole(about, "size", 8, 4096)
+        mean, std = (_channels(about, key) for key in ("mean", "std"))
+        if min(std) <= 0:
+            raise ValueError(f"std={list(std)} must be positive")
+        if not classes or not isinstance(about["classes"], list):
+            raise ValueError("classes is empty, or no list")
+        width, reduction = _whole(about, "width", 1, 1024), _whole(about, "reduction", 1, 64)
+        model = small_cnn(len(classes), width=width, reduction=reduction)
         multi_label = bool(about["multi_label"])
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
+    except (
+        *(SafetensorError, AttnGuideError, OSError, RecursionError),
+        *(ValueError, TypeError, KeyError, ArithmeticError),
+    ) as error:
         raise DataError(
             f"{path} is not a classifier that attnguide saved ({type(error).__name__}: {error}). For weights "
             "of another kind, name the model that they belong to."
@@ -69,6 +79,22 @@ def embedded(path: str | Path | None = None) -> LoadedModel:
         (side, side),
         "embedded",
     )
+
+
+def _whole(about: Mapping[str, Any], key: str, least: int, most: int) -> int:
+    """Return an integer of the metadata, which must lie in a range."""
+    value = about[key]
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f"{key}={value!r} must be a whole number from {least} to {most}")
+    return value
+
+
+def _channels(about: Mapping[str, Any], key: str) -> tuple[float, ...]:
+    """Return a value for each of three channels."""
+    values = tuple(float(value) for value in about[key])
+    if len(values) != 3 or not all(map(isfinite, values)):
+        raise ValueError(f"{key}={about[key]!r} must be three finite numbers")
+    return values
 
 
 def write_embedded(

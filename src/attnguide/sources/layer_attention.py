@@ -22,8 +22,8 @@ class LayerAttention(AttributionSource):
     See [`functional.channel_mean`][attnguide.functional.channel_mean].
 
     A `LayerNorm` subtracts the mean over the channels, until its weights are trained. `"auto"` therefore
-    means the last layer that is not a `LayerNorm`; at a named one, rounding errors count as zero, with a
-    warning.
+    means the last layer that is neither the output of a `LayerNorm`, rearranged or not, nor a sum of such; at
+    a named one, rounding errors count as zero, with a warning.
     """
 
     needs_gradient = False
