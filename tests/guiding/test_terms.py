@@ -76,3 +76,31 @@ def test_a_record_holds_what_was_compared() -> None:
     torch.testing.assert_close(record.prior, nn.functional.avg_pool2d(masks[:, None], 8)[:, 0])
     torch.testing.assert_close(record.losses, ag.functional.mse_loss(record.maps, record.prior))
     torch.testing.assert_close(record.losses.mean(), loss.detach())
+
+
+def test_the_mean_over_accumulated_batches() -> None:
+    model = cnn().eval()
+    images, labels, masks = batch()
+    with ag.Guide(model, terms=[ag.Term(), ag.Term(loss="mse", weight=0.5)]) as guide:
+        model(images)
+        own = guide.loss(labels, mask=masks)
+        model(images)
+        torch.testing.assert_close(guide.loss(labels, mask=masks, normalize_by=8), own / 2)
+        torch.testing.assert_close(guide.loss(labels, mask=masks, normalize_by=[4, 4]), own)
+        trust = torch.tensor([0.5, 0.0, 1.0, 0.5])
+        mean = guide.loss(labels, mask=masks, sample_weight=trust)
+        torch.testing.assert_close(
+            guide.loss(labels, mask=masks, sample_weight=trust, normalize_by=4.0), mean / 2
+        )
+        assert float(guide.loss(labels, mask=None, normalize_by=0).detach()) == 0
+        for wrong, message in [
+            (2, r"this one alone has 4\. Give their number"),
+            (0, "this one alone has 4"),
+            (float("nan"), "normalize_by=nan"),
+            (float("inf"), "normalize_by=inf"),
+            ([4, 3], r"normalize_by=\[4\.0, 3\.0\]"),
+            ([4, 4, 4], "one for each of the 2 terms"),
+            ("all", "normalize_by='all' must be a number"),
+        ]:
+            with pytest.raises(InputError, match=message):
+                guide.loss(labels, mask=masks, normalize_by=wrong)  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from attnguide.pairs import Evidence, Pairs, Targets, check_choice, resolve
 from attnguide.parts.registry import registry
 from attnguide.trace import Layer, Trace
 
-__all__ = ["BoundTerm", "Term", "TermRecord"]
+__all__ = ["BoundTerm", "Term", "TermRecord", "Weighed", "mean"]
 
 #: Number of pairs that `max_classes="auto"` draws where each class costs a pass through what follows the
 #: layer.
@@ -91,6 +91,37 @@ class TermRecord:
     losses: Tensor
 
 
+class Weighed(NamedTuple):
+    """The losses of one term at one layer, or at layers whose maps are combined.
+
+    Attributes:
+        losses: The weighted sum of the losses, a scalar with a graph; None if no pair is annotated.
+        weights: The sum of the weights of the annotated pairs, a scalar.
+    """
+
+    losses: Tensor | None
+    weights: Tensor
+
+
+def mean(parts: Sequence[Weighed], weights: Tensor) -> Tensor | None:
+    """Divide the losses of a term at each layer by a sum of weights, and average over the layers.
+
+    Args:
+        parts: L parts, of this batch.
+        weights: `(L,)`, what each is divided by: the weights of this batch, or of a larger one that it is
+            part of.
+
+    Returns:
+        A scalar; None if no pair of this batch is annotated.
+    """
+    counted = weights > 0
+    # Pairs that only fill a place are there on accelerators; their sum of weights may be zero.
+    shares = torch.where(counted, weights, 1.0).reciprocal() / counted.sum().clamp(min=1)
+    pairs = zip(parts, shares, strict=True)
+    scaled = [part.losses * share for part, share in pairs if part.losses is not None]
+    return torch.stack(scaled).sum() if scaled else None
+
+
 class BoundTerm:
     """A term with its parts created; its layers are found with the first images.
 
@@ -149,7 +180,7 @@ class BoundTerm:
 
     def __call__(
         self, trace: Trace, labels: Tensor, sample_weight: Tensor | None, annotations: Mapping[str, Any]
-    ) -> tuple[list[TermRecord], Tensor | None]:
+    ) -> tuple[list[TermRecord], list[Weighed]]:
         """Compare attribution and prior in the last forward pass.
 
         Args:
@@ -159,7 +190,7 @@ class BoundTerm:
             annotations: What the priors read.
 
         Returns:
-            The records, and the mean of the losses; None if nothing is annotated.
+            Records and losses, at each layer or at all of them combined.
         """
         pairs = resolve(self.term.targets, trace.logits, labels, self.term.evidence)
         weights = None if pairs.present is None else pairs.present.float()
@@ -171,13 +202,8 @@ class BoundTerm:
         if kept is not None and weights is not None:
             pairs, weights = pairs.select(kept), weights[kept]
         groups = [self.layers] if self.term.combine else [[layer] for layer in self.layers]
-        records, means = [], []
-        for layers in groups:
-            record, mean = self._compare(layers, trace, pairs, weights, annotations)
-            records.append(record)
-            if mean is not None:
-                means.append(mean)
-        return records, torch.stack(means).mean() if means else None
+        compared = [self._compare(layers, trace, pairs, weights, annotations) for layers in groups]
+        return [record for record, _ in compared], [losses for _, losses in compared]
 
     def prior_at(
         self, trace: Trace, pairs: Pairs, size: tuple[int, int], annotations: Mapping[str, Any]
@@ -218,7 +244,7 @@ class BoundTerm:
         pairs: Pairs,
         pair_weights: Tensor | None,
         annotations: Mapping[str, Any],
-    ) -> tuple[TermRecord, Tensor | None]:
+    ) -> tuple[TermRecord, Weighed]:
         single = len(layers) == len(trace.features) == 1
         traces = [trace] if single else [trace.at(layer.name) for layer in layers]
         sizes = [self.source.size(part) for part in traces]
@@ -243,7 +269,7 @@ class BoundTerm:
         name = " + ".join(layer.name for layer in layers)
         if not len(pairs):
             nothing = prior.detach()
-            return TermRecord(name, pairs, nothing, nothing, weights), None
+            return TermRecord(name, pairs, nothing, nothing, weights), Weighed(None, total)
         maps = [maps_of(self.source, part, pairs) for part in traces]
         combined = maps[0] if self.term.combine is None else functional.combine(maps, self.term.combine)
         losses = self.loss(combined, prior)
@@ -253,9 +279,7 @@ class BoundTerm:
                 f"{len(pairs)} pairs."
             )
         record = TermRecord(name, pairs, combined.detach(), prior.detach(), losses.detach())
-        # Pairs that only fill a place are there on accelerators; their sum of weights may be zero.
-        mean = (weights * losses).sum() / torch.where(total > 0, total, torch.ones_like(total))
-        return record, mean
+        return record, Weighed((weights * losses).sum(), total)
 
     def __repr__(self) -> str:
         where = ", ".join(self.names)
