@@ -23,7 +23,7 @@ def parallel_of(model: nn.Module) -> DistributedDataParallel | None:
     The wrapper need not be known: trainers wrap a module that holds the model. A pass through the model
     itself, beside the wrapper, is a matter of one process.
     """
-    wrapper = DistributedDataParallel._get_active_ddp_module()
+    wrapper = DistributedDataParallel._active_ddp_module
     return wrapper if wrapper is not None and any(part is model for part in modules_of(wrapper)) else None
 
 

@@ -180,8 +180,8 @@ class Guide:
         Args:
             labels: Class indices `(B,)`, or multi-hot `(B, K)` floats or bools.
             sample_weight: How much each annotation counts, `(B,)` or `(B, K)`, at least 0; 0 drops a pair.
-            normalize_by: For gradient accumulation: what the sum of the losses is divided by, instead of
-                the number of annotated pairs (their sum of weights, with `sample_weight`) of this batch. Give
+            normalize_by: Number of annotated pairs (with `sample_weight` their sum of weights) that the sum
+                of the losses is divided by, instead of that of this batch. For gradient accumulation, give
                 that of all the batches together that this process accumulates; other processes' are added.
                 One number, or one for each term.
             **annotations: What the priors read, for example `mask=`, `boxes=`.
@@ -281,7 +281,7 @@ class Guide:
             weights = _whole(normalize_by, weights, sizes)
         if group is not None:
             weights = joint_sum(weights, group)
-        return weights.split(sizes)
+        return torch.split(weights, sizes)
 
     def records(self) -> list[TermRecord]:
         """Return the record of each term at each of its layers in the last call of `loss`, detached."""
