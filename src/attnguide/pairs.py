@@ -101,13 +101,16 @@ class Pairs:
             self if self.present is None else replace(self.select(self.present.nonzero()[:, 0]), present=None)
         )
 
-    def draw(self, count: int, counted: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+    def draw(
+        self, count: int, counted: Tensor, batch: int, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Draw at most `count` pairs of each sample at random.
 
         Args:
             count: How many.
             counted: True for the pairs to draw from, `(N,)`.
             batch: Number of samples.
+            generator: Source of the random numbers, on the device of the pairs; PyTorch's own by default.
 
         Returns:
             Positions of the pairs drawn, ascending, and how many of its sample's pairs each stands for (0 for
@@ -118,7 +121,8 @@ class Pairs:
         place[self.sample, self.slot] = torch.arange(len(self), device=place.device)
         eligible = torch.zeros_like(place, dtype=torch.bool)
         eligible[self.sample, self.slot] = counted
-        luck = torch.where(eligible, torch.rand(place.shape, device=place.device), -1.0)
+        random = torch.rand(place.shape, generator=generator, device=place.device)
+        luck = torch.where(eligible, random, -1.0)
         drawn = luck.topk(min(count, self.slots), dim=1).indices
         number = eligible.sum(dim=1, keepdim=True)
         stands_for = eligible.gather(1, drawn) * number / number.clamp(min=1, max=count)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
@@ -20,7 +20,7 @@ from attnguide.capture.parallel import joint_sum
 from attnguide.capture.recorder import Plan, Recorder, adapters_of
 from attnguide.errors import GuidanceError, InputError, nearest
 from attnguide.functional import full_precision_mode, may_read, reading
-from attnguide.guiding import check as checking
+from attnguide.guiding import check as checking, state as states
 from attnguide.guiding.compiling import check_uncompiled, compile_before
 from attnguide.guiding.recipe import load_recipe
 from attnguide.guiding.terms import BoundTerm, Term, TermRecord, Weighed, mean
@@ -111,6 +111,8 @@ class Guide:
         self._adapters_on_model: tuple[nn.Module, ...] = ()
         self._records: list[TermRecord] = []
         self._steps = 0
+        #: Whether the annotations of a step were checked.
+        self._checked = False
         self._removed = False
         self._compiled: list[nn.Module] = []
         self._recorder = Recorder(
@@ -226,9 +228,10 @@ class Guide:
             full_precision_mode(trace.logits.device),
             nullcontext() if second_order is None else second_order.held(fusions),
             # On an accelerator values are checked in the first step: later nothing waits for it.
-            nullcontext() if self._steps else reading(),
+            nullcontext() if self._checked else reading(),
         ):
-            compared = [bound(trace, labels, sample_weight, annotations) for bound in self._bound]
+            moment = (self._steps, 0 if group is None else dist.get_rank(group))
+            compared = [bound(trace, labels, sample_weight, annotations, moment) for bound in self._bound]
             terms = [losses for _, losses in compared]
             for bound, losses, weights in zip(
                 self._bound, terms, self._weights(terms, normalize_by, group), strict=True
@@ -248,7 +251,7 @@ class Guide:
                             "divide adapters.loss(…) by the number of batches that are accumulated."
                         )
                     total = total + loss
-        self._steps += 1
+        self._steps, self._checked = self._steps + 1, True
         self._records = [record for records, _ in compared for record in records]
         if second_order is not None:
             second_order.follow(total, fusions)
@@ -304,13 +307,13 @@ class Guide:
         Raises:
             GuidanceError: If the gradient arrives nowhere.
         """
-        records, steps = self._records, self._steps
+        before = self._records, self._steps, self._checked
         try:
             return checking.check(
                 self.model, images, lambda: self._loss(False, labels, **annotations), lambda: self.layers
             )
         finally:
-            self._records, self._steps = records, steps
+            self._records, self._steps, self._checked = before
 
     def audit(
         self,
@@ -363,6 +366,30 @@ class Guide:
             before=before,
             tolerance=tolerance,
         )
+
+    # ------------------------------------------------------- checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what training has changed, for a checkpoint.
+
+        Returns:
+            The number of steps (`warmup` and the draws of `max_classes` depend on it), λ of each term, and
+            the weights and buffers of the adapters: plain numbers and tensors, as
+            `torch.load(…, weights_only=True)` reads them.
+        """
+        return states.state_of(self._steps, self.terms, self.adapters.modules)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on where a guide with the same settings was when its `state_dict()` was taken.
+
+        Args:
+            state_dict: What `state_dict()` returned. It sets λ of each term too; to go on with another one,
+                set `guide.terms[0].weight` afterwards.
+
+        Raises:
+            InputError: If names are missing or unknown, or a value does not fit; nothing is changed then.
+        """
+        self._steps = states.restore(state_dict, self.terms, self.adapters.modules)
 
     # ------------------------------------------------------ coming and going
 

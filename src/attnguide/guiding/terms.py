@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -49,6 +50,8 @@ class Term:
         max_classes: Largest number of pairs of each sample that are compared in a step, drawn at random; the
             expected loss stays the same. None for all of them. `"auto"`: all, where the layer is followed by
             pooling or a sample has at most 4; else 4, since each costs a pass through the layers that follow.
+        seed: Seed of these draws, at least 0. They depend on it, the step and the process alone, and take
+            nothing from PyTorch's own random numbers.
         warmup: Number of steps in which λ grows from nothing to `weight`, since the features of a fresh
             network mean nothing yet. 0: λ is `weight` from the first step.
         measure: Measure the layout of the layers' outputs, once for a model and a size of images; otherwise
@@ -64,6 +67,7 @@ class Term:
     evidence: Evidence = "logit"
     combine: str | None = None
     max_classes: int | Literal["auto"] | None = "auto"
+    seed: int = 0
     warmup: int = 0
     measure: bool = True
 
@@ -160,6 +164,8 @@ class BoundTerm:
             raise InputError(
                 f"max_classes={term.max_classes!r} must be 'auto', None, or a number of at least 1."
             )
+        if type(term.seed) is not int or term.seed < 0:
+            raise InputError(f"seed={term.seed!r} must be a number of at least 0.")
         if type(term.measure) is not bool:
             raise InputError(f"measure={term.measure!r} must be True or False.")
         if type(term.warmup) is not int or term.warmup < 0:
@@ -179,7 +185,12 @@ class BoundTerm:
         return [layer.name for layer in self.layers] or list(self.requested)
 
     def __call__(
-        self, trace: Trace, labels: Tensor, sample_weight: Tensor | None, annotations: Mapping[str, Any]
+        self,
+        trace: Trace,
+        labels: Tensor,
+        sample_weight: Tensor | None,
+        annotations: Mapping[str, Any],
+        moment: tuple[int, int] = (0, 0),
     ) -> tuple[list[TermRecord], list[Weighed]]:
         """Compare attribution and prior in the last forward pass.
 
@@ -188,6 +199,7 @@ class BoundTerm:
             labels: As for [`Guide.loss`][attnguide.Guide.loss], like the rest.
             sample_weight: Weight of each annotation.
             annotations: What the priors read.
+            moment: Step and number of the process, for each of which the draws of `max_classes` differ.
 
         Returns:
             Records and losses, at each layer or at all of them combined.
@@ -202,7 +214,7 @@ class BoundTerm:
         if kept is not None and weights is not None:
             pairs, weights = pairs.select(kept), weights[kept]
         groups = [self.layers] if self.term.combine else [[layer] for layer in self.layers]
-        compared = [self._compare(layers, trace, pairs, weights, annotations) for layers in groups]
+        compared = [self._compare(layers, trace, pairs, weights, annotations, moment) for layers in groups]
         return [record for record, _ in compared], [losses for _, losses in compared]
 
     def prior_at(
@@ -244,6 +256,7 @@ class BoundTerm:
         pairs: Pairs,
         pair_weights: Tensor | None,
         annotations: Mapping[str, Any],
+        moment: tuple[int, int],
     ) -> tuple[TermRecord, Weighed]:
         single = len(layers) == len(trace.features) == 1
         traces = [trace] if single else [trace.at(layer.name) for layer in layers]
@@ -261,7 +274,8 @@ class BoundTerm:
         if count is None or pairs.slots <= count:
             count, stands_for, kept = None, None, _positive(weights)
         else:
-            kept, stands_for = pairs.draw(count, weights > 0, len(trace.logits))
+            generator = _generator(weights.device, self.term.seed, *moment)
+            kept, stands_for = pairs.draw(count, weights > 0, len(trace.logits), generator)
         if kept is not None:
             pairs, prior, weights = pairs.select(kept, count), prior[kept], weights[kept]
         if stands_for is not None:
@@ -284,6 +298,12 @@ class BoundTerm:
     def __repr__(self) -> str:
         where = ", ".join(self.names)
         return f"{self.source!r} ~ {self.prior!r} by {self.loss!r} × {self.term.weight:g} at {where}"
+
+
+def _generator(device: torch.device, *entropy: int) -> torch.Generator:
+    """Make a generator from numbers that say when and where it is used, so that it has no state to keep."""
+    mixed = np.random.SeedSequence(entropy).generate_state(1)[0]
+    return torch.Generator(device).manual_seed(int(mixed))
 
 
 def _positive(weights: Tensor) -> Tensor | None:
