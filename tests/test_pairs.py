@@ -51,8 +51,8 @@ def test_labels(labels: Tensor, expected: list[tuple[int, int]]) -> None:
         ),
         (0.1, "neither 0 nor 1"),
         (-1, r"that of sample 1, class 2 is -1\. Map −1/1 labels"),
-        (2, r"labels outside \[0, 1\]"),
-        (math.inf, r"labels outside \[0, 1\]"),
+        (2, "labels out of range"),
+        (math.inf, "labels out of range"),
     ],
 )
 def test_labels_that_may_mean_several_things(value: float, message: str) -> None:

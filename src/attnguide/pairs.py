@@ -199,8 +199,8 @@ def _check_multi_hot(labels: Tensor) -> None:
     where = f"sample {int(wrong.nonzero()[0, 0])}, class {int(wrong.nonzero()[0, 1])}"
     if not 0 < value < 1:
         raise InputError(
-            f"labels outside [0, 1]: multi-hot labels are 0 or 1, that of {where} is {value:g}. Map −1/1 "
-            f"labels with (labels + 1) / 2; NaN or {IGNORE_INDEX} means 'no label'."
+            f"labels out of range [0, 1]: multi-hot labels are 0 or 1, that of {where} is {value:g}. Map "
+            f"−1/1 labels with (labels + 1) / 2; NaN or {IGNORE_INDEX} means 'no label'."
         )
     raise InputError(
         f"the label of {where} is {value:g}, neither 0 nor 1. Say what soft labels mean: after label "
