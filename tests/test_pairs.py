@@ -10,6 +10,7 @@ from tests.helpers.models import batch, cnn
 from torch import Tensor, nn
 
 import attnguide as ag
+from attnguide.errors import InputError
 from attnguide.pairs import Pairs, resolve
 
 NAN = math.nan
@@ -32,12 +33,32 @@ def listed(pairs: Pairs) -> list[tuple[int, int]]:
         (torch.tensor([[1, 0, 1], [0, 0, 0], [0, 1, 0]]), [(0, 0), (0, 2), (2, 1)]),
         (torch.tensor([[1, 0, 1], [0, 0, 0], [0, 1, 0]]).float(), [(0, 0), (0, 2), (2, 1)]),
         (torch.tensor([[1, 0, 1], [0, 0, 0], [0, 1, 0]]).bool(), [(0, 0), (0, 2), (2, 1)]),
-        (torch.tensor([[0.9, 0.5, 0.51], [0.1, NAN, 0], [NAN, 1, NAN]]), [(0, 0), (0, 2), (2, 1)]),
+        (torch.tensor([[0.9, 0.5, 0.51], [0.1, NAN, 0], [NAN, 1, NAN]]) > 0.5, [(0, 0), (0, 2), (2, 1)]),
+        (torch.tensor([[1, 0, 1], [0, NAN, 0], [NAN, 1, NAN]]), [(0, 0), (0, 2), (2, 1)]),
         (torch.tensor([[1, -100, 0], [-100, -100, 1], [0, 0, 0]]), [(0, 0), (1, 2)]),
     ],
 )
 def test_labels(labels: Tensor, expected: list[tuple[int, int]]) -> None:
     assert listed(resolve("labels", LOGITS, labels)) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (
+            0.7,
+            r"the label of sample 1, class 2 is 0\.7, neither 0 nor 1.*labels > 0\.5.*attnguide\.data\.mix",
+        ),
+        (0.1, "neither 0 nor 1"),
+        (-1, r"that of sample 1, class 2 is -1\. Map −1/1 labels"),
+        (2, "labels out of range"),
+        (math.inf, "labels out of range"),
+    ],
+)
+def test_labels_that_may_mean_several_things(value: float, message: str) -> None:
+    labels = torch.tensor([[1, 0, 0], [0, NAN, value], [0, -100, 1]])
+    with pytest.raises(InputError, match=message):
+        resolve("labels", LOGITS, labels)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torchvision.tv_tensors import KeyPoints
 
 from attnguide.errors import InputError
 from attnguide.functional import may_read
@@ -27,6 +29,8 @@ CLASSES = ("neutral", "happiness", "sadness", "surprise", "fear", "disgust", "an
 
 #: Least distance of the outer eye corners of a face, in pixels.
 _SMALLEST = 2.0
+#: How far a face may reach beyond the border of an image, as a share of its side, before that counts.
+_BESIDE = 0.05
 #: Region that is drawn, with weight 0, if no expression has a region.
 _NOWHERE = default().regions([1])
 
@@ -87,16 +91,22 @@ class ActionUnitPrior(TargetPrior):
             row[list(EYE_CORNERS)] = True
         self._anchors = anchors
         self._tables: dict[torch.device, tuple[Regions, Tensor, Tensor, Tensor]] = {}
+        self._warned = False
 
     def __call__(self, trace: Trace, pairs: Pairs, size: tuple[int, int], *, landmarks: Any) -> PriorMaps:
         """Draw a map for each pair.
 
         Raises:
             InputError: If the landmarks do not fit the batch, some of a face are NaN, a face is mirrored or
-                its axes are swapped, or the model has another number of classes than `classes`.
+                its axes are swapped, no face lies in its image, or the model has another number of classes
+                than `classes`.
+
+        Warns:
+            UserWarning: Once, if most faces reach beyond the right or lower edge of their images.
         """
         batch, classes = trace.logits.shape
         device = trace.logits.device
+        _check_canvas(landmarks, trace.image_size)
         points = collected(landmarks, batch).to(device, non_blocking=True)
         there = checked(points)
         return self._drawn(
@@ -124,6 +134,7 @@ class ActionUnitPrior(TargetPrior):
             InputError: As for `guide.loss`, or if the labels are not indices of classes.
         """
         cls = self._labels(labels, len(landmarks) if landmarks is not None else None)
+        _check_canvas(landmarks, image_size)
         points = collected(landmarks, len(cls)).to(cls.device)
         sample = torch.arange(len(cls), device=cls.device)
         maps, weights = self._drawn(points, checked(points), sample, cls.clamp(min=0), size, image_size)
@@ -174,6 +185,8 @@ class ActionUnitPrior(TargetPrior):
         image_size: tuple[int, int],
     ) -> PriorMaps:
         regions, rows, empty, anchors = self._tables_on(points.device)
+        if may_read(points) and bool(there.any()):
+            self._check_scale(points[there], image_size)
         limits = points.new_tensor([image_size[1], image_size[0]]) - 0.5
         inside = ((points >= -0.5) & (points <= limits)).all(dim=2)[sample]
         weights = there[sample] & ~empty[cls] & (inside | ~anchors[cls]).all(dim=1)
@@ -183,6 +196,43 @@ class ActionUnitPrior(TargetPrior):
         # A face so small that it falls between the cells has nothing to say.
         weights &= maps.amax(dim=(1, 2)) > 0
         return PriorMaps(maps, weights.to(maps.dtype))
+
+    def _check_scale(self, points: Tensor, image_size: tuple[int, int]) -> None:
+        """Refuse landmarks in pixels of larger images; in doubt, warn once.
+
+        A larger image shares its upper left corner with the image, so that faces leave it to the right and
+        downwards alone. Random crops cut faces on all sides.
+
+        Args:
+            points: Landmarks `(F, 68, 2)` of at least one face.
+            image_size: `(H, W)`.
+        """
+        sides = points.new_tensor([image_size[1], image_size[0]])
+        low, high = points.amin(dim=1), points.amax(dim=1)
+        beyond = (high > sides * (1 + _BESIDE)).any(dim=1)
+        if bool((low < -sides * _BESIDE).any()) or 2 * int(beyond.sum()) <= len(points):
+            return
+        found = (
+            f"x from {float(low[:, 0].min()):.4g} to {float(high[:, 0].max()):.4g}, "
+            f"y from {float(low[:, 1].min()):.4g} to {float(high[:, 1].max()):.4g}; the images are "
+            f"{image_size[1]}×{image_size[0]} pixels"
+        )
+        remedy = (
+            "Landmarks are in pixels of the images that the model sees: those of larger originals are scaled "
+            "by the same factor as the images, as FaceLandmarks are when they are resized with them."
+        )
+        away = (points.mean(dim=1) > sides).any(dim=1)
+        if bool(away.all()) and (len(points) > 1 or bool((high - low > sides).any())):
+            raise InputError(
+                f"landmarks lie outside of the images, in all {len(points)} faces: {found}. {remedy}"
+            )
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"landmarks of {int(beyond.sum())} of {len(points)} faces reach beyond the right or lower "
+                f"edge of their images: {found}. Faces whose action units lie outside are left out. {remedy}",
+                stacklevel=2,
+            )
 
     def _tables_on(self, device: torch.device) -> tuple[Regions, Tensor, Tensor, Tensor]:
         if device not in self._tables:
@@ -204,6 +254,17 @@ class ActionUnitPrior(TargetPrior):
         if self.units is not None:
             return f"ActionUnitPrior(units={list(self.units)})"
         return f"ActionUnitPrior(classes={list(self.classes)})"
+
+
+def _check_canvas(landmarks: Any, image_size: tuple[int, int]) -> None:
+    """Refuse landmarks that say that they belong to images of another size."""
+    for entry in landmarks if isinstance(landmarks, (list, tuple)) else [landmarks]:
+        if isinstance(entry, KeyPoints) and tuple(entry.canvas_size) != tuple(image_size):
+            height, width = entry.canvas_size
+            raise InputError(
+                f"landmarks are in pixels of {width}×{height} images, the model sees {image_size[1]}×"
+                f"{image_size[0]} pixels. Transform them along with the images."
+            )
 
 
 def collected(landmarks: Any, batch: int) -> Tensor:

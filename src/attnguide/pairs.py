@@ -101,13 +101,16 @@ class Pairs:
             self if self.present is None else replace(self.select(self.present.nonzero()[:, 0]), present=None)
         )
 
-    def draw(self, count: int, counted: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+    def draw(
+        self, count: int, counted: Tensor, batch: int, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Draw at most `count` pairs of each sample at random.
 
         Args:
             count: How many.
             counted: True for the pairs to draw from, `(N,)`.
             batch: Number of samples.
+            generator: Source of the random numbers, on the device of the pairs; PyTorch's own by default.
 
         Returns:
             Positions of the pairs drawn, ascending, and how many of its sample's pairs each stands for (0 for
@@ -118,7 +121,8 @@ class Pairs:
         place[self.sample, self.slot] = torch.arange(len(self), device=place.device)
         eligible = torch.zeros_like(place, dtype=torch.bool)
         eligible[self.sample, self.slot] = counted
-        luck = torch.where(eligible, torch.rand(place.shape, device=place.device), -1.0)
+        random = torch.rand(place.shape, generator=generator, device=place.device)
+        luck = torch.where(eligible, random, -1.0)
         drawn = luck.topk(min(count, self.slots), dim=1).indices
         number = eligible.sum(dim=1, keepdim=True)
         stands_for = eligible.gather(1, drawn) * number / number.clamp(min=1, max=count)
@@ -139,11 +143,12 @@ def positives(labels: Tensor, logits: Tensor) -> Tensor:
         logits: `(B, K)`.
 
     Returns:
-        Class indices `(B,)` int64 (−100 = no label), or positives `(B, K)` bool. A multi-hot label above 0.5
-        is positive; NaN and −100 are none.
+        Class indices `(B,)` int64 (−100 = no label), or positives `(B, K)` bool. A multi-hot label of 1 is
+        positive; NaN and −100 are none.
 
     Raises:
-        InputError: If the shape does not fit the logits or a class index is out of range.
+        InputError: If the shape does not fit the logits, a class index is out of range, or a multi-hot label
+            is neither 0 nor 1.
     """
     if not isinstance(labels, Tensor):
         labels = torch.as_tensor(labels)
@@ -161,7 +166,7 @@ def positives(labels: Tensor, logits: Tensor) -> Tensor:
         labels = labels.clone()
     if labels.ndim == 2 and labels.shape[1] == classes:
         _check_multi_hot(labels)
-        return labels > 0.5
+        return labels == 1
     if labels.ndim != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
         raise InputError(
             f"labels of shape {tuple(labels.shape)} and type {labels.dtype} do not fit {classes} logits: "
@@ -184,16 +189,25 @@ def recordable(tensor: Tensor) -> Tensor:
 
 
 def _check_multi_hot(labels: Tensor) -> None:
-    """Refuse labels outside [0, 1]: −1/1 coding, or a matrix of something else."""
+    """Refuse labels besides 0 and 1: −1/1 coding, or soft labels, which may mean several things."""
     if labels.dtype == torch.bool:
         return
-    wrong = ((labels < 0) | (labels > 1)) & (labels != IGNORE_INDEX)
-    if may_read(wrong) and bool(wrong.any()):
+    wrong = (labels != 0) & (labels != 1) & (labels != IGNORE_INDEX) & ~labels.isnan()
+    if not may_read(wrong) or not bool(wrong.any()):
+        return
+    value = labels[wrong][0].item()
+    where = f"sample {int(wrong.nonzero()[0, 0])}, class {int(wrong.nonzero()[0, 1])}"
+    if not 0 < value < 1:
         raise InputError(
-            "labels out of range: multi-hot labels lie in [0, 1], one of them is "
-            f"{labels[wrong][0].item():g}. Map −1/1 labels with (labels + 1) / 2; NaN or {IGNORE_INDEX} "
-            "means 'no label'."
+            f"labels out of range [0, 1]: multi-hot labels are 0 or 1, that of {where} is {value:g}. Map "
+            f"−1/1 labels with (labels + 1) / 2; NaN or {IGNORE_INDEX} means 'no label'."
         )
+    raise InputError(
+        f"the label of {where} is {value:g}, neither 0 nor 1. Say what soft labels mean: after label "
+        "smoothing give labels > 0.5; for mixup and CutMix use attnguide.data.mix, since each of the two "
+        "classes of an image has a mask of its own; to weight pairs by their labels give labels > 0 and "
+        "sample_weight=labels."
+    )
 
 
 def resolve(

@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from tests.helpers.processes import run_in_processes
 
-PROGRAM = """
-import os, sys, warnings
-import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
-from torch.nn.parallel import DistributedDataParallel as DDP
-
-torch.set_num_threads(1)
-
-
-def work(rank, world, file, unused):
+WHOLE_BATCH = """
+def work(rank, world, unused):
     import attnguide as ag
     from tests.helpers.models import batch, cnn
     from tests.helpers.state import hooks
 
-    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
     torch.manual_seed(0)
-    model = DDP(cnn().eval(), find_unused_parameters=unused)
+    model = DDP(cnn().eval(), find_unused_parameters=unused == "unused")
     images, labels, masks = batch(8)
     part = slice(rank * 8 // world, (rank + 1) * 8 // world)
     guide = ag.Guide(model, weight=0.5)
@@ -34,6 +22,8 @@ def work(rank, world, file, unused):
         # One process may look alone: nothing waits for the others.
         guide.check(images[part], labels[part], mask=masks[part])
         ag.explain(model, images[part])
+        model.module(images[part])
+        guide.loss(labels[part], mask=masks[part])
     for _ in range(3):
         model.zero_grad()
         logits = model(images[part])
@@ -43,9 +33,7 @@ def work(rank, world, file, unused):
     guide.remove()
     assert not hooks(model.module)
     for name, gradient in found.items():
-        copies = [torch.empty_like(gradient) for _ in range(world)]
-        dist.all_gather(copies, gradient)
-        assert all(torch.equal(copies[0], other) for other in copies), name
+        assert same(gradient), name
 
     # The same in one process, without any wrapper.
     torch.manual_seed(0)
@@ -60,19 +48,6 @@ def work(rank, world, file, unused):
     model.zero_grad()
     logits = model(images[part])
     (logits.sum() + guide.loss(labels[part], mask=masks[part] if rank == 0 else None)).backward()
-    dist.barrier()
-    dist.destroy_process_group()
-    print("rank", rank, "agrees", flush=True)
-    if world > 1:
-        os._exit(0)  # gloo's threads now and then outlive Python, which ends in an abort
-
-
-if __name__ == "__main__":
-    world, file, unused = int(sys.argv[1]), sys.argv[2], sys.argv[3] == "unused"
-    if world == 1:
-        work(0, 1, file, unused)
-    else:
-        mp.spawn(work, (world, file, unused), nprocs=world)
 """
 
 
@@ -81,16 +56,113 @@ if __name__ == "__main__":
 def test_gradients_are_those_of_the_whole_batch_on_every_rank(
     tmp_path: Path, world: int, unused: str
 ) -> None:
-    program = tmp_path / "program.py"
-    program.write_text(PROGRAM)
-    root = Path(__file__).parents[2]
-    done = subprocess.run(
-        [sys.executable, str(program), str(world), str(tmp_path / "meeting"), unused],
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(root), *sys.path])},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("agrees") == world
+    run_in_processes(WHOLE_BATCH, tmp_path, world, unused)
+
+
+UNEVEN = """
+from contextlib import nullcontext
+from torch.nn.functional import cross_entropy
+
+
+def work(rank, world):
+    import attnguide as ag
+    from tests.helpers.models import batch, cnn
+
+    class Outer(torch.nn.Module):
+        \"\"\"What a trainer wraps: the guide knows the inner model alone.\"\"\"
+
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, images):
+            return self.inner(images)
+
+    torch.manual_seed(0)
+    plain = cnn().eval().double()
+    images, labels, masks = batch(8)
+    images, masks = images.double(), masks.double()
+    trust = torch.rand(8) + 0.5
+    weights = {name: value.clone() for name, value in plain.state_dict().items()}
+
+    def gradients(model):
+        return [p.grad.clone() for p in model.parameters()]
+
+    def masks_of(samples, annotated):
+        chosen = [masks[n] if n in annotated else None for n in samples]
+        return chosen if any(mask is not None for mask in chosen) else None
+
+    def terms(several):
+        # Two layers in one term, and two terms.
+        first = ag.Term(weight=0.5, layer=["block3", "block4"] if several else "block4")
+        return [first, ag.Term(weight=2.0, loss="mse")] if several else [first]
+
+    def joint(annotated, weight, several):
+        model = cnn().eval().double()
+        model.load_state_dict(weights)
+        guide = ag.Guide(model, terms=terms(several))
+        loss = cross_entropy(model(images), labels)
+        mask = masks_of(range(8), annotated)
+        (loss + guide.loss(labels, mask=mask, sample_weight=weight)).backward()
+        return gradients(model)
+
+    def accumulated(model, inner, annotated, weight, several, parts, **options):
+        model.zero_grad()
+        guide = ag.Guide(inner, terms=terms(several), **options)
+        own = [n for n in range(4 * rank, 4 * rank + 4) if n in annotated]
+        whole = float(len(own) if weight is None else weight[own].sum())
+        for part in range(parts):
+            samples = list(range(4 * rank + part * 4 // parts, 4 * rank + (part + 1) * 4 // parts))
+            last = part == parts - 1 or not isinstance(model, DDP)
+            with nullcontext() if last else model.no_sync():
+                loss = cross_entropy(model(images[samples]), labels[samples]) / parts
+                loss = loss + guide.loss(
+                    labels[samples],
+                    mask=masks_of(samples, annotated),
+                    sample_weight=None if weight is None else weight[samples],
+                    normalize_by=None if parts == 1 else whole,
+                )
+                loss.backward()
+        guide.remove()
+        return gradients(model)
+
+    def assert_equal(found, expected, what):
+        for gradient, right in zip(found, expected, strict=True):
+            torch.testing.assert_close(gradient, right, rtol=1e-6, atol=1e-9, msg=str(what))
+
+    wrapped = DDP(plain)
+    nested = DDP(Outer(cnn().eval().double()))
+    nested.module.inner.load_state_dict(weights)
+    for annotated in [(), (5,), (2, 5), (4, 5, 6, 7), (3, 4, 5, 6, 7), range(8)]:
+        for weight in (None, trust):
+            right = joint(annotated, weight, several=False)
+            for parts in (1, 2, 4):
+                found = accumulated(wrapped, wrapped, annotated, weight, False, parts)
+                assert_equal(found, right, (annotated, weight, parts))
+    annotated = (2, 4, 5, 6)
+    right = joint(annotated, trust, several=True)
+    for parts in (1, 4):
+        assert_equal(accumulated(wrapped, wrapped, annotated, trust, True, parts), right, parts)
+    assert_equal(accumulated(nested, nested.module.inner, annotated, trust, True, 2), right, "nested")
+    # Another wrapper that averages gradients.
+    other = cnn().eval().double()
+    other.load_state_dict(weights)
+    found = accumulated(other, other, annotated, trust, True, 2, process_group=dist.group.WORLD)
+    for gradient in found:
+        dist.all_reduce(gradient.div_(world))
+    assert_equal(found, right, "by hand")
+    with wrapped.join():
+        guide = ag.Guide(wrapped)
+        wrapped(images)
+        try:
+            guide.loss(labels, mask=masks)
+        except ag.errors.GuidanceError as error:
+            assert "join()" in str(error)
+        else:
+            raise AssertionError("guided inside join()")
+"""
+
+
+@pytest.mark.slow
+def test_the_mean_is_that_of_all_processes_and_accumulated_batches(tmp_path: Path) -> None:
+    run_in_processes(UNEVEN, tmp_path)

@@ -11,6 +11,7 @@ from torch import nn
 
 import attnguide as ag
 from attnguide.errors import InputError
+from attnguide.guiding.terms import _generator
 from attnguide.pairs import Pairs, resolve
 
 
@@ -76,3 +77,71 @@ def test_a_record_holds_what_was_compared() -> None:
     torch.testing.assert_close(record.prior, nn.functional.avg_pool2d(masks[:, None], 8)[:, 0])
     torch.testing.assert_close(record.losses, ag.functional.mse_loss(record.maps, record.prior))
     torch.testing.assert_close(record.losses.mean(), loss.detach())
+
+
+def test_the_mean_over_accumulated_batches() -> None:
+    model = cnn().eval()
+    images, labels, masks = batch()
+    with ag.Guide(model, terms=[ag.Term(), ag.Term(loss="mse", weight=0.5)]) as guide:
+        model(images)
+        own = guide.loss(labels, mask=masks)
+        model(images)
+        torch.testing.assert_close(guide.loss(labels, mask=masks, normalize_by=8), own / 2)
+        torch.testing.assert_close(guide.loss(labels, mask=masks, normalize_by=[4, 4]), own)
+        trust = torch.tensor([0.5, 0.0, 1.0, 0.5])
+        mean = guide.loss(labels, mask=masks, sample_weight=trust)
+        torch.testing.assert_close(
+            guide.loss(labels, mask=masks, sample_weight=trust, normalize_by=4.0), mean / 2
+        )
+        assert float(guide.loss(labels, mask=None, normalize_by=0).detach()) == 0
+        for wrong, message in [
+            (2, r"this one alone has 4\. Give their number"),
+            (0, "this one alone has 4"),
+            (float("nan"), "normalize_by=nan"),
+            (float("inf"), "normalize_by=inf"),
+            ([4, 3], r"normalize_by=\[4\.0, 3\.0\]"),
+            ([4, 4, 4], "one for each of the 2 terms"),
+            ("all", "normalize_by='all' must be a number"),
+        ]:
+            with pytest.raises(InputError, match=message):
+                guide.loss(labels, mask=masks, normalize_by=wrong)  # type: ignore[arg-type]
+
+
+def test_draws_leave_the_random_numbers_of_others_as_they_are() -> None:
+    images, _, masks = batch()
+    labels = torch.ones(4, 12)
+
+    def trained(guided: bool) -> tuple[list[torch.Tensor], list[list[int]]]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Dropout(0.1), tiny_vit(classes=12))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        term = ag.Term(targets="all", max_classes=3, weight=0.0, seed=2, layer="1.blocks.0")
+        guide = ag.Guide(model, terms=[term]) if guided else None
+        drawn = []
+        for _ in range(3):
+            loss = nn.functional.binary_cross_entropy_with_logits(model(images), labels)
+            if guide is not None:
+                loss = loss + guide.loss(labels, mask=masks)
+                drawn.append(guide.records()[0].pairs.cls.tolist())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return [p.detach().clone() for p in model.parameters()], drawn
+
+    plain, _ = trained(False)
+    guided, drawn = trained(True)
+    for weight, expected in zip(guided, plain, strict=True):
+        torch.testing.assert_close(weight, expected, rtol=1e-5, atol=1e-7)
+    assert drawn[0] != drawn[1] != drawn[2]
+    assert trained(True)[1] == drawn
+    for wrong in (-1, 1.5, True):
+        with pytest.raises(InputError, match="seed="):
+            ag.Guide(cnn(), terms=[ag.Term(seed=wrong)])  # type: ignore[arg-type]
+
+
+def test_draws_differ_between_seeds_steps_and_processes() -> None:
+    device = torch.device("cpu")
+    moments = [(seed, step, rank) for seed in range(3) for step in range(20) for rank in range(4)]
+    first = {float(torch.rand((), generator=_generator(device, *moment))) for moment in moments}
+    assert len(first) == len(moments)
+    assert abs(sum(first) / len(first) - 0.5) < 0.06  # four standard errors

@@ -74,3 +74,29 @@ def test_forms_of_a_box_and_of_none() -> None:
 def test_boxes_that_cannot_be(boxes: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         drawn(boxes, 1)
+
+
+def test_boxes_in_pixels_of_larger_originals() -> None:
+    boxes = torch.tensor([[2.0, 1, 9, 7], [0, 0, 20, 12], [8, 3, 18, 10]])
+    with pytest.raises(InputError, match=r"box 0 of sample 0.*no area inside.*scaled by the same factor"):
+        drawn(boxes[2:] * 4, 1)
+    with pytest.raises(InputError, match=r"far beyond their images, 2 of 3: x up to 50, y up to 30.*20×12"):
+        drawn(torch.tensor([[5.0, 2.5, 19, 11], [0, 0, 50, 30], [10, 4, 41, 11]]), 3)
+    logits, prior = torch.zeros(3, 2), BoxPrior()
+    trace = Trace(torch.zeros(3, 3, *SIZE), logits, {})
+    with pytest.warns(UserWarning, match=r"2 of 3 boxes reach beyond.*cut off there: x up to 30, y up to 18"):
+        prior(trace, resolve([0], logits), SIZE, boxes=boxes * 1.5)
+    prior(trace, resolve([0], logits), SIZE, boxes=boxes * 1.5)  # once
+
+
+def test_boxes_at_the_border_are_fine() -> None:
+    drawn(torch.tensor([[2.0, 1, 20.5, 12.5], [0, 0, 20.9, 12]]), 2)
+    drawn(torch.tensor([[-30.0, -9, 50, 30]]), 1)  # zoomed in
+
+
+def test_boxes_that_know_the_size_of_their_images() -> None:
+    box = torch.tensor([[3.0, 2.0, 8.0, 9.0]])
+    other = BoundingBoxes(box, format="XYXY", canvas_size=(24, 40))
+    for boxes in (other, [other]):
+        with pytest.raises(InputError, match="pixels of 40×24 images, the model sees 20×12 pixels"):
+            drawn(boxes, 1)

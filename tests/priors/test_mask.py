@@ -60,3 +60,20 @@ def test_no_annotation_and_empty_masks() -> None:
 def test_masks_that_cannot_be(mask: Any) -> None:
     with pytest.raises(InputError):
         drawn(MaskPrior(), mask=mask)
+
+
+def test_masks_by_class_index() -> None:
+    found = drawn(MaskPrior(), mask=[{1: MASKS[0]}, None, {0: MASKS[1], 1: torch.ones(4, 4)}])
+    assert found.weights.tolist() == [0, 1, 0, 0, 1, 1]
+    torch.testing.assert_close(found.maps[1], avg_pool2d(MASKS[:1], (2, 4))[0])
+    torch.testing.assert_close(found.maps[4], avg_pool2d(MASKS[1:2], (2, 4))[0])
+    assert bool((found.maps[5] == 1).all())
+    for wrong, message in [
+        ({2: MASKS[0]}, "masks of sample 1 name a class 2; classes are indices from 0 to 1"),
+        ({"smile": MASKS[0]}, "name a class 'smile'"),
+        ({1: MASKS}, r"mask of sample 1, class 1, has shape \(3, 8, 8\); it must be \(H, W\)"),
+        ({1: MASKS[0] * 2}, r"mask of sample 1, class 1, .*0.*2"),
+        ({0: MASKS[0] * 0}, r"mask of sample 1, class 0, is empty"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            drawn(MaskPrior(), mask=[None, wrong, {0: None}])

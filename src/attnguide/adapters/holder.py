@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from attnguide.adapters._parallel import Synchronizer
 from attnguide.adapters.folding import Folded
 from attnguide.capture.calls import Call
 from attnguide.capture.logits import LogitsSpec, check_spec, replace_logits
@@ -43,6 +44,10 @@ class AdapterSet:
 
     It stands alone where nothing is guided. A [`Guide`][attnguide.Guide] with `adapters=` takes it over: the
     guide's `loss` then includes that of the adapters, and `guide.remove()` removes both.
+
+    In the processes of `DistributedDataParallel` the adapters stay equal: the first process sends their
+    weights before the first pass that is trained, gradients are averaged when those of the model are (also
+    with `no_sync()`), and buffers are then sent again.
 
     Args:
         model: Any classifier, wrapped for parallel training or not.
@@ -77,6 +82,7 @@ class AdapterSet:
         self.layers: list[Layer] = []
         self._steps = 0
         self._recorder: Recorder | None = None
+        self._synchronizer: Synchronizer | None = None
         # Not among the library's own: these hooks change what others see.
         self._hooks: list[RemovableHandle] = []
         self._removed = False
@@ -210,6 +216,8 @@ class AdapterSet:
     def put_on_hooks(self) -> None:
         """Put the hooks of the adapters on the model; none stays if one cannot be put on."""
         try:
+            if self._adapters:
+                self._synchronizer = Synchronizer(unwrap(self.model), self.modules)
             for adapter in self._adapters:
                 self._hooks += adapter.attach(unwrap(self.model))
         except BaseException:
@@ -226,6 +234,9 @@ class AdapterSet:
         if self._recorder is not None:
             self._recorder.remove()
             self._recorder = None
+        if self._synchronizer is not None:
+            self._synchronizer.remove()
+            self._synchronizer = None
         for handle in self._hooks:
             handle.remove()
         self._hooks = []

@@ -13,6 +13,7 @@ from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from attnguide.capture.attention_reader import AttentionReader, Note
 from attnguide.capture.calls import Call, Tap, images_name, replace, select
@@ -20,6 +21,7 @@ from attnguide.capture.class_token import ClassToken
 from attnguide.capture.logits import LogitsSpec, find_logits
 from attnguide.capture.model_state import ModelState, empty_caches, muting, state_of, unwrap
 from attnguide.capture.own_hooks import Handles
+from attnguide.capture.parallel import parallel_of
 from attnguide.capture.second_order import Fusion, SecondOrder
 from attnguide.errors import LayerError
 from attnguide.trace import Shard
@@ -97,11 +99,13 @@ class Recording(Shard):
         calls: Number of calls of each module.
         fusion: Whether attention is fused.
         class_token: Names of the modules in which only the first tokens get a graph.
+        parallel: The wrapper for several processes that the pass runs in.
     """
 
     calls: Counter[str] = field(default_factory=Counter)
     fusion: Fusion | None = None
     class_token: frozenset[str] = frozenset()
+    parallel: DistributedDataParallel | None = None
 
 
 class Recorder:
@@ -283,7 +287,8 @@ class Recorder:
         previous = self.recordings.pop(images.device, None)
         if previous is not None and previous.fusion is not None:
             previous.fusion.fuse()  # a forward that was interrupted left it open
-        recording = self.recordings[images.device] = self._open.recording = Recording(images)
+        recording = Recording(images, parallel=parallel_of(self.model))
+        self.recordings[images.device] = self._open.recording = recording
         if self.second_order is not None:
             recording.fusion = Fusion()
         if self._class_token is not None and self._class_token.modules and not self._is_watched(module):

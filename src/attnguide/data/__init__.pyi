@@ -16,6 +16,7 @@ from .images import (
     load_image as load_image,
     read_image as read_image,
 )
+from .mixing import Mixed as Mixed, mix as mix
 from .procedural import (
     FaceSample as FaceSample,
     ProceduralFaces as ProceduralFaces,

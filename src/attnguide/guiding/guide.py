@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from attnguide.adapters.holder import AdapterSet
 from attnguide.capture.calls import Call
 from attnguide.capture.logits import LogitsSpec, check_spec
 from attnguide.capture.model_state import unwrap
+from attnguide.capture.parallel import joint_sum
 from attnguide.capture.recorder import Plan, Recorder, adapters_of
 from attnguide.errors import GuidanceError, InputError, nearest
-from attnguide.functional import full_precision_mode, reading
-from attnguide.guiding import check as checking
+from attnguide.functional import full_precision_mode, may_read, reading
+from attnguide.guiding import check as checking, state as states
 from attnguide.guiding.compiling import check_uncompiled, compile_before
 from attnguide.guiding.recipe import load_recipe
-from attnguide.guiding.terms import BoundTerm, Term, TermRecord
+from attnguide.guiding.terms import BoundTerm, Term, TermRecord, Weighed, mean
 from attnguide.interfaces import Adapter, AlignmentLoss, AttributionSource, TargetPrior, check_annotations
 from attnguide.layers import LayerSpec, find_attention
 from attnguide.pairs import Pairs, Targets
 from attnguide.trace import Attending, Layer, Trace, trace_of
 
 if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
     from attnguide.auditing.audit import AuditReport
 
 __all__ = ["Guide"]
@@ -46,7 +51,7 @@ class Guide:
 
     Works in training and evaluation mode, under `torch.autocast`, with gradient accumulation, frozen
     backbones, any memory format and models wrapped in `DataParallel` or `DistributedDataParallel` (wrap
-    first, then guide).
+    first, then guide); with the latter the loss is that of the joint batch.
 
     Args:
         model: Any classifier: an `nn.Module` whose output is logits, or a tuple, dict or object with
@@ -63,6 +68,9 @@ class Guide:
             [`AdapterSet`][attnguide.adapters.AdapterSet]
             on it, which the guide takes over; see `guide.parameters()`.
         logits: Which part of the model's output is the logits, as in [`explain`][attnguide.explain].
+        process_group: The processes whose gradients are averaged, where another wrapper than
+            `DistributedDataParallel` does that: `guide.loss` then takes its mean over the annotated pairs of
+            all of them. With `DistributedDataParallel` nothing need be given.
 
     Raises:
         UnknownNameError: If a part's name is unknown.
@@ -84,6 +92,7 @@ class Guide:
         terms: Sequence[Term] | None = None,
         adapters: Sequence[Adapter] | AdapterSet = (),
         logits: LogitsSpec = None,
+        process_group: ProcessGroup | None = None,
     ) -> None:
         check_spec(logits)
         single = Term(source, prior, loss, weight, layer, targets)
@@ -101,11 +110,14 @@ class Guide:
         #: The priors and adapters, which read annotations.
         self._readers: list[TargetPrior | Adapter] = [bound.prior for bound in self._bound]
         self._readers += self.adapters
+        self._process_group = process_group
         self._attending: Attending | None = None
         self._layers: list[Layer] = []
         self._adapters_on_model: tuple[nn.Module, ...] = ()
         self._records: list[TermRecord] = []
         self._steps = 0
+        #: Whether the annotations of a step were checked.
+        self._checked = False
         self._removed = False
         self._compiled: list[nn.Module] = []
         self._recorder = Recorder(
@@ -132,6 +144,7 @@ class Guide:
         *,
         adapters: Sequence[Adapter] | AdapterSet = (),
         logits: LogitsSpec = None,
+        process_group: ProcessGroup | None = None,
         **overrides: Any,
     ) -> Guide:
         """Build a guide from a named method with its published settings, or from a recipe file.
@@ -141,6 +154,7 @@ class Guide:
             recipe: A registered name such as `"gradcam-iou"`, or the path of a TOML file.
             adapters: As for [`Guide`][attnguide.Guide].
             logits: As for [`Guide`][attnguide.Guide].
+            process_group: As for [`Guide`][attnguide.Guide].
             **overrides: Fields of [`Term`][attnguide.Term] that replace the recipe's.
 
         Returns:
@@ -155,16 +169,31 @@ class Guide:
             if name not in known:
                 raise InputError(f"a term has no setting {name!r}.{nearest(name, known)}")
         term = Term(**{**load_recipe(recipe).guide, **overrides})
-        return cls(model, terms=[term], adapters=adapters, logits=logits)
+        return cls(model, terms=[term], adapters=adapters, logits=logits, process_group=process_group)
 
     # ------------------------------------------------------------ the loss
 
-    def loss(self, labels: Tensor, *, sample_weight: Tensor | None = None, **annotations: Any) -> Tensor:
+    def loss(
+        self,
+        labels: Tensor,
+        *,
+        sample_weight: Tensor | None = None,
+        normalize_by: float | Sequence[float] | Tensor | None = None,
+        **annotations: Any,
+    ) -> Tensor:
         """Return the guidance loss of the last forward pass of the model.
+
+        After a pass through `DistributedDataParallel` the mean is that of the batches of all processes, so
+        each of them has to call this, also one without any annotation. What it returns is scaled so that the
+        wrapper's average of the gradients is the gradient of that mean.
 
         Args:
             labels: Class indices `(B,)`, or multi-hot `(B, K)` floats or bools.
             sample_weight: How much each annotation counts, `(B,)` or `(B, K)`, at least 0; 0 drops a pair.
+            normalize_by: Number of annotated pairs (with `sample_weight` their sum of weights) that the sum
+                of the losses is divided by, instead of that of this batch. For gradient accumulation, give
+                that of all the batches together that this process accumulates; other processes' are added.
+                One number, or one for each term.
             **annotations: What the priors read, for example `mask=`, `boxes=`.
 
         Returns:
@@ -172,10 +201,25 @@ class Guide:
             annotated it is an exact zero that can be differentiated.
 
         Raises:
-            GuidanceError: If there was no forward, it ran without gradients, or the guide was removed.
+            GuidanceError: If there was no forward, it ran without gradients, or the guide was removed; or if
+                other processes do not call it.
             LayerError: If a layer did not run, or its output has no rows and columns.
-            InputError: If labels or annotations are wrong, missing or unknown.
+            InputError: If labels or annotations are wrong, missing or unknown, or `normalize_by` is less
+                than this batch alone has.
         """
+        return self._loss(True, labels, sample_weight=sample_weight, normalize_by=normalize_by, **annotations)
+
+    def _loss(
+        self,
+        joint: bool,
+        labels: Tensor,
+        /,
+        *,
+        sample_weight: Tensor | None = None,
+        normalize_by: float | Sequence[float] | Tensor | None = None,
+        **annotations: Any,
+    ) -> Tensor:
+        """Compute the loss; `joint`: over all processes, where there are several."""
         check_annotations(self._readers, annotations)
         trace = self._trace()
         if not trace.logits.requires_grad:
@@ -183,30 +227,72 @@ class Guide:
                 "the last forward recorded no graph: it ran under torch.no_grad() or inference_mode(), or "
                 "every parameter is frozen. Run it with gradients enabled; skip guide.loss in validation."
             )
+        group = self._group() if joint else None
         # An empty sum is an exact zero with a graph, whatever the logits are.
         total = trace.logits.flatten()[:0].sum().float()
-        records: list[TermRecord] = []
         fusions = [r.fusion for r in self._recorder.recordings.values() if r.fusion is not None]
         second_order = self._recorder.second_order
         with (
             full_precision_mode(trace.logits.device),
             nullcontext() if second_order is None else second_order.held(fusions),
             # On an accelerator values are checked in the first step: later nothing waits for it.
-            nullcontext() if self._steps else reading(),
+            nullcontext() if self._checked else reading(),
         ):
-            for bound in self._bound:
-                term_records, mean = bound(trace, labels, sample_weight, annotations)
-                records += term_records
-                if mean is not None:
-                    total = total + bound.term.weight_at(self._steps) * mean
+            moment = (self._steps, 0 if group is None else dist.get_rank(group))
+            compared = [bound(trace, labels, sample_weight, annotations, moment) for bound in self._bound]
+            terms = [losses for _, losses in compared]
+            for bound, losses, weights in zip(
+                self._bound, terms, self._weights(terms, normalize_by, group), strict=True
+            ):
+                term_mean = mean(losses, weights)
+                if term_mean is not None:
+                    total = total + bound.term.weight_at(self._steps) * term_mean
+            if group is not None:
+                # The wrapper divides the sum of the gradients by the number of processes.
+                total = total * dist.get_world_size(group)
             if self.adapters.layers:
                 for loss in self.adapters.losses(trace, labels, annotations):
+                    if normalize_by is not None:
+                        raise InputError(
+                            "normalize_by= cannot hold for the losses of adapters, which are means over each "
+                            "batch. Put the adapters on with AdapterSet(model, …) instead of adapters=, and "
+                            "divide adapters.loss(…) by the number of batches that are accumulated."
+                        )
                     total = total + loss
-        self._steps += 1
-        self._records = records
+        self._steps, self._checked = self._steps + 1, True
+        self._records = [record for records, _ in compared for record in records]
         if second_order is not None:
             second_order.follow(total, fusions)
         return total
+
+    def _group(self) -> ProcessGroup | None:
+        """The processes that share the mean of the last pass; None for this one alone."""
+        wrapper = next(
+            (r.parallel for r in self._recorder.recordings.values() if r.parallel is not None), None
+        )
+        if wrapper is not None and wrapper._join_config.enable:
+            raise GuidanceError(
+                "the mean over all processes cannot be taken inside model.join(), where some of them have "
+                "run out of batches. Give each process equally many batches, as DistributedSampler does."
+            )
+        return self._process_group if self._process_group or wrapper is None else wrapper.process_group
+
+    @staticmethod
+    def _weights(
+        terms: Sequence[Sequence[Weighed]],
+        normalize_by: float | Sequence[float] | Tensor | None,
+        group: ProcessGroup | None,
+    ) -> Sequence[Tensor]:
+        """What the losses of each term are divided by, at each of its layers."""
+        sizes = [len(losses) for losses in terms]
+        if not sizes:
+            return []
+        weights = torch.stack([part.weights for losses in terms for part in losses])
+        if normalize_by is not None:
+            weights = _whole(normalize_by, weights, sizes)
+        if group is not None:
+            weights = joint_sum(weights, group)
+        return torch.split(weights, sizes)
 
     def records(self) -> list[TermRecord]:
         """Return the record of each term at each of its layers in the last call of `loss`, detached."""
@@ -229,13 +315,13 @@ class Guide:
         Raises:
             GuidanceError: If the gradient arrives nowhere.
         """
-        records, steps = self._records, self._steps
+        before = self._records, self._steps, self._checked
         try:
             return checking.check(
-                self.model, images, lambda: self.loss(labels, **annotations), lambda: self.layers
+                self.model, images, lambda: self._loss(False, labels, **annotations), lambda: self.layers
             )
         finally:
-            self._records, self._steps = records, steps
+            self._records, self._steps, self._checked = before
 
     def audit(
         self,
@@ -289,6 +375,30 @@ class Guide:
             tolerance=tolerance,
             logits=self.logits,
         )
+
+    # ------------------------------------------------------- checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what training has changed, for a checkpoint.
+
+        Returns:
+            The number of steps (`warmup` and the draws of `max_classes` depend on it), λ of each term, and
+            the weights and buffers of the adapters: plain numbers and tensors, as
+            `torch.load(…, weights_only=True)` reads them.
+        """
+        return states.state_of(self._steps, self.terms, self.adapters.modules)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on where a guide with the same settings was when its `state_dict()` was taken.
+
+        Args:
+            state_dict: What `state_dict()` returned. It sets λ of each term too; to go on with another one,
+                set `guide.terms[0].weight` afterwards.
+
+        Raises:
+            InputError: If names are missing or unknown, or a value does not fit; nothing is changed then.
+        """
+        self._steps = states.restore(state_dict, self.terms, self.adapters.modules)
 
     # ------------------------------------------------------ coming and going
 
@@ -406,6 +516,31 @@ class Guide:
             model=self._recorder.model,
             output=self.logits,
         )
+
+
+def _whole(normalize_by: float | Sequence[float] | Tensor, weights: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Return what to divide by instead of the weights `(L,)` of a batch, for the L layers of all terms."""
+    try:
+        given = torch.as_tensor(normalize_by, dtype=torch.float32, device=weights.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"normalize_by={normalize_by!r} must be a number: {error}.") from error
+    if given.shape not in ((), (len(sizes),)):
+        raise InputError(
+            f"normalize_by has shape {tuple(given.shape)}; give one number, or one for each of the "
+            f"{len(sizes)} terms."
+        )
+    whole = given.expand(len(sizes)).repeat_interleave(
+        torch.tensor(sizes, device=weights.device), output_size=sum(sizes)
+    )
+    # Written so that NaN fails too; the margin is for sums in float32.
+    wrong = ~(whole * (1 + 1e-5) >= weights) | whole.isinf()
+    if may_read(wrong) and bool(wrong.any()):
+        raise InputError(
+            f"normalize_by={given.tolist()} cannot be the annotated pairs of all accumulated batches: this "
+            f"one alone has {weights[wrong][0].item():g}. Give their number (with sample_weight the sum of "
+            "their weights) in all the batches that go into one step of the optimizer."
+        )
+    return whole
 
 
 def _listed(terms: Sequence[Term]) -> list[Term]:

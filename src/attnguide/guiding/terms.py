@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,7 +21,7 @@ from attnguide.pairs import Evidence, Pairs, Targets, check_choice, resolve
 from attnguide.parts.registry import registry
 from attnguide.trace import Layer, Trace
 
-__all__ = ["BoundTerm", "Term", "TermRecord"]
+__all__ = ["BoundTerm", "Term", "TermRecord", "Weighed", "mean"]
 
 #: Number of pairs that `max_classes="auto"` draws where each class costs a pass through what follows the
 #: layer.
@@ -49,6 +50,8 @@ class Term:
         max_classes: Largest number of pairs of each sample that are compared in a step, drawn at random; the
             expected loss stays the same. None for all of them. `"auto"`: all, where the layer is followed by
             pooling or a sample has at most 4; else 4, since each costs a pass through the layers that follow.
+        seed: Seed of these draws, at least 0. They depend on it, the step and the process alone, and take
+            nothing from PyTorch's own random numbers.
         warmup: Number of steps in which λ grows from nothing to `weight`, since the features of a fresh
             network mean nothing yet. 0: λ is `weight` from the first step.
         measure: Measure the layout of the layers' outputs, once for a model and a size of images; otherwise
@@ -64,6 +67,7 @@ class Term:
     evidence: Evidence = "logit"
     combine: str | None = None
     max_classes: int | Literal["auto"] | None = "auto"
+    seed: int = 0
     warmup: int = 0
     measure: bool = True
 
@@ -89,6 +93,37 @@ class TermRecord:
     maps: Tensor
     prior: Tensor
     losses: Tensor
+
+
+class Weighed(NamedTuple):
+    """The losses of one term at one layer, or at layers whose maps are combined.
+
+    Attributes:
+        losses: The weighted sum of the losses, a scalar with a graph; None if no pair is annotated.
+        weights: The sum of the weights of the annotated pairs, a scalar.
+    """
+
+    losses: Tensor | None
+    weights: Tensor
+
+
+def mean(parts: Sequence[Weighed], weights: Tensor) -> Tensor | None:
+    """Divide the losses of a term at each layer by a sum of weights, and average over the layers.
+
+    Args:
+        parts: L parts, of this batch.
+        weights: `(L,)`, what each is divided by: the weights of this batch, or of a larger one that it is
+            part of.
+
+    Returns:
+        A scalar; None if no pair of this batch is annotated.
+    """
+    counted = weights > 0
+    # Pairs that only fill a place are there on accelerators; their sum of weights may be zero.
+    shares = torch.where(counted, weights, 1.0).reciprocal() / counted.sum().clamp(min=1)
+    pairs = zip(parts, shares, strict=True)
+    scaled = [part.losses * share for part, share in pairs if part.losses is not None]
+    return torch.stack(scaled).sum() if scaled else None
 
 
 class BoundTerm:
@@ -129,6 +164,8 @@ class BoundTerm:
             raise InputError(
                 f"max_classes={term.max_classes!r} must be 'auto', None, or a number of at least 1."
             )
+        if type(term.seed) is not int or term.seed < 0:
+            raise InputError(f"seed={term.seed!r} must be a number of at least 0.")
         if type(term.measure) is not bool:
             raise InputError(f"measure={term.measure!r} must be True or False.")
         if type(term.warmup) is not int or term.warmup < 0:
@@ -148,8 +185,13 @@ class BoundTerm:
         return [layer.name for layer in self.layers] or list(self.requested)
 
     def __call__(
-        self, trace: Trace, labels: Tensor, sample_weight: Tensor | None, annotations: Mapping[str, Any]
-    ) -> tuple[list[TermRecord], Tensor | None]:
+        self,
+        trace: Trace,
+        labels: Tensor,
+        sample_weight: Tensor | None,
+        annotations: Mapping[str, Any],
+        moment: tuple[int, int] = (0, 0),
+    ) -> tuple[list[TermRecord], list[Weighed]]:
         """Compare attribution and prior in the last forward pass.
 
         Args:
@@ -157,9 +199,10 @@ class BoundTerm:
             labels: As for [`Guide.loss`][attnguide.Guide.loss], like the rest.
             sample_weight: Weight of each annotation.
             annotations: What the priors read.
+            moment: Step and number of the process, for each of which the draws of `max_classes` differ.
 
         Returns:
-            The records, and the mean of the losses; None if nothing is annotated.
+            Records and losses, at each layer or at all of them combined.
         """
         pairs = resolve(self.term.targets, trace.logits, labels, self.term.evidence)
         weights = None if pairs.present is None else pairs.present.float()
@@ -171,13 +214,8 @@ class BoundTerm:
         if kept is not None and weights is not None:
             pairs, weights = pairs.select(kept), weights[kept]
         groups = [self.layers] if self.term.combine else [[layer] for layer in self.layers]
-        records, means = [], []
-        for layers in groups:
-            record, mean = self._compare(layers, trace, pairs, weights, annotations)
-            records.append(record)
-            if mean is not None:
-                means.append(mean)
-        return records, torch.stack(means).mean() if means else None
+        compared = [self._compare(layers, trace, pairs, weights, annotations, moment) for layers in groups]
+        return [record for record, _ in compared], [losses for _, losses in compared]
 
     def prior_at(
         self, trace: Trace, pairs: Pairs, size: tuple[int, int], annotations: Mapping[str, Any]
@@ -218,7 +256,8 @@ class BoundTerm:
         pairs: Pairs,
         pair_weights: Tensor | None,
         annotations: Mapping[str, Any],
-    ) -> tuple[TermRecord, Tensor | None]:
+        moment: tuple[int, int],
+    ) -> tuple[TermRecord, Weighed]:
         single = len(layers) == len(trace.features) == 1
         traces = [trace] if single else [trace.at(layer.name) for layer in layers]
         sizes = [self.source.size(part) for part in traces]
@@ -235,7 +274,8 @@ class BoundTerm:
         if count is None or pairs.slots <= count:
             count, stands_for, kept = None, None, _positive(weights)
         else:
-            kept, stands_for = pairs.draw(count, weights > 0, len(trace.logits))
+            generator = _generator(weights.device, self.term.seed, *moment)
+            kept, stands_for = pairs.draw(count, weights > 0, len(trace.logits), generator)
         if kept is not None:
             pairs, prior, weights = pairs.select(kept, count), prior[kept], weights[kept]
         if stands_for is not None:
@@ -243,7 +283,7 @@ class BoundTerm:
         name = " + ".join(layer.name for layer in layers)
         if not len(pairs):
             nothing = prior.detach()
-            return TermRecord(name, pairs, nothing, nothing, weights), None
+            return TermRecord(name, pairs, nothing, nothing, weights), Weighed(None, total)
         maps = [maps_of(self.source, part, pairs) for part in traces]
         combined = maps[0] if self.term.combine is None else functional.combine(maps, self.term.combine)
         losses = self.loss(combined, prior)
@@ -253,13 +293,17 @@ class BoundTerm:
                 f"{len(pairs)} pairs."
             )
         record = TermRecord(name, pairs, combined.detach(), prior.detach(), losses.detach())
-        # Pairs that only fill a place are there on accelerators; their sum of weights may be zero.
-        mean = (weights * losses).sum() / torch.where(total > 0, total, torch.ones_like(total))
-        return record, mean
+        return record, Weighed((weights * losses).sum(), total)
 
     def __repr__(self) -> str:
         where = ", ".join(self.names)
         return f"{self.source!r} ~ {self.prior!r} by {self.loss!r} × {self.term.weight:g} at {where}"
+
+
+def _generator(device: torch.device, *entropy: int) -> torch.Generator:
+    """Make a generator from numbers that say when and where it is used, so that it has no state to keep."""
+    mixed = np.random.SeedSequence(entropy).generate_state(1)[0]
+    return torch.Generator(device).manual_seed(int(mixed))
 
 
 def _positive(weights: Tensor) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,10 @@ from attnguide.trace import Trace
 
 __all__ = ["BoxPrior"]
 
+#: How far a box may reach beyond the border of an image, as a share of its side, before that counts.
+_BESIDE = 0.05
+_REMEDY = "Boxes of larger originals are scaled by the same factor as the images."
+
 
 class BoxPrior(TargetPrior):
     """Boxes `(x1, y1, x2, y2)` in pixels of the images; a cell of the map is the share that a box covers.
@@ -28,12 +33,18 @@ class BoxPrior(TargetPrior):
     means "no box"; a sample without a box drops out. The map is the same for every class of a sample.
     """
 
+    def __init__(self) -> None:
+        self._warned = False
+
     def __call__(self, trace: Trace, pairs: Pairs, size: tuple[int, int], *, boxes: Any) -> PriorMaps:
         """Draw the boxes of each pair's sample.
 
         Raises:
-            InputError: If the shape does not fit the batch, a box has no area inside the image, or holds NaN
-                next to numbers.
+            InputError: If the shape does not fit the batch, a box has no area inside the image, holds NaN
+                next to numbers, or is in pixels of a larger image.
+
+        Warns:
+            UserWarning: Once, if most boxes reach beyond the right or lower edge of their images.
         """
         batch = len(trace.logits)
         device = trace.logits.device
@@ -48,15 +59,60 @@ class BoxPrior(TargetPrior):
                 "missing."
             )
         if isinstance(boxes, BoundingBoxes):  # iteration gives plain tensors
+            _check_canvas(boxes, trace.image_size)
             entries = [_as_xyxy(boxes, "boxes")[index] for index in range(batch)]
+        for entry in entries:
+            _check_canvas(entry, trace.image_size)
         rows = [_rows(entry, sample).to(device, non_blocking=True) for sample, entry in enumerate(entries)]
         table = pad_sequence(rows, batch_first=True, padding_value=torch.nan)  # (B, n, 4)
         present = ~table.isnan().all(dim=2)
         _check(table, present, trace.image_size)
+        if may_read(table) and bool(present.any()):
+            self._check_scale(table[present], trace.image_size)
         maps = _cover(table.nan_to_num(0.0), size, trace.image_size)
         weights = present.any(dim=1).to(maps)
         sample = pairs.sample
         return PriorMaps(maps[sample], weights[sample])
+
+    def _check_scale(self, boxes: Tensor, image_size: tuple[int, int]) -> None:
+        """Refuse boxes in pixels of larger images; in doubt, warn once.
+
+        A larger image shares its upper left corner with the image, so that boxes leave it to the right and
+        downwards alone.
+
+        Args:
+            boxes: `(N, 4)`, at least one.
+            image_size: `(H, W)`.
+        """
+        sides = boxes.new_tensor([image_size[1], image_size[0]])
+        beyond = boxes[:, 2:] > sides * (1 + _BESIDE)
+        if bool((boxes[:, :2] < -sides * _BESIDE).any()):
+            return
+        height, width = image_size
+        found = (
+            f"x up to {float(boxes[:, 2].max()):.4g}, y up to {float(boxes[:, 3].max()):.4g}; the images are "
+            f"{width}×{height} pixels. {_REMEDY}"
+        )
+        count = int(beyond.any(dim=1).sum())
+        if bool((boxes[:, 2:] > 2 * sides).any()):
+            raise InputError(f"boxes reach far beyond their images, {count} of {len(boxes)}: {found}")
+        if 2 * count > len(boxes) and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"{count} of {len(boxes)} boxes reach beyond the right or lower edge of their images, and "
+                f"are cut off there: {found}",
+                stacklevel=2,
+            )
+
+
+def _check_canvas(boxes: Any, image_size: tuple[int, int]) -> None:
+    """Refuse boxes that say that they belong to images of another size."""
+    if isinstance(boxes, BoundingBoxes) and tuple(boxes.canvas_size) != tuple(image_size):
+        height, width = boxes.canvas_size
+        raise InputError(
+            f"boxes are in pixels of {width}×{height} images, the model sees {image_size[1]}×{image_size[0]} "
+            "pixels. Transform them along with the images."
+        )
 
 
 def _as_xyxy(boxes: Any, what: str) -> Tensor:
@@ -93,7 +149,7 @@ def _check(table: Tensor, present: Tensor, image_size: tuple[int, int]) -> None:
         raise InputError(
             f"box {row} of sample {sample}, {table[sample, row].tolist()}, has no area inside the "
             f"{width}×{height} image. Boxes are (x1, y1, x2, y2) in pixels with x1 < x2 and y1 < y2; a row "
-            "of NaN or −1 means 'no box'."
+            f"of NaN or −1 means 'no box'. {_REMEDY}"
         )
 
 

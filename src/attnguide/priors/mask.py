@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -31,8 +31,9 @@ class MaskPrior(TargetPrior):
     - `(B, H, W)` or `(B, 1, H, W)`: one for each sample,
     - `(B, K, H, W)`: one for each sample and class,
 
-    or a list with one entry for each sample: `(H, W)`, `(K, H, W)`, or None. A sample has no annotation where
-    its entry is None, or its whole mask is NaN or `ignore_value`; such pairs drop out.
+    or a list with one entry for each sample: `(H, W)`, `(K, H, W)`, a dict of a mask `(H, W)` for each class
+    index that has one, or None. A sample has no annotation where its entry is None, or its whole mask is NaN
+    or `ignore_value`; such pairs drop out.
 
     Args:
         template: `(K, H, W)`, one region for each class, painted once for aligned images, or `(H, W)` for all
@@ -147,6 +148,14 @@ class MaskPrior(TargetPrior):
         for sample, mask in enumerate(masks):
             if mask is None:
                 continue
+            if isinstance(mask, Mapping):
+                own = torch.tensor(positions[sample], dtype=torch.long)
+                for cls, plane in self._by_class(mask, sample, classes):
+                    where = own[chosen[own] == cls]
+                    name = _subject_of_list(sample, classes, cls)
+                    resized, counts = self._prepared(plane[None], torch.zeros_like(where), size, name)
+                    maps[where], weights[where] = resized[0].to(maps), counts[0].to(weights)
+                continue
             planes = _as_float(mask, f"mask of sample {sample}").cpu()
             planes = planes[None] if planes.ndim == 2 else planes
             if planes.ndim != 3 or len(planes) not in (1, classes):
@@ -161,6 +170,24 @@ class MaskPrior(TargetPrior):
             maps[where], weights[where] = resized[index].to(maps), counts[index].to(weights)
         device = trace.logits.device
         return PriorMaps(maps.to(device, non_blocking=True), weights.to(device, non_blocking=True))
+
+    def _by_class(self, masks: Mapping[Any, Any], sample: int, classes: int) -> Iterator[tuple[int, Tensor]]:
+        """Yield the classes of a sample that have a mask, and the masks `(H, W)`."""
+        for cls, mask in masks.items():
+            if type(cls) is not int or not 0 <= cls < classes:
+                raise InputError(
+                    f"the masks of sample {sample} name a class {cls!r}; classes are indices from 0 to "
+                    f"{classes - 1}."
+                )
+            if mask is None:
+                continue
+            plane = _as_float(mask, f"mask of sample {sample}, class {cls},").cpu()
+            if plane.ndim != 2:
+                raise InputError(
+                    f"mask of sample {sample}, class {cls}, has shape {tuple(plane.shape)}; it must be "
+                    "(H, W)."
+                )
+            yield cls, plane
 
     def _prepared(
         self, planes: Tensor, index: Tensor, size: tuple[int, int], name: Callable[[int], str]
@@ -224,8 +251,8 @@ def _subject_of_template(plane: int) -> str:
     return f"template of class {plane}"
 
 
-def _subject_of_list(sample: int, count: int) -> Callable[[int], str]:
-    return lambda plane: f"mask of sample {sample}" + (f", class {plane}," if count > 1 else "")
+def _subject_of_list(sample: int, count: int, first: int = 0) -> Callable[[int], str]:
+    return lambda plane: f"mask of sample {sample}" + (f", class {first + plane}," if count > 1 else "")
 
 
 def _as_float(mask: Any, what: str) -> Tensor:

@@ -238,3 +238,55 @@ def test_autocast_does_not_change_a_map() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         found = prior.draw(POINTS[:7], labels, (28, 28), (64, 64)).maps
     assert torch.equal(found, expected)
+
+
+def drawn_weights(landmarks: Any, prior: ActionUnitPrior | None = None) -> list[float]:
+    prior = prior or ActionUnitPrior(generic=True)
+    return prior.draw(landmarks, None, (16, 16), (64, 64)).weights.tolist()
+
+
+@pytest.mark.parametrize("factor", [2.5, 8.0])
+@pytest.mark.parametrize("faces", [slice(0, 12), slice(0, 2)])
+def test_landmarks_in_pixels_of_larger_originals(factor: float, faces: slice) -> None:
+    points = POINTS[faces]
+    high = points.flatten(0, 1).amax(dim=0) * factor
+    message = rf"outside of the images, in all {len(points)} faces: x from .* to {float(high[0]):.4g}, y from"
+    with pytest.raises(InputError, match=message + r".*64×64 pixels.*scaled"):
+        drawn_weights(points * factor)
+    model = cnn(7)
+    with ag.Guide.from_recipe(model, "au-codebook") as guide:
+        model(FACES.image[faces])
+        with pytest.raises(InputError, match=message):
+            guide.loss(FACES.expression[faces], landmarks=points * factor)
+
+
+def test_one_face_of_a_larger_original() -> None:
+    with pytest.raises(InputError, match="in all 1 faces"):
+        drawn_weights(POINTS[:1] * 4)
+
+
+def test_faces_that_reach_beyond_the_right_and_lower_edge() -> None:
+    prior = ActionUnitPrior(generic=True)
+    with pytest.warns(UserWarning, match=r"12 of 12 faces reach beyond.*64×64 pixels.*left out.*scaled"):
+        drawn_weights(POINTS * 1.5, prior)
+    drawn_weights(POINTS * 1.5, prior)  # once
+
+
+def test_faces_at_the_border_are_fine() -> None:
+    points = POINTS.clone()
+    points[:, 16, 0] = 65.5  # the end of the jaw is a little outside
+    assert weights_of(points) == weights_of(POINTS)
+    cropped = POINTS.clone()
+    cropped[:6] += 40  # cut by random crops, on all sides
+    cropped[6:] -= 40
+    assert drawn_weights(cropped) == [0] * 12
+
+
+def test_landmarks_that_know_the_size_of_their_images() -> None:
+    points = FaceLandmarks(POINTS, canvas_size=(64, 64))
+    assert drawn_weights(points) == [1] * 12
+    large = FaceLandmarks(POINTS, canvas_size=(96, 80))
+    mixed = [*POINTS[:11], FaceLandmarks(POINTS[11], canvas_size=(96, 80))]
+    for landmarks in (large, mixed):
+        with pytest.raises(InputError, match="pixels of 80×96 images, the model sees 64×64"):
+            drawn_weights(landmarks)
