@@ -22,7 +22,7 @@ from attnguide.data.files import atomic_write
 from attnguide.errors import InputError, nearest
 from attnguide.functional import full_precision, full_precision_mode
 from attnguide.interfaces import AttributionSource, maps_of
-from attnguide.layers import LayerSpec, check_reach, find_attention, find_layers
+from attnguide.layers import LayerSpec, find_attention, find_layers, out_of_reach
 from attnguide.pairs import Evidence, Pairs, Targets, resolve
 from attnguide.parts.registry import registry
 from attnguide.trace import Trace, trace_of
@@ -224,7 +224,8 @@ def explain(
         len(sides) == 2 and all(isinstance(side, int) and side >= 1 for side in sides)
     ):
         raise InputError(f"size={size!r} must be 'input', None, or (height, width), both at least 1.")
-    check_spec(logits)
+    if logits is not None:
+        check_spec(logits)
     attribution: AttributionSource = registry().create("source", source, AttributionSource)
     with ExitStack() as stack:
         # A caller in inference mode would otherwise forbid the graph that starts at the layer.
@@ -247,7 +248,8 @@ def explain(
         attending = None
         if attribution.needs_gradient:
             for found in layers:
-                check_reach(found)
+                if found.spread == 0:
+                    raise out_of_reach(found)
                 watched += found.watched
         if attribution.reads_attention:
             attending = find_attention(model, images, max(found.tokens for found in layers), call=call)

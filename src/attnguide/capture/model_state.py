@@ -18,7 +18,6 @@ __all__ = [
     "ModelState",
     "empty_caches",
     "evaluating",
-    "lock_of",
     "modules_of",
     "muted",
     "muting",
@@ -103,16 +102,6 @@ _locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 _lock_of_locks = threading.Lock()
 
 
-def lock_of(model: nn.Module) -> threading.RLock:
-    """Return the lock of a model, which the library holds while it runs the model in a mode of its own.
-
-    Args:
-        model: The model, wrapped or not.
-    """
-    with _lock_of_locks:
-        return _locks.setdefault(unwrap(model), threading.RLock())
-
-
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Switch to evaluation mode, uncompiled, and restore the flags of every module one by one.
@@ -122,7 +111,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     What modules keep for themselves between forward passes (timm's transformers keep attention biases that
     they have looked up) starts empty and is restored too: it was made from other weights, or with a graph.
     """
-    with lock_of(model):
+    with _lock_of_locks:
+        lock = _locks.setdefault(unwrap(model), threading.RLock())
+    with lock:
         flags = [(module, module.training, module._compiled_call_impl) for module in modules_of(model)]
         kept = [(cache, dict(cache)) for cache in _caches(model)]
         try:

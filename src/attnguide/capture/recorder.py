@@ -287,7 +287,7 @@ class Recorder:
         previous = self.recordings.pop(images.device, None)
         if previous is not None and previous.fusion is not None:
             previous.fusion.fuse()  # a forward that was interrupted left it open
-        recording = Recording(images, parallel=parallel_of(self.model))
+        recording = Recording(images, parallel=None if self._cut else parallel_of(self.model))
         self.recordings[images.device] = self._open.recording = recording
         if self.second_order is not None:
             recording.fusion = Fusion()
@@ -324,17 +324,12 @@ class Recorder:
             recording.fusion.fuse()
         if output is None:  # the forward raised; hooks are called all the same
             return None
-        recording.logits = self._find_logits(output)
+        distilled = self.logits is None and getattr(self.model, "distilled_training", False)
+        find = _mean_of_two if distilled else find_logits
+        recording.logits = find(output, self.logits)
         if self.second_order is not None and recording.fusion is not None:
             self.second_order.follow(recording.logits, [recording.fusion])
         return None if self._after is None else self._after(recording, output)
-
-    def _find_logits(self, output: Any) -> Tensor:
-        distilled = getattr(self.model, "distilled_training", False)
-        if distilled and self.logits is None and isinstance(output, tuple) and len(output) == 2:
-            # Of timm's models that train two heads the mean, as they evaluate.
-            return (find_logits(output[0]) + find_logits(output[1])) / 2
-        return find_logits(output, self.logits)
 
     # ---------------------------------------------------- hooks of the layers
 
@@ -421,6 +416,13 @@ class Recorder:
     def _recording(self) -> Recording | None:
         """The recording of the forward that is running in this thread."""
         return None if muting.depth or self.inert else getattr(self._open, "recording", None)
+
+
+def _mean_of_two(output: Any, which: LogitsSpec) -> Tensor:
+    """Return the logits of timm's models that train two heads (distillation): the mean, as they evaluate."""
+    if not (isinstance(output, tuple) and len(output) == 2):
+        return find_logits(output, which)
+    return (find_logits(output[0]) + find_logits(output[1])) / 2
 
 
 def _inert() -> Recorder:

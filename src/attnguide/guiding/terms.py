@@ -16,7 +16,7 @@ from attnguide.capture.calls import Call
 from attnguide.errors import GuidanceError, InputError
 from attnguide.functional import may_read
 from attnguide.interfaces import AlignmentLoss, AttributionSource, TargetPrior, maps_of
-from attnguide.layers import LayerSpec, check_layer, check_reach, find_layers
+from attnguide.layers import LayerSpec, check_layer, find_layers, out_of_reach
 from attnguide.pairs import Evidence, Pairs, Targets, check_choice, resolve
 from attnguide.parts.registry import registry
 from attnguide.trace import Layer, Trace
@@ -177,7 +177,8 @@ class BoundTerm:
         self.layers = find_layers(model, call.images, self.names, measure=self.term.measure, call=call)
         if self.source.needs_gradient:
             for layer in self.layers:
-                check_reach(layer)
+                if layer.spread == 0:
+                    raise out_of_reach(layer)
 
     @property
     def names(self) -> list[str]:

@@ -9,6 +9,6 @@ from .candidates import (
 from .finding import (
     LayerSpec as LayerSpec,
     check_layer as check_layer,
-    check_reach as check_reach,
     find_layers as find_layers,
+    out_of_reach as out_of_reach,
 )

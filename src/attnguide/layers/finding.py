@@ -20,7 +20,7 @@ from attnguide.layers._probe import Output, Subject, is_active
 from attnguide.layers.candidates import Candidate, choose, images_as_layer, list_candidates, stages
 from attnguide.trace import Layer
 
-__all__ = ["LayerSpec", "check_layer", "check_reach", "find_layers"]
+__all__ = ["LayerSpec", "check_layer", "find_layers", "out_of_reach"]
 
 #: What `"auto"` means to a source that takes the mean over channels.
 UNCENTRED = "uncentred"
@@ -49,18 +49,13 @@ def check_layer(model: nn.Module, layer: LayerSpec) -> tuple[str, ...]:
     )
 
 
-def check_reach(layer: Layer) -> None:
-    """Refuse a layer that the logits do not look at: its maps would be empty without a word.
-
-    Raises:
-        LayerError: If no position of the layer carries a gradient.
-    """
-    if layer.spread == 0:
-        raise LayerError(
-            f"the logits do not depend on layer {layer.name!r} where it has rows and columns. Choose a layer "
-            "that the output is computed from. In the last block of a transformer with a class token only "
-            "the first norm is; layer='auto' takes it."
-        )
+def out_of_reach(layer: Layer) -> LayerError:
+    """Make the error for a layer on which the logits do not depend: its maps would be empty."""
+    return LayerError(
+        f"the logits do not depend on layer {layer.name!r} where it has rows and columns. Choose a layer "
+        "that the output is computed from. In the last block of a transformer with a class token only the "
+        "first norm is; layer='auto' takes it."
+    )
 
 
 def _checked(text: str, names: Sequence[str]) -> str:
