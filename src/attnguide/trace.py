@@ -498,8 +498,9 @@ class Trace:
         if not all(part.requires_grad for part in feature.parts):
             raise GuidanceError(
                 f"layer {feature.layer!r} ran without a graph, although the logits have one: the model "
-                "itself switches gradients off for a part of its forward. Choose a layer that runs after "
-                "it."
+                "itself switches gradients off for a part of its forward. Choose a layer that runs after it; "
+                "if the model checkpoints activations, use use_reentrant=False; to freeze a part, call "
+                "part.requires_grad_(False)."
             )
         if len(places) == 1 and start is places[0]:
             return (slopes,)
@@ -514,6 +515,11 @@ class Trace:
                 allow_unused=True,
             )
         except RuntimeError as error:
+            if "checkpoint" in str(error):
+                raise GuidanceError(
+                    "the model checkpoints activations in the old way, which knows no gradients but those of "
+                    "weights. Use checkpoint(…, use_reentrant=False), or switch it off."
+                ) from error
             if "second time" not in str(error):
                 raise
             raise GuidanceError(

@@ -23,7 +23,7 @@ from attnguide.capture.model_state import ModelState, empty_caches, muting, stat
 from attnguide.capture.own_hooks import Handles
 from attnguide.capture.parallel import parallel_of
 from attnguide.capture.second_order import Fusion, SecondOrder
-from attnguide.errors import LayerError
+from attnguide.errors import GuidanceError, LayerError
 from attnguide.trace import Shard
 
 __all__ = [
@@ -272,6 +272,8 @@ class Recorder:
         self._parallel = False
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
+        if torch.compiler.is_compiling() and not self.inert:
+            _refuse_compiled(type(self.model).__name__)
         # PyTorch leaves the keyword arguments out if another thread removes the hook at this moment.
         if muting.depth or self.inert or kwargs is None or self._thread not in (None, threading.get_ident()):
             return None
@@ -416,6 +418,19 @@ class Recorder:
     def _recording(self) -> Recording | None:
         """The recording of the forward that is running in this thread."""
         return None if muting.depth or self.inert else getattr(self._open, "recording", None)
+
+
+@torch.compiler.disable
+def _refuse_compiled(name: str) -> None:
+    """Stop a compiled forward at once: tracing hooks takes minutes, and what is compiled hides its layers.
+
+    Raises:
+        GuidanceError: Always.
+    """
+    raise GuidanceError(
+        f"{name} was compiled after hooks were put on it. Run the model as it was before torch.compile; "
+        "guide.compile(images) compiles all that comes before the guided layers."
+    )
 
 
 def _mean_of_two(output: Any, which: LogitsSpec) -> Tensor:
