@@ -15,6 +15,7 @@ from attnguide.adapters.holder import AdapterSet
 from attnguide.capture.calls import Call
 from attnguide.capture.model_state import unwrap
 from attnguide.capture.recorder import Plan, Recorder, adapters_of
+from attnguide.capture.suitable import suitable
 from attnguide.errors import GuidanceError, InputError, nearest
 from attnguide.functional import full_precision_mode, reading
 from attnguide.guiding import check as checking
@@ -85,7 +86,7 @@ class Guide:
         single = Term(source, prior, loss, weight, layer, targets)
         if terms is not None and vars(single) != vars(Term()):
             raise InputError("give either terms=[…] or source=, prior=, loss=, weight=, layer=, targets=.")
-        check_uncompiled(unwrap(model))
+        check_uncompiled(suitable(model))
         self.model = model
         self.terms: list[Term] = [single] if terms is None else _listed(terms)
         if not self.terms and not len(adapters):

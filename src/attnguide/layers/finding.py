@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from attnguide.capture.calls import INPUT, Call, Tap, images_name, select, tensors_in
 from attnguide.capture.model_state import evaluating, muted, unwrap
+from attnguide.capture.suitable import check_images, suitable
 from attnguide.errors import LayerError, nearest
 from attnguide.layers import _memory as memory
 from attnguide.layers._probe import Output, Subject, is_active
@@ -129,8 +130,11 @@ def find_layers(
 
     Raises:
         LayerError: If a name is unknown, or no layer passes.
+        InputError: If the model was scripted, exported or quantized, or has no weights yet, or the images are
+            not `(B, C, H, W)`.
     """
-    model = unwrap(model)
+    model = suitable(model)
+    check_images(images, at_least=0)
     # What was found was checked: asking again must cost nothing.
     asked = (layer,) if isinstance(layer, str) else tuple(layer)
     of_images = (INPUT, images_name(model))
