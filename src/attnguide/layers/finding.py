@@ -49,7 +49,7 @@ def check_layer(model: nn.Module, layer: LayerSpec) -> tuple[str, ...]:
 
 
 def check_reach(layer: Layer) -> None:
-    """Refuse a layer that the logits do not look at: its maps would be empty without a word.
+    """Refuse a layer on which the logits do not depend: its maps would be empty without an error.
 
     Raises:
         LayerError: If no position of the layer carries a gradient.
@@ -204,7 +204,7 @@ def _candidates_for(subject: Subject, text: str, measure: bool) -> list[Candidat
 
 
 def _surer(subject: Subject, chosen: Candidate) -> Candidate:
-    """Look at a candidate again, with other noise, if its answer was not clear."""
+    """Measure a candidate again, with other noise, if the first measurement was not clear."""
     if chosen.layer.how == "measured":
         return chosen
     again = list_candidates(
@@ -264,7 +264,7 @@ class _Given(NamedTuple):
 
 
 def _given(subject: Subject, tap: Tap) -> _Given | None:
-    """What a layer gives for such images; None if there is nothing."""
+    """Return the shape of a layer's output for such images; None if it has none."""
     calls: list[_Given] = []
 
     def look(module: nn.Module, args: object, output: object) -> None:
