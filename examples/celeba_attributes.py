@@ -3,10 +3,10 @@
 With `--data ROOT`, the folder that holds CelebA's folder `celeba` (with `--lfwa`, the folder of LFWA), it
 follows the publication: its own network from random weights, AdaGrad, batches of 32, a learning rate of 1e-3,
 weight decay of 5e-4, flips, 40,000 iterations; the parser has to be trained on photographs first
-(`--parser`). Without, the same code runs on drawn faces that are hard to classify: few, in clutter and noise,
-partly covered, and with attributes that are rare. For each method it prints the classification error, the
-average precision, and, fine-tuned with balanced weights, the balanced accuracy; and it writes `result.json`
-and pictures.
+(`--parser`; `face_parsing.py` trains one). Without, the same code runs on drawn faces that are hard to
+classify: few, in clutter and noise, partly covered, and with attributes that are rare. For each method it
+prints the classification error, the average precision, and, fine-tuned with balanced weights, the balanced
+accuracy; and it writes `result.json` and pictures.
 """
 
 from __future__ import annotations
@@ -333,7 +333,11 @@ def main() -> None:
         help="CelebA's folder of images; img_celeba for the original ones",
     )
     add("--limit", type=int, help="number of images to read of each split")
-    add("--parser", type=Path, help="weights of a parser; by default those for drawn faces")
+    add(
+        "--parser",
+        type=Path,
+        help="file of a parser; needed with --data, since the embedded one knows drawn faces only",
+    )
     add("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     add("--faces", type=int, default=600, help="number of drawn faces to train with")
     add("--size", type=int, help="of the images, in pixels; 96 for drawn faces, 178 for photographs")
@@ -344,6 +348,11 @@ def main() -> None:
     add("--seeds", type=int, default=1, help="how many")
     add("--out", type=Path, default=Path("attnguide-attributes"), help="folder for results")
     options = parser.parse_args()
+    if options.data is not None and options.parser is None:
+        parser.error(
+            "--data needs --parser FILE: the embedded parser knows drawn faces only. face_parsing.py "
+            "--helen HELEN --celeba CELEBA trains one on photographs"
+        )
     small = options.data is None
     options.size = options.size or (96 if small else 178)
     options.width = options.width or (16 if small else 64)

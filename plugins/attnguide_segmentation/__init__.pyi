@@ -29,6 +29,7 @@ from .figures import (
     weights_figure as weights_figure,
 )
 from .finder import (
+    FINDERS as FINDERS,
     RegionFinder as RegionFinder,
 )
 from .gating import (
@@ -73,6 +74,7 @@ from .regions import (
     PARTS as PARTS,
     REGIONS as REGIONS,
     SCHEMES as SCHEMES,
+    around_landmarks as around_landmarks,
     as_masks as as_masks,
     merged as merged,
     normalized as normalized,

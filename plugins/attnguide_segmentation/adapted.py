@@ -26,7 +26,7 @@ KINDS: tuple[str, ...] = (SSP.name, SSG.name, PyramidPooling.name, MaskChannels.
 #: Methods that `attach` puts on a model.
 METHODS: tuple[str, ...] = ("ssp", "ssg", "average", "pyramid", "mask_channels", "boxes")
 
-Regions = RegionFinder | Callable[[Tensor], Tensor] | None
+Regions = RegionFinder | Callable[[Tensor], Tensor] | str | Path | None
 
 
 class RegionAdapters(AdapterSet):
@@ -36,7 +36,8 @@ class RegionAdapters(AdapterSet):
     [`load_adapters`][attnguide_segmentation.load_adapters].
 
     Attributes:
-        finder: Source of the region masks; `finder.give(masks)` before a forward pass sets your own masks.
+        finder: Source of the region masks; `finder.give(masks)` before a forward pass sets your own masks,
+            and `finder.give(landmarks=points)` draws them around landmarks.
     """
 
     finder: RegionFinder
@@ -77,14 +78,17 @@ def attach(
         normalize: Whether SSP's regions compete on equal terms; see
             [`SSP`][attnguide_segmentation.pooling.SSP].
         classes: Number of classes K, if it differs from the model's.
-        regions: Function that returns masks for images; by default the embedded parser, for drawn faces.
+        regions: Function that returns masks for images, or the file of a parser; by default
+            `"face_parser"`, the embedded parser, for drawn faces. With `"landmarks"`, for photographs, give
+            the landmarks before each forward pass: `adapted.finder.give(landmarks=points)`.
         measure: Measure the layout of the layer whose features are pooled.
 
     Returns:
         The adapters on the model, on its device; `ag.Guide(model, …, adapters=…)` guides a model with them.
 
     Raises:
-        UnknownNameError: If a method is unknown.
+        UnknownNameError: If a method, or the name of a finder of regions, is unknown.
+        DataError: If the file of the parser cannot be read.
         InputError: If no method is named.
         LayerError: If the model lacks the layer, or the layer cannot be gated.
     """

@@ -92,10 +92,13 @@ class _Inside(Adapter):
 class SSG(_Inside):
     """Semantic-segmentation-based gating: pools the features of each region separately.
 
-    The output of a layer is multiplied by each region's mask, whose values sum to 1, which gives a copy for
-    each region. The copies are normalised, pass the model's own activations and pooling, and a 1×1
-    convolution reduces them to the number of channels that the model expects. So the pooling cannot mix
-    features of different regions.
+    The output of a layer is multiplied by each region's mask, whose values have a mean of 1, which gives a
+    copy for each region. The copies are normalised, pass the model's own activations and pooling, if any
+    follow (see `through`), and a 1×1 convolution reduces them to the number of channels that the model
+    expects. So the pooling cannot mix features of different regions.
+
+    As published, values of a mask sum to 1; here they are multiplied by the number of positions, which
+    changes nothing but the part of the normalisation's epsilon.
 
     Args:
         channels: Number of channels C of the layer's features.

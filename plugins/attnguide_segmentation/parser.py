@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -13,8 +14,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from attnguide.capture.model_state import muting
 from attnguide.data.files import atomic_write, check_file
 from attnguide.errors import DataError, InputError, UnknownNameError
+from attnguide.functional import may_read
 from attnguide.models.checkpoints import load_into
 from attnguide_segmentation.parsing import ParsingNetwork
 from attnguide_segmentation.regions import REGIONS
@@ -25,6 +28,9 @@ __all__ = ["EMBEDDED", "Parser", "load_parser", "save_parser", "standardized"]
 EMBEDDED = Path(__file__).parent / "assets" / "parser.safetensors"
 #: Name of `standardized` in files of parsers.
 _STANDARDIZED = "standardised"
+#: The embedded parser is surer than this of drawn faces, and less sure of photographs: the share of the most
+#: probable region, averaged over the pixels of an image.
+_SURE = 0.945
 
 
 def standardized(images: Tensor) -> Tensor:
@@ -53,6 +59,10 @@ class Parser(nn.Module):
         size: Side in pixels of the square that images are resized to; None for no resizing.
         prepare: Function that is then applied to the images; None for no preparation.
 
+    Attributes:
+        only_drawn: Whether it was trained on drawn faces only: it then warns, once, if its answer for at
+            least half of a batch is unlikely for such faces. True for the embedded parser.
+
     Raises:
         UnknownNameError: If a region is unknown.
     """
@@ -72,6 +82,7 @@ class Parser(nn.Module):
                 raise UnknownNameError("region", name, REGIONS)
         table = torch.tensor([[float(name == region) for name in self.labels] for region in REGIONS])
         self.register_buffer("table", table, persistent=False)
+        self.only_drawn = False
         self.requires_grad_(False)
         self.train(False)
 
@@ -107,10 +118,29 @@ class Parser(nn.Module):
                 "named: expected (B, labels, h, w)."
             )
         shares = logits.float().softmax(dim=1)
-        if self.labels == REGIONS:
-            return shares
-        table: Any = self.table
-        return torch.einsum("blhw,rl->brhw", shares, table)
+        if self.labels != REGIONS:
+            table: Any = self.table
+            shares = torch.einsum("blhw,rl->brhw", shares, table)
+        self._warn_of_others(shares)
+        return shares
+
+    def _warn_of_others(self, shares: Tensor) -> None:
+        """Warn of images that do not seem to be drawn faces; the library's own probes do not count."""
+        if not self.only_drawn or not len(shares) or muting.depth or not may_read(shares):
+            return
+        unsure = shares.amax(dim=1).mean(dim=(1, 2)) < _SURE
+        eyes_and_mouth = shares[:, [REGIONS.index("eyes"), REGIONS.index("mouth")]]
+        unlikely = unsure | (eyes_and_mouth.amax(dim=(2, 3)) < 0.5).any(dim=1)
+        count = int(unlikely.sum())
+        if 2 * count >= len(shares):
+            warnings.warn(
+                f"the embedded face parser knows drawn faces only, and its regions in {count} of "
+                f"{len(shares)} images are probably wrong, as in photographs: it is unsure of them, or finds "
+                'no eyes or no mouth. Draw the regions around landmarks ("landmarks" in place of the '
+                "parser), give your own masks, or load a parser that was trained on such images.",
+                stacklevel=2,
+            )
+            self.only_drawn = False  # said once
 
 
 def _logits(output: Any) -> Tensor:
@@ -130,7 +160,7 @@ def load_parser(path: str | Path | None = None) -> Parser:
 
     Args:
         path: A file that [`save_parser`][attnguide_segmentation.parser.save_parser] wrote; by default the
-            embedded parser, which knows drawn faces.
+            embedded parser, which knows drawn faces only, and warns once if its answer is unlikely.
 
     Returns:
         The parser, on the CPU.
@@ -138,6 +168,7 @@ def load_parser(path: str | Path | None = None) -> Parser:
     Raises:
         DataError: If the file is missing, or not of that format.
     """
+    embedded = path is None
     path = check_file(EMBEDDED if path is None else path)
     try:
         with safe_open(path, "pt") as file:
@@ -153,6 +184,7 @@ def load_parser(path: str | Path | None = None) -> Parser:
             "network of another kind in Parser."
         ) from error
     load_into(network, weights, path)
+    parser.only_drawn = embedded
     parser.train(False)
     return parser
 

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from attnguide.errors import InputError, UnknownNameError
 from attnguide.functional import may_read
+from attnguide.masks import FACE_PARTS, face_parts
 
-__all__ = ["PARTS", "REGIONS", "SCHEMES", "as_masks", "merged", "normalized", "resized"]
+__all__ = ["PARTS", "REGIONS", "SCHEMES", "around_landmarks", "as_masks", "merged", "normalized", "resized"]
 
 #: The seven regions of the method, in the order of its masks.
 REGIONS: tuple[str, ...] = ("background", "hair", "face_skin", "eyes", "eyebrows", "mouth", "nose")
@@ -110,6 +111,36 @@ def as_masks(regions: Tensor, count: int = len(REGIONS)) -> Tensor:
         f"regions have shape {tuple(regions.shape)} and are {regions.dtype}: expected a label map (B, H, "
         f"W) of integers, or masks (B, {count}, H, W)."
     )
+
+
+def around_landmarks(landmarks: Tensor | Sequence[Tensor | None], size: tuple[int, int]) -> Tensor:
+    """Draw the regions around 68 landmarks, on photographs too; hair has no landmarks, and stays empty.
+
+    Face skin ends at the eyebrows. What is outside the face, hair and forehead included, is background.
+
+    Args:
+        landmarks: The 68 points of 300-W (iBUG), `(B, 68, 2)`, x and y in pixels of the image; NaN, or −1,
+            everywhere for a face without landmarks; or a list in which such a face is None.
+        size: Size `(H, W)` of the images.
+
+    Returns:
+        Masks `(B, 7, H, W)` of 0 and 1, on the CPU; all zero for a face without landmarks.
+
+    Raises:
+        InputError: If the landmarks are not `(B, 68, 2)`, or some of a face are NaN or infinite.
+    """
+    parts = dict(zip(FACE_PARTS, face_parts(landmarks, size).unbind(dim=1), strict=True))
+    smaller = torch.stack([parts[name] for name in FACE_PARTS if name != "face"]).amax(dim=0)
+    # Without landmarks nothing is known, the background included.
+    known = (parts["face"] + smaller).amax(dim=(1, 2), keepdim=True).clamp(max=1)
+    face = torch.maximum(parts["face"], smaller)
+    masks = {
+        "background": known * (1 - face),
+        "hair": torch.zeros_like(face),
+        "face_skin": face - smaller,
+        **parts,
+    }
+    return torch.stack([masks[name] for name in REGIONS], dim=1)
 
 
 def resized(masks: Tensor, size: tuple[int, int], names: Sequence[str] = REGIONS) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +18,7 @@ from attnguide.capture.calls import Call
 from attnguide.capture.logits import LogitsSpec, check_spec
 from attnguide.capture.model_state import evaluating, uncached_autocast, unwrap
 from attnguide.capture.recorder import Plan, Recorder, adapters_of, aside
+from attnguide.capture.suitable import check_images
 from attnguide.data.files import atomic_write
 from attnguide.errors import InputError, nearest
 from attnguide.functional import full_precision, full_precision_mode
@@ -205,16 +206,7 @@ def explain(
         GuidanceError: If several tensors of the output could be the logits, or none.
     """
     if not isinstance(images, Tensor) or images.ndim != 4 or not len(images):
-        got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
-        if isinstance(images, Mapping):
-            raise InputError(
-                f"images must be a tensor (B, C, H, W), got {got}. Patches made beforehand have no rows and "
-                "columns: pass the images themselves; models with native resolution (NaFlex) take them too."
-            )
-        raise InputError(
-            f"images must be a tensor (B, C, H, W) with at least one image, got {got}. Add a batch axis: "
-            "images[None]."
-        )
+        check_images(images)
     if combine not in functional.COMBINATIONS:
         raise InputError(
             f"combine={combine!r} is unknown: choose one of {', '.join(functional.COMBINATIONS)}."

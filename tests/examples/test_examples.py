@@ -8,6 +8,7 @@ import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from statistics import mean
 
 import numpy as np
 import pytest
@@ -18,6 +19,10 @@ from tests.helpers.helen import make_helen
 
 from attnguide.data.procedural.faces import ProceduralFaces
 from attnguide.visual import to_pil
+from attnguide_segmentation.metrics import region_iou
+from attnguide_segmentation.parser import Parser, load_parser, save_parser
+from attnguide_segmentation.parsing import ParsingNetwork
+from attnguide_segmentation.regions import REGIONS, merged
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -197,6 +202,11 @@ def test_celeba_multichannel_on_celeba(run: Callable[..., str], tmp_path: Path) 
 def test_celeba_attributes_on_celeba(run: Callable[..., str], tmp_path: Path) -> None:
     make_celeba(tmp_path, 70)
     settings = ("--size", 32, "--width", 4, "--iterations", 1, "--methods", "BBox")
+    with pytest.raises(SystemExit) as stopped:  # the embedded parser is not for photographs
+        run("celeba_attributes.py", "--data", tmp_path, *settings, "--out", tmp_path / "out")
+    assert stopped.value.code == 2
+    save_parser(tmp_path / "parser.safetensors", Parser(ParsingNetwork(4), size=32))
+    settings += ("--parser", tmp_path / "parser.safetensors")
     printed = run("celeba_attributes.py", "--data", tmp_path, *settings, "--out", tmp_path / "out")
     assert "| BBox | " in printed
 
@@ -207,6 +217,18 @@ def test_face_parsing_on_drawn_faces(run: Callable[..., str], tmp_path: Path) ->
     assert len(re.findall(r"^\| (?:hair|nose|average) \| [\d.]+ ± [\d.]+ \| [\d.]+ ± ", printed, re.M)) == 3
     runs = json.loads((tmp_path / "result.json").read_text())["runs"]
     assert runs["without attributes"] != runs["with attributes"]
+    parser = load_parser(tmp_path / "parser.safetensors")
+    assert parser.size == 32
+    best = max(mean(overlaps) for way in runs.values() for overlaps in way)
+    assert f"mean IoU of {best:.3f} is {tmp_path / 'parser.safetensors'}" in printed
+    # The file is the network of the first seed or the second: on that seed's test faces it has that overlap.
+    found = []
+    for seed in (0, 1):
+        faces = ProceduralFaces(300, 32, seed=3 * seed + 2, pose=2.0, clutter=1.0, noise=0.08).stack()
+        images = (faces.image.as_subclass(torch.Tensor) * 255).round() / 255
+        truth = merged(faces.segmentation.as_subclass(torch.Tensor))
+        found.append(float(region_iou(parser(images).argmax(dim=1), truth).mean()))
+    assert min(abs(one - best) for one in found) < 2e-3  # saved in half precision
 
 
 def test_face_parsing_on_helen_and_celeba(run: Callable[..., str], tmp_path: Path) -> None:
@@ -216,6 +238,7 @@ def test_face_parsing_on_helen_and_celeba(run: Callable[..., str], tmp_path: Pat
     folders = ("--helen", tmp_path / "helen", "--celeba", tmp_path / "celeba", "--out", tmp_path / "out")
     printed = run("face_parsing.py", *folders, "--size", 32, "--width", 4, "--iterations", 1)
     assert "| average | " in printed
+    assert load_parser(tmp_path / "out" / "parser.safetensors").labels == REGIONS
 
 
 def test_every_example_is_tested() -> None:

@@ -39,7 +39,7 @@ class Reading(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Handle attention, and leave all else as it is."""
+        """Replace the functions of attention; call every other function unchanged."""
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
             return _attend(self.note, *args, **kwargs)[0]
@@ -138,7 +138,7 @@ def read(
     kwargs: Any,
     output: Any = None,
 ) -> Any:
-    """Hook after the forward of an attention module: run it again, and look at what it attends to.
+    """Run an attention module again, after its forward, and read its attention probabilities.
 
     Of several such hooks on a module the first runs it, for all of them.
 

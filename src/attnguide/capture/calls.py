@@ -11,7 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from attnguide.capture.logits import LogitsSpec, describe
-from attnguide.errors import InputError, LayerError
+from attnguide.capture.suitable import no_images
+from attnguide.errors import LayerError
 
 __all__ = [
     "INPUT",
@@ -136,21 +137,16 @@ class Call:
 
     @classmethod
     def of(cls, args: tuple[Any, ...], kwargs: Mapping[str, Any], logits: LogitsSpec = None) -> Call:
-        """Find the images among the arguments: the first tensor with rows and columns.
+        """Find the images among the arguments: the first tensor with four axes.
 
         Raises:
             InputError: If there are none.
         """
         given = (*args, *kwargs.values())
         for value in given:
-            if isinstance(value, Tensor) and value.ndim >= 3:
+            if isinstance(value, Tensor) and value.ndim == 4:
                 return cls(args, kwargs, value, logits)
-        got = ", ".join(type(value).__name__ for value in given) or "nothing"
-        patches = any(isinstance(value, Mapping) and "patches" in value for value in given)
-        remedy = " Patches made beforehand have no rows and columns: pass the images themselves." * patches
-        raise InputError(
-            f"no image tensor (B, C, H, W) among the arguments of the model's forward; got {got}.{remedy}"
-        )
+        raise no_images(given)
 
     @property
     def signature(self) -> tuple[str, ...]:

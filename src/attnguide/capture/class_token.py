@@ -1,4 +1,4 @@
-"""Leaves patches without a graph where the logits do not depend on them.
+"""Computes patches without a graph of autograd where the logits do not depend on them.
 
 After the last attention of a transformer with a class token, each token is transformed separately, and only
 the class token affects the logits. In that attention only the query of the class token matters, though it
@@ -26,7 +26,7 @@ __all__ = ["ClassToken", "FewRows", "FirstQueries"]
 
 
 class FirstQueries(TorchFunctionMode):
-    """In attention, only the queries of the first tokens have a graph.
+    """Computes attention with a graph of autograd for the queries of the first tokens only.
 
     Args:
         prefix: Number of the first tokens.
@@ -44,7 +44,7 @@ class FirstQueries(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Handle attention, and leave all else as it is."""
+        """Replace the function of attention; call every other function unchanged."""
         kwargs = kwargs or {}
         # Masks and causal attention treat the rows differently: they are left as they are.
         if (
@@ -141,7 +141,7 @@ class FewRows(threading.local):
         return (args[0][:, : self.prefix],), kwargs
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: Any, output: Any = None) -> Any:
-        """Hook after the forward: see to the others."""
+        """Hook after the forward: compute the other tokens without a graph, and join both."""
         if self.whole is None:
             return None
         whole, self.whole = self.whole, None

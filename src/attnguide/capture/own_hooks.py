@@ -34,7 +34,7 @@ class Handles:
     ids: set[int] = field(default_factory=set)
 
     def keep(self, handle: RemovableHandle) -> None:
-        """Own a hook."""
+        """Remember the handle of a hook of this owner."""
         _ours.add(handle.id)
         self.ids.add(handle.id)
         self.handles.append(handle)

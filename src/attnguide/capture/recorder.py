@@ -420,7 +420,7 @@ class Recorder:
         return None if muting.depth or self.inert else getattr(self._open, "recording", None)
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _refuse_compiled(name: str) -> None:
     """Stop a compiled forward at once: tracing hooks takes minutes, and what is compiled hides its layers.
 

@@ -85,7 +85,7 @@ class Fusion:
     # as it did then, unfused, and what comes before it fused.
 
     def begin_backward(self, _gradient: Tensor) -> None:
-        """Hook of the loss and the logits, where a backward pass begins."""
+        """Switch to composite attention; called at the loss and the logits, where a backward pass begins."""
         if self.held or self._backward:
             return
         self.unfuse()
@@ -94,7 +94,7 @@ class Fusion:
         torch.autograd.Variable._execution_engine.queue_callback(self.end_backward)
 
     def end_backward(self, _gradient: Tensor | None = None) -> None:
-        """Hook of the layer's output."""
+        """Switch back: called when the backward pass has reached the layer's output."""
         if self._backward and not self.held:
             self.fuse()
 
@@ -179,7 +179,7 @@ def _twin(module: nn.Module) -> type[torch.autograd.Function] | None:
 
 
 class _Swap(threading.local):
-    """Gives the output of an activation the derivatives of a twin."""
+    """Gives the output of an activation the derivatives of another implementation of it, the twin."""
 
     def __init__(self, twin: type[torch.autograd.Function]) -> None:
         self.twin = twin

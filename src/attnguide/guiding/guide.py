@@ -19,6 +19,7 @@ from attnguide.capture.logits import LogitsSpec, check_spec
 from attnguide.capture.model_state import unwrap
 from attnguide.capture.parallel import joint_sum
 from attnguide.capture.recorder import Plan, Recorder, adapters_of
+from attnguide.capture.suitable import suitable
 from attnguide.errors import GuidanceError, InputError, nearest
 from attnguide.functional import full_precision_mode, may_read, reading
 from attnguide.guiding import check as checking, state as states
@@ -98,7 +99,7 @@ class Guide:
         single = Term(source, prior, loss, weight, layer, targets)
         if terms is not None and vars(single) != vars(Term()):
             raise InputError("give either terms=[…] or source=, prior=, loss=, weight=, layer=, targets=.")
-        check_uncompiled(unwrap(model))
+        check_uncompiled(suitable(model))
         self.model = model
         self.terms: list[Term] = [single] if terms is None else _listed(terms)
         if not self.terms and not len(adapters):

@@ -44,7 +44,8 @@ class Term:
         layer: The layers whose attribution is guided; see [`find_layers`][attnguide.layers.find_layers]. With
             several layers their losses are averaged.
         targets: Which (sample, class) pairs; see [`pairs.resolve`][attnguide.pairs.resolve].
-        evidence: `"logit"`, or `"decision"`: negated for a binary attribute that is predicted negative.
+        evidence: `"logit"`, or `"decision"`: negated for a binary attribute that is predicted negative,
+            whatever its label is.
         combine: `"mean"`, `"max"` or `"product"`: combine the maps of several layers into one, and compare
             that with the prior. None compares each layer's map.
         max_classes: Largest number of pairs of each sample that are compared in a step, drawn at random; the

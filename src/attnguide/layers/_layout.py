@@ -130,7 +130,7 @@ def agreement(layout: Layout, rows: Tensor, columns: Tensor) -> float:
 
 
 def is_informative(positions: Tensor) -> bool:
-    """Whether places differ at all in where they look.
+    """Whether the positions of a layer depend on different parts of the image at all.
 
     Where all see the same, what is left is rounding, and rounding has patterns of its own.
     """
@@ -145,7 +145,7 @@ def _correlation(measured: Tensor, expected: Tensor) -> float:
 
 
 def needed(places: int) -> float:
-    """Return the correlation that cannot be chance among so many places."""
+    """Return the least correlation that is not explained by chance for this number of positions."""
     return max(0.3, min(3 / sqrt(max(places - 1, 1)), 0.95))
 
 
@@ -172,7 +172,7 @@ def _arrangements(kind: Kind, places: tuple[int, ...], image_size: tuple[int, in
 
 
 def grids_of(count: int, image_size: tuple[int, int]) -> list[tuple[int, int]]:
-    """Rows and columns that so many places could have, the closest to the image's proportions first."""
+    """List grids (rows, columns) of so many positions, the closest to the image's proportions first."""
     grids = [(count // width, width) for width in range(2, count // 2 + 1) if count % width == 0]
     skewed = [(_skew(grid, image_size), grid) for grid in grids]
     return [grid for skew, grid in sorted(skewed) if skew < _MOST_SKEW]
@@ -220,7 +220,7 @@ def _window_major(height: int, width: int, rows: int, columns: int) -> tuple[int
 
 
 def codes(grid: tuple[int, int], image_size: tuple[int, int]) -> Tensor:
-    """Draw patterns that write the number of its row and its column into each patch, in binary.
+    """Make patterns of noise that encode the row and the column of each patch as binary numbers.
 
     Args:
         grid: Rows and columns of patches.

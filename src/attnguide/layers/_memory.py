@@ -1,4 +1,4 @@
-"""Remembers which layers were found: for a model, for its like, and on disk for models with a name.
+"""Caches the layers that were found: for a model, for models of the same kind, and on disk for known ones.
 
 On disk there is one small JSON file for each architecture and question, in `$ATTNGUIDE_CACHE`, else in
 `attnguide` under the user's cache folder (`$XDG_CACHE_HOME`, else `~/.cache`). Only what was measured is
@@ -45,7 +45,7 @@ __all__ = [
 
 
 class Question(NamedTuple):
-    """What was asked.
+    """The key of the cache: which layers were asked for, and how.
 
     Attributes:
         asked: The layers.
@@ -64,7 +64,7 @@ _MOST = 256
 
 @dataclass(frozen=True)
 class Known:
-    """An answer.
+    """An entry of the cache: the layers that were found.
 
     Attributes:
         layers: The layers found.
@@ -85,7 +85,7 @@ _lock = threading.Lock()
 
 
 def recall(model: nn.Module, images: Tensor, question: Question) -> tuple[Layer, ...] | None:
-    """Return what was found for this model, or one like it, and images of this size; None if nothing was."""
+    """Look up the layers for a model, or one of the same kind, and a size of images; None if unknown."""
     key: _Key = (tuple(images.shape[1:]), question)
     own = _of_models.get(model, OrderedDict()).get(key)
     if own is not None:
@@ -115,7 +115,7 @@ def other_sizes(model: nn.Module, images: Tensor, question: Question) -> list[Kn
 
 
 def remember(model: nn.Module, images: Tensor, question: Question, layers: Sequence[Layer]) -> None:
-    """Keep an answer."""
+    """Store the layers that were found."""
     key: _Key = (tuple(images.shape[1:]), question)
     print_ = fingerprint(model)
     known = Known(tuple(layers), (images.shape[-2], images.shape[-1]))
@@ -125,7 +125,7 @@ def remember(model: nn.Module, images: Tensor, question: Question, layers: Seque
 
 
 def forget() -> None:
-    """Drop every answer in memory; files stay."""
+    """Empty the cache in memory; files stay."""
     with _lock:
         _of_models.clear()
         _of_kinds.clear()
@@ -150,7 +150,7 @@ def _keep(model: nn.Module, print_: str | None, key: _Key, known: Known) -> None
 
 
 def _modules(model: nn.Module, known: Known) -> list[nn.Module | None]:
-    """Return the modules that an answer speaks of; None for one that is gone, as a head may be."""
+    """Return the modules of the layers of an entry; None for one that the model no longer has."""
     names = [
         name
         for layer in known.layers
@@ -198,11 +198,11 @@ _DEEPEST = 6
 
 
 class _Untold(Exception):  # noqa: N818
-    """An object that cannot be described."""
+    """Raised for a setting that has no description by value, such as an arbitrary object."""
 
 
 def _told(value: Any, depth: int = 0) -> Any:
-    """Describe a setting, the same for two that do the same."""
+    """Describe a setting as text; two settings with the same effect have the same text."""
     if depth > _DEEPEST:
         raise _Untold
     if isinstance(value, (bool, int, float, complex, str, bytes, type(None))):
@@ -232,7 +232,7 @@ def _told(value: Any, depth: int = 0) -> Any:
 
 
 def folder() -> Path | None:
-    """Return where answers are kept on disk; None if they are not."""
+    """Return the folder of the cache on disk; None if it is switched off."""
     chosen = os.environ.get("ATTNGUIDE_CACHE")
     if chosen is not None:
         return None if chosen.lower() in ("", "off") else Path(chosen)
@@ -249,7 +249,7 @@ def _file(model: nn.Module, print_: str, key: _Key) -> Path | None:
 
 
 def _name_of(model: nn.Module) -> str | None:
-    """Name of an architecture that others know too; None for a class of the user's own, which may change."""
+    """Name of an architecture of a known library; None for a user's own class, whose code may change."""
     kind = type(model)
     if kind.__module__.partition(".")[0] not in ("timm", "torchvision", "transformers"):
         return None

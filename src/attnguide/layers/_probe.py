@@ -1,4 +1,6 @@
-"""Measures what a layer's output looks at: a model is run on a few perturbed images, and differentiated once.
+"""Measures which part of the image each position of a layer's output depends on.
+
+A model is run on a few perturbed images, and differentiated once.
 
 Two passes. The first runs two images and takes one gradient of the logits: it finds the tensors that modules
 give, and the share of their positions that the logits depend on. The second runs a base image and copies of
@@ -56,7 +58,7 @@ _CONTAINER = re.compile("block|layer|stage|net$|former$", re.IGNORECASE)
 
 @dataclass(eq=False)
 class Output:
-    """A tensor that modules gave in the first pass.
+    """A tensor that modules returned in the first pass.
 
     Attributes:
         taps: Where it was seen, from the module that made it outwards.
@@ -89,7 +91,7 @@ class Output:
 
 @dataclass(frozen=True)
 class FirstPass:
-    """What the first pass saw.
+    """What the first pass recorded.
 
     Attributes:
         outputs: Tensors that may have rows and columns, in the order in which they were last seen.
@@ -184,13 +186,13 @@ class FirstPass:
 
 
 def _is_rowwise(module: nn.Module, given: Tensor, prefix: int) -> bool:
-    """Whether a module gives the first tokens the same answer without the others."""
+    """Whether a module computes the same for the first tokens if it is given only these."""
     whole, alone = _whole_and_alone(module, given, prefix)
     return alone is not None and _alike(alone.float(), whole[:, :prefix].float())
 
 
 def _only_first_ask(module: nn.Module, given: Tensor, prefix: int) -> bool:
-    """Whether a module attends once, and the first tokens become the same whatever the others ask."""
+    """Whether a module attends once, and its first tokens do not depend on the queries of the others."""
     whole, alone = _whole_and_alone(module, given, prefix)
     if alone is None:
         return False
@@ -200,7 +202,7 @@ def _only_first_ask(module: nn.Module, given: Tensor, prefix: int) -> bool:
 
 
 def _whole_and_alone(module: nn.Module, given: Tensor, prefix: int) -> tuple[Tensor, Tensor | None]:
-    """What a module with weights makes of all tokens, and of the first alone; None if it cannot."""
+    """Outputs of a module with weights for all tokens, and for the first alone; None if it fails."""
     # With state of its own (statistics of the batch, a count, a power iteration) it must run as ever.
     if next(module.parameters(), None) is None or next(module.buffers(), None) is not None:
         return given, None
@@ -219,7 +221,7 @@ def _alike(a: Tensor, b: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class Positions:
-    """Where the places of an output look: rows and columns in [0, 1], each `(places,)`."""
+    """Rows and columns of the image, in [0, 1], that the positions of an output depend on, `(places,)`."""
 
     rows: Tensor
     columns: Tensor
@@ -294,7 +296,7 @@ class Subject:
 
 
 def first_pass(subject: Subject, wanted: Callable[[list[Output]], list[Output]] | None = None) -> FirstPass:
-    """Run at most two images forward and back, and list what the modules gave.
+    """Run a forward and a backward pass of at most two images, and list the outputs of the modules.
 
     Args:
         subject: The model, and images.
@@ -426,7 +428,7 @@ def _first(args: tuple[Any, ...]) -> Tensor | None:
 
 
 def _is_plain(module: nn.Module, given: object, output: object) -> bool:
-    """Whether a linear layer did to a batch of vectors what its weights say, and nothing else."""
+    """Whether a linear layer computed exactly weights times vectors plus bias."""
     if not (isinstance(given, Tensor) and isinstance(output, Tensor) and given.ndim == 2 == output.ndim):
         return False
     assert isinstance(module, nn.Linear)  # noqa: S101
@@ -467,7 +469,7 @@ def is_active(modules: Mapping[str, nn.Module], name: str) -> bool:
 
 
 def _plain(tap: Tap, counts: dict[str, int]) -> Tap:
-    """Leave out what goes without saying: the last call, the first tensor."""
+    """Shorten a tap: the last call and the first tensor are the defaults."""
     call = None if tap.call == counts[tap.module] else tap.call
     return Tap(tap.module, call, () if not any(tap.path) else tap.path, tap.given)
 
@@ -597,7 +599,7 @@ def _ramp(length: int) -> Tensor:
 
 
 def _balance(rising: Tensor, falling: Tensor) -> Tensor:
-    """Share of the rising noise in the answer; a half where there is no answer."""
+    """Share of the change that comes from the rising noise; one half where nothing changes."""
     total = rising + falling
     return torch.where(total > 0, rising / torch.where(total > 0, total, 1), 0.5)
 

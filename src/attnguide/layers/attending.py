@@ -1,4 +1,4 @@
-"""Finds the attention among all patches of a transformer, and which tokens its answer is read from."""
+"""Finds the modules that attend to all patches, and the tokens that the logits are computed from."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def find_attention(model: nn.Module, images: Tensor, tokens: int, *, call: Call 
         call: How the model is called with the images, if not `model(images)`.
 
     Returns:
-        The modules, and the tokens that the answer is read from.
+        The modules, and the tokens that the logits are computed from.
 
     Raises:
         LayerError: If there are none, as in networks of convolutions, or of windows; if a module attends

@@ -164,7 +164,7 @@ def _spread(gradient: Tensor) -> float:
 def _layouts(
     subject: Subject, outputs: Sequence[Output], seeds: Sequence[int]
 ) -> dict[int, tuple[Layout, How, float]]:
-    """Find the layout of each output, by its index, from what it answers to perturbed images."""
+    """Find the layout of each output, by its index, from how it changes with perturbed images."""
     prefix = getattr(subject.model, "num_prefix_tokens", None)
     taps = [Tap.parse(output.name) for output in outputs]
     positions = _positions(subject, taps, seeds)
@@ -186,7 +186,7 @@ def _layouts(
 def _positions(
     subject: Subject, taps: Sequence[Tap], seeds: Sequence[int]
 ) -> dict[Tap, dict[Kind, Positions]]:
-    """Measure where places look, with as many drawings of the noise as there are seeds."""
+    """Measure the part of the image that each position depends on; the noise is drawn once for each seed."""
     drawn = [measure(subject, taps, seed) for seed in seeds]
     return {
         tap: {
@@ -228,7 +228,7 @@ def _decoded(
     taps: Sequence[Tap],
     positions: dict[Tap, dict[Kind, Positions]],
 ) -> dict[int, tuple[Layout, How, float]]:
-    """Find the order of patches that are in no common order, by writing their numbers into the image."""
+    """Find an unusual order of patches, by noise that encodes their rows and columns; see `codes`."""
     shuffled = {
         index: (kind, places)
         for index, output in outputs.items()
@@ -260,7 +260,7 @@ def _decoded(
 
 
 def _is_informative(positions: Positions) -> bool:
-    """Whether places differ in where they look."""
+    """Whether positions depend on different parts of the image."""
     return min(float(positions.rows.std()), float(positions.columns.std())) > 0.1
 
 

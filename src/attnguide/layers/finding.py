@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from attnguide.capture.calls import INPUT, Call, Tap, images_name, select, tensors_in
 from attnguide.capture.model_state import evaluating, muted, unwrap
 from attnguide.capture.own_hooks import in_this_thread
+from attnguide.capture.suitable import check_images, suitable
 from attnguide.errors import LayerError, nearest
 from attnguide.layers import _memory as memory
 from attnguide.layers._probe import Output, Subject, is_active
@@ -126,14 +127,18 @@ def find_layers(
 
     Raises:
         LayerError: If a name is unknown, or no layer passes.
+        InputError: If the model was scripted, exported or quantized, or has no weights yet, or the images are
+            not `(B, C, H, W)`.
     """
     model = unwrap(model)
+    if not isinstance(images, Tensor) or images.ndim != 4:
+        check_images(images)
     # What was found was checked: asking again must cost nothing.
     asked = (layer,) if isinstance(layer, str) else tuple(layer)
     of_images = (INPUT, images_name(model))
     if any(name in of_images for name in asked):
         each = [
-            [images_as_layer(model, images)]
+            [images_as_layer(suitable(model), images)]
             if name in of_images
             else find_layers(model, images, name, measure=measure, call=call)
             for name in asked
@@ -143,7 +148,7 @@ def find_layers(
     known = memory.recall(model, images, question)
     if known is None:
         checked = check_layer(model, asked)
-        subject = Subject.of(model, images, call)
+        subject = Subject.of(suitable(model), images, call)
         other = memory.other_sizes(model, images, question)
         found = _carried_over(subject, other[0]) if len(other) >= _MEASURED_SIZES else None
         found = _found(subject, checked, measure) if found is None else found
@@ -227,7 +232,7 @@ def _candidates_for(subject: Subject, text: str, measure: bool) -> list[Candidat
 
 
 def _surer(subject: Subject, chosen: Candidate) -> Candidate:
-    """Look at a candidate again, with other noise, if its answer was not clear."""
+    """Measure a candidate again, with other noise, if the first measurement was not clear."""
     if chosen.layer.how == "measured":
         return chosen
     again = list_candidates(
@@ -287,7 +292,7 @@ class _Given(NamedTuple):
 
 
 def _given(subject: Subject, tap: Tap) -> _Given | None:
-    """What a layer gives for such images; None if there is nothing."""
+    """Return the shape of a layer's output for such images; None if it has none."""
     calls: list[_Given] = []
 
     def look(module: nn.Module, args: object, output: object) -> None:

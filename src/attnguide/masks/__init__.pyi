@@ -3,6 +3,11 @@ from ._shapes import Circle as Circle, Polygon as Polygon, RunLengths as RunLeng
 from .annotations import LabeledMasks as LabeledMasks
 from .class_names import ClassNames as ClassNames, class_key as class_key
 from .coco import read_coco as read_coco
+from .face_parts import (
+    FACE_PARTS as FACE_PARTS,
+    as_landmarks as as_landmarks,
+    face_parts as face_parts,
+)
 from .folders import (
     MaskFolder as MaskFolder,
     Template as Template,

@@ -16,7 +16,7 @@ __all__ = ["AttentionRollout", "TransformerRelevance"]
 
 
 class AttentionRollout(AttributionSource):
-    """Attention of all blocks, multiplied: the patches from which the logits are gathered.
+    """Attention rollout: the attention of all blocks, multiplied, at the tokens that give the logits.
 
     Each block's attention, averaged over its heads, and the identity for the residual connection, half each
     (Abnar and Zuidema, ACL 2020, eq. 1). Needs no gradient, and is the same for every class of a sample.
@@ -59,7 +59,7 @@ class TransformerRelevance(AttributionSource):
 
 
 def _followed(trace: Trace, steps: Iterable[tuple[float, Tensor]]) -> Tensor:
-    """Follow the tokens from which the logits are read back to the first block.
+    """Multiply the attention of all blocks, from the tokens that give the logits back to the first block.
 
     A row times the product of all blocks, from the last to the first: two blocks are never multiplied.
 

@@ -212,7 +212,7 @@ def __getattr__(name: str) -> Callable[..., Captum]:
 
 
 def _for_all(pairs: Pairs, logits: Tensor) -> Pairs:
-    """Add any class for the images that have no pair."""
+    """Add a pair of any class for each image without one: captum needs a target for every image."""
     classes = pairs.cls.new_zeros(len(logits)).index_put((pairs.sample,), pairs.cls)
     sign = pairs.sign.new_ones(len(logits)).index_put((pairs.sample,), pairs.sign)
     return replace(Pairs.one_each(classes), sign=sign)
