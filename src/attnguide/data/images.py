@@ -68,7 +68,7 @@ def load_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image
         max_pixels: Images of more pixels are refused before they are decoded.
 
     Returns:
-        A decoded image that holds no open file.
+        A decoded image that holds no open file, and knows its `format`.
 
     Raises:
         DataError: As for [`read_image`][attnguide.data.read_image].
@@ -81,7 +81,9 @@ def load_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image
                 f"{path} is {image.width}×{image.height} pixels, more than max_pixels={max_pixels}. "
                 "Shrink it, or raise max_pixels if you trust the file."
             )
-        return ImageOps.exif_transpose(image)
+        upright = ImageOps.exif_transpose(image)
+        upright.format = image.format  # a copy forgets it
+        return upright
 
 
 def gray_levels(image: Image.Image, path: str | Path) -> npt.NDArray[np.float64]:

@@ -10,6 +10,7 @@ from .folders import (
     load_template as load_template,
     read_mask as read_mask,
 )
+from .inside import Inside as Inside, InsideValues as InsideValues, as_inside as as_inside
 from .labelme import read_labelme as read_labelme
 from .legends import LegendEntry as LegendEntry, read_legend as read_legend
-from .sizes import Size as Size, as_size as as_size
+from .sizes import Size as Size, as_size as as_size, check_fit as check_fit, fits as fits

@@ -72,5 +72,7 @@ class ClassNames:
 
         height, width = next(iter(regions.values())).shape if size is None else as_size(size)
         missing = torch.full((height, width), torch.nan)
-        resized = {name: resize(region, (height, width)) for name, region in regions.items()}
+        resized = {
+            name: resize(region, (height, width), f"the mask of {name!r}") for name, region in regions.items()
+        }
         return torch.stack([resized.get(name, missing) for name in self.names])
