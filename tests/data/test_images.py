@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from attnguide.data.files import atomic_write, natural_key, read_json, read_text
-from attnguide.data.images import find_images, gray_levels, load_image, read_image
+from attnguide.data.images import find_images, gray_levels, image_size, load_image, read_image
 from attnguide.errors import DataError, InputError
 
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
@@ -74,6 +74,7 @@ def test_exif_orientation(tmp_path, orientation, stored):
     exif = Image.Exif()
     exif[0x0112] = orientation
     assert np.array_equal(pixels(save(tmp_path / "a.png", np.ascontiguousarray(stored), exif=exif)), RGB)
+    assert image_size(tmp_path / "a.png") == RGB.shape[:2]
 
 
 def test_transparency_is_laid_on_white(tmp_path):

@@ -151,9 +151,7 @@ def test_one_mask_is_not_that_of_two_images(tmp_path):
     assert masks.get("photos/cat/1.jpg") is not None
     assert masks.get("1.jpg") is not None
     assert masks.get("/data/photos/cat/1.jpg") is not None
-    with pytest.raises(
-        DataError, match=r"1\.png was read as the mask of photos/cat/1\.jpg, .*photos/dog/1\.jpg"
-    ):
+    with pytest.raises(DataError, match=r"1\.png is the mask of photos/cat/1\.jpg, .*photos/dog/1\.jpg"):
         masks.get("photos/dog/1.jpg")
 
 

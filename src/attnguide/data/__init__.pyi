@@ -13,6 +13,7 @@ from .images import (
     MAX_PIXELS as MAX_PIXELS,
     find_images as find_images,
     gray_levels as gray_levels,
+    image_size as image_size,
     load_image as load_image,
     read_image as read_image,
 )

@@ -11,16 +11,27 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from attnguide.data.files import check_file, natural_key
 from attnguide.errors import AttnGuideError, DataError, InputError
 
-__all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "find_images", "gray_levels", "load_image", "read_image"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "MAX_PIXELS",
+    "find_images",
+    "gray_levels",
+    "image_size",
+    "load_image",
+    "read_image",
+]
 
 # The formats that are opened, whatever the suffix of a file. A list, because Pillow also opens formats that
 # are programs: it passes an EPS file to Ghostscript.
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
+
+#: EXIF orientations by which rows are stored as columns.
+_TURNED = (5, 6, 7, 8)
 
 IMAGE_SUFFIXES = frozenset(
     {".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
@@ -84,6 +95,18 @@ def load_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image
         upright = ImageOps.exif_transpose(image)
         upright.format = image.format  # a copy forgets it
         return upright
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Return the height and width of an image file, upright, without decoding it.
+
+    Raises:
+        DataError: The file is missing, empty, a folder, or not an image.
+    """
+    path = check_file(path)
+    with _decoding(path), Image.open(path, formats=_FORMATS) as image:
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) in _TURNED
+        return (image.width, image.height) if turned else (image.height, image.width)
 
 
 def gray_levels(image: Image.Image, path: str | Path) -> npt.NDArray[np.float64]:

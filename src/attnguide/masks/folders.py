@@ -334,6 +334,20 @@ class MaskFolder:
         region = self._regions(path).get(name)
         return None if region is None else resize(region, self._size, path)
 
+    def claim(self, image: str | Path, name: str | None = None) -> None:
+        """Note that an image has its mask here, so that images of one name are found before any is read.
+
+        Args:
+            image: Path or name of the image.
+            name: The class of the mask, for images that have a mask for each class.
+
+        Raises:
+            DataError: The mask is that of another image, or the image itself.
+        """
+        path = self.file(image, name)
+        if path is not None:
+            self._claim(path, image)
+
     def _claim(self, path: Path, image: str | Path) -> None:
         """Refuse a mask that is the image, or that belongs to another image of that name."""
         image = Path(image)
@@ -342,8 +356,8 @@ class MaskFolder:
         owner = self._owners.setdefault(path, image)
         if owner is not image and not _may_be_one(owner, image):
             raise DataError(
-                f"{path} was read as the mask of {owner}, and cannot be that of {image} too. Put the masks "
-                "into a folder for each class, or rename the images."
+                f"{path} is the mask of {owner}, and cannot be that of {image} too. Put the masks into a "
+                "folder for each class, <class>/<image>, or rename the images."
             )
 
 

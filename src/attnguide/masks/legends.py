@@ -12,7 +12,7 @@ from pathlib import Path
 from attnguide.data.files import read_json, read_text
 from attnguide.errors import DataError, InputError
 
-__all__ = ["LegendEntry", "find_legend", "legend_among", "read_legend"]
+__all__ = ["LegendEntry", "find_legend", "legend_among", "legend_of", "read_legend"]
 
 _SUFFIXES = (".json", ".csv", ".toml")
 _COLOR = re.compile(r"#[0-9a-fA-F]{6}")
@@ -42,15 +42,19 @@ def find_legend(template: Path) -> Path:
     Raises:
         DataError: There is none, or more than one.
     """
-    for stem in (template.stem, "legend"):
-        legend = legend_among(template.parent, stem)
-        if legend is not None:
-            return legend
+    legend = legend_of(template)
+    if legend is not None:
+        return legend
     raise DataError(
         f"{template} has no legend. Write {template.with_suffix('.json')}, which maps its values to "
         'classes: {"1": "class a", "2": ["class b", "class c"]}, or "#rrggbb" for colours. Or give a folder '
         "with one image for each class."
     )
+
+
+def legend_of(template: Path) -> Path | None:
+    """Find the legend next to a template, as `find_legend`; None without one."""
+    return legend_among(template.parent, template.stem) or legend_among(template.parent, "legend")
 
 
 def legend_among(folder: Path, stem: str) -> Path | None:
