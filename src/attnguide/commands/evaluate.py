@@ -82,7 +82,7 @@ def evaluate(
     used_device = pick_device(device)
     loaded, images = single_label_images(choice.load(), data)
     warn_of_random_weights(loaded)
-    reader = mask_reader(masks, loaded.classes, images, inside=inside)
+    reader = mask_reader(masks, loaded.classes, [(image.path, image.cls) for image in images], inside=inside)
     with progress("Evaluating", len(images), unit="images") as advance:
         result = evaluate_folder(
             loaded,

@@ -136,7 +136,7 @@ def report(
     old, images = single_label_images(old, data)
     new = new.renamed(old.classes)
     group_of = _group_of(groups, data, images)
-    reader = mask_reader(masks, old.classes, images, inside=inside)
+    reader = mask_reader(masks, old.classes, [(image.path, image.cls) for image in images], inside=inside)
     how: dict[str, Any] = {"source": source, "layer": layers_of(layer), "batch_size": batch_size}
     with progress("Comparing", len(images), unit="images") as advance:
         comparison = compare_folder(

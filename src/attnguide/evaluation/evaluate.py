@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -254,7 +254,7 @@ def labeled_images(root: Path, classes: Sequence[str], *, named: bool) -> list[L
 def mask_reader(
     masks: Path | None,
     classes: Sequence[str],
-    images: Sequence[LabeledImage] = (),
+    images: Iterable[tuple[Path, int]] = (),
     *,
     inside: Inside | None = None,
 ) -> MaskFor:
@@ -265,7 +265,7 @@ def mask_reader(
             image for each class, named like it, a template; or a folder with masks for single images, see
             [`MaskFolder`][attnguide.masks.MaskFolder]. None without masks.
         classes: Names of the model's classes.
-        images: All images, to find masks that would serve several of them.
+        images: Files and classes of all images, to find masks that would serve several of them.
         inside: Values that are inside; see [`read_mask`][attnguide.masks.read_mask].
 
     Returns:
@@ -308,14 +308,14 @@ def _of_template(file: Path, masks: Tensor) -> MaskFor:
     return mask_for
 
 
-def _of_folder(folder: MaskFolder, classes: Sequence[str], images: Sequence[LabeledImage]) -> MaskFor:
-    for image in images:
-        folder.claim(image.path, classes[image.cls])
+def _of_folder(folder: MaskFolder, classes: Sequence[str], images: Iterable[tuple[Path, int]]) -> MaskFor:
+    for image, cls in images:
+        folder.claim(image, classes[cls])
 
     def mask_for(path: Path, cls: int) -> Tensor | None:
-        mask = folder.get_class(path, classes[cls])
+        mask, file = folder.get_class(path, classes[cls]), folder.file(path, classes[cls])
         if mask is not None:
-            check_fit(mask.shape, image_size(path), folder.file(path, classes[cls]), path)
+            check_fit(mask.shape, image_size(path), file, path)
         return mask
 
     return mask_for

@@ -13,4 +13,10 @@ from .folders import (
 from .inside import Inside as Inside, InsideValues as InsideValues, as_inside as as_inside
 from .labelme import read_labelme as read_labelme
 from .legends import LegendEntry as LegendEntry, read_legend as read_legend
-from .sizes import Size as Size, as_size as as_size, check_fit as check_fit, fits as fits
+from .sizes import (
+    Size as Size,
+    as_size as as_size,
+    check_fit as check_fit,
+    check_proportions as check_proportions,
+    fits as fits,
+)

@@ -19,13 +19,13 @@ from PIL import Image
 from torch import Tensor
 
 from attnguide.data.files import check_file, natural_key
-from attnguide.data.images import IMAGE_SUFFIXES, load_image
+from attnguide.data.images import IMAGE_SUFFIXES, image_size, load_image
 from attnguide.errors import DataError, InputError
 from attnguide.masks._levels import is_gray, packed_colors, read_levels
 from attnguide.masks.class_names import ClassNames
 from attnguide.masks.inside import Inside, as_inside
 from attnguide.masks.legends import LegendEntry, find_legend, legend_among, read_legend
-from attnguide.masks.sizes import Size, as_size, resize
+from attnguide.masks.sizes import Size, as_size, check_fit, resize
 
 __all__ = ["MaskFolder", "Template", "images_in", "load_template", "read_mask"]
 
@@ -300,8 +300,7 @@ class MaskFolder:
         """
         stem = _stem(image)
         whole, parts = self._whole.get(stem), self._parts.get(stem, {})
-        for path in parts.values() if whole is None else (whole,):
-            self._claim(path, image)
+        self.claim(image)
         if whole is not None and self._names is not None and self._regions is not None:
             return self._names.stack(self._regions(whole), self._size or load_image(whole).size[::-1])
         if whole is not None:
@@ -339,14 +338,29 @@ class MaskFolder:
 
         Args:
             image: Path or name of the image.
-            name: The class of the mask, for images that have a mask for each class.
+            name: The class of the mask, for images that have a mask for each class; None for all of them.
 
         Raises:
             DataError: The mask is that of another image, or the image itself.
         """
-        path = self.file(image, name)
-        if path is not None:
+        for path in self._files(image) if name is None else filter(None, [self.file(image, name)]):
             self._claim(path, image)
+
+    def check_fit(self, image: str | Path) -> None:
+        """Check that the masks of an image have its proportions.
+
+        Args:
+            image: Path of the image, of which the size is read.
+
+        Raises:
+            DataError: They have others, or a file cannot be read.
+        """
+        for path in self._files(image):
+            check_fit(image_size(path), image_size(image), path, image)
+
+    def _files(self, image: str | Path) -> list[Path]:
+        stem = _stem(image)
+        return [self._whole[stem]] if stem in self._whole else list(self._parts.get(stem, {}).values())
 
     def _claim(self, path: Path, image: str | Path) -> None:
         """Refuse a mask that is the image, or that belongs to another image of that name."""

@@ -10,7 +10,7 @@ from attnguide.errors import DataError, InputError
 if TYPE_CHECKING:  # masks are painted and read without torch
     from torch import Tensor
 
-__all__ = ["Size", "as_size", "check_fit", "fits", "resize"]
+__all__ = ["Size", "as_size", "check_fit", "check_proportions", "fits", "resize"]
 
 Size = int | tuple[int, int]
 """Height and width in pixels; one number stands for both."""
@@ -58,6 +58,26 @@ def check_fit(mask: tuple[int, ...], image: tuple[int, ...], what: object, of: o
         raise DataError(
             f"{what} has {mask[-1]}×{mask[-2]} pixels, but {of} has {image[-1]}×{image[-2]}, upright: it is "
             f"not the mask of this image. {advice}"
+        )
+
+
+def check_proportions(masks: tuple[int, ...], images: tuple[int, ...], what: str) -> None:
+    """Refuse a tensor of masks that would be stretched over a batch of images.
+
+    Args:
+        masks: Shape of the masks, which ends in height and width.
+        images: Shape of the images, which ends so too.
+        what: The masks, for the error.
+
+    Raises:
+        InputError: The proportions differ.
+    """
+    if not fits(masks, images):
+        raise InputError(
+            f"{what} has {masks[-2]} rows and {masks[-1]} columns, the images have {images[-2]} and "
+            f"{images[-1]}: these are other proportions. Transform masks as the images; if these were "
+            "squeezed, "
+            "resize the masks to their size."
         )
 
 
