@@ -11,6 +11,7 @@ from .files import (
 from .images import (
     IMAGE_SUFFIXES as IMAGE_SUFFIXES,
     MAX_PIXELS as MAX_PIXELS,
+    decode_image as decode_image,
     find_images as find_images,
     gray_levels as gray_levels,
     image_size as image_size,

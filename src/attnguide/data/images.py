@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import io
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,6 +20,7 @@ from attnguide.errors import AttnGuideError, DataError, InputError
 __all__ = [
     "IMAGE_SUFFIXES",
     "MAX_PIXELS",
+    "decode_image",
     "find_images",
     "gray_levels",
     "image_size",
@@ -84,12 +86,29 @@ def load_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image
     Raises:
         DataError: As for [`read_image`][attnguide.data.read_image].
     """
-    path = check_file(path)
-    with _decoding(path), Image.open(path, formats=_FORMATS) as image:
+    return decode_image(check_file(path), path, max_pixels=max_pixels)
+
+
+def decode_image(content: bytes | Path, name: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode an image that lies in memory, or in a file, upright, in its own mode.
+
+    Args:
+        content: The bytes of an image file, or its path.
+        name: The image, for errors.
+        max_pixels: Images of more pixels are refused before they are decoded.
+
+    Returns:
+        As for `load_image`.
+
+    Raises:
+        DataError: It is not an image, is truncated, or is too large.
+    """
+    file = io.BytesIO(content) if isinstance(content, bytes) else content
+    with _decoding(name), Image.open(file, formats=_FORMATS) as image:
         # Opening reads the header only; decoding starts at the transposition.
         if image.width * image.height > max_pixels:
             raise DataError(
-                f"{path} is {image.width}×{image.height} pixels, more than max_pixels={max_pixels}. "
+                f"{name} is {image.width}×{image.height} pixels, more than max_pixels={max_pixels}. "
                 "Shrink it, or raise max_pixels if you trust the file."
             )
         upright = ImageOps.exif_transpose(image)

@@ -1,5 +1,11 @@
 from ._levels import read_levels as read_levels
-from ._shapes import Circle as Circle, Polygon as Polygon, RunLengths as RunLengths, Shape as Shape
+from ._shapes import (
+    Bitmap as Bitmap,
+    Circle as Circle,
+    Polygon as Polygon,
+    RunLengths as RunLengths,
+    Shape as Shape,
+)
 from .annotations import LabeledMasks as LabeledMasks
 from .class_names import ClassNames as ClassNames, class_key as class_key
 from .coco import read_coco as read_coco
