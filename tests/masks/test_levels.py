@@ -221,6 +221,14 @@ def test_faint_masks_are_refused(tmp_path: Path) -> None:
     np.testing.assert_allclose(read_levels(tmp_path / "a.png", "gray"), (ramp * 0.4).astype(int) / 255)
 
 
+def test_several_pages(tmp_path: Path) -> None:
+    pages = [Image.fromarray(values * 255) for values in two_classes()]
+    for name in ("a.tif", "a.gif"):
+        pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:])
+        with pytest.raises(DataError, match="2 pages or frames"):
+            read_levels(tmp_path / name)
+
+
 def test_values_that_are_not_finite(tmp_path: Path) -> None:
     Image.fromarray(np.where(scene(), 1, np.nan).astype(np.float32)).save(tmp_path / "a.tif")
     with pytest.raises(DataError, match="not finite"):

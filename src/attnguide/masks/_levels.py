@@ -21,9 +21,14 @@ __all__ = ["is_gray", "packed_colors", "read_levels"]
 
 Levels = npt.NDArray[np.float64]
 Values = npt.NDArray[np.int64]
+Channel = npt.NDArray[np.uint8]
 
 #: Formats that do not keep the values of pixels.
 _LOSSY = ("JPEG", "WEBP")
+#: Formats of which a file may hold several images.
+_WITH_PAGES = ("TIFF", "GIF", "PNG", "WEBP")
+#: Share of the range around black and white that compression fills with noise.
+_NOISE = 0.06
 #: Largest difference between the channels of a pixel that compression made of a grey one.
 _NEARLY_GRAY = 24
 #: The background of a soft mask is at most this share of the range, and its inside at least that.
@@ -52,6 +57,11 @@ def read_levels(path: str | Path, inside: Inside | None = None) -> Levels:
     """
     chosen = None if inside is None else as_inside(inside)
     image = load_image(path)
+    if image.format in _WITH_PAGES:
+        with Image.open(path) as file:
+            pages = getattr(file, "n_frames", 1)
+        if pages > 1:
+            raise DataError(f"{path} has {pages} pages or frames: it is not one mask. Save each in a file.")
     if chosen is not None:
         if chosen.gray:
             return gray_levels(image, path)
@@ -81,8 +91,15 @@ def packed_colors(image: Image.Image, path: str | Path) -> Values:
     """Return the colour of each pixel as 0xRRGGBB, `(H, W)`; −1 where it is transparent: not painted."""
     if image.mode.startswith("I") or image.mode == "F":
         raise DataError(f"{path} has no colours (mode {image.mode}). Give grey values instead.")
-    red, green, blue, opacity = np.moveaxis(np.asarray(image.convert("RGBA"), dtype=np.int64), -1, 0)
-    packed: Values = np.where(opacity > 0, red << 16 | green << 8 | blue, -1)
+    *colors, opacity = image.convert("RGBA").split()
+    packed: Values = np.where(np.asarray(opacity) > 0, _packed(*map(np.asarray, colors)), -1)
+    return packed
+
+
+def _packed(red: Channel, green: Channel, blue: Channel) -> Values:
+    packed: Values = red.astype(np.int64) << 16
+    packed |= green.astype(np.int64) << 8
+    packed |= blue
     return packed
 
 
@@ -104,12 +121,13 @@ def _levels(image: Image.Image, path: str | Path) -> Levels:
     if image.mode == "P":
         return _of_palette(image, path)
     if image.mode in ("1", "L", "F") or image.mode.startswith("I"):
-        return _graded(np.asarray(image, dtype=np.float64), _top(image), path, lossy=lossy)
-    colors = np.asarray(image.convert("RGB"), dtype=np.int64)
-    spread = colors.max(axis=-1) - colors.min(axis=-1)
+        return _graded(np.asarray(image), _top(image), path, lossy=lossy)
+    red, green, blue = map(np.asarray, image.convert("RGB").split())
+    spread = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
     if spread.max() <= (_NEARLY_GRAY if lossy else 0):
-        return _graded(colors.mean(axis=-1).round() if lossy else colors[..., 0], 255, path, lossy=lossy)
-    return _of_colors(colors[..., 0] << 16 | colors[..., 1] << 8 | colors[..., 2], path)
+        # Without compression all three are one; with it, green is nearest to the luminance.
+        return _graded(green, 255, path, lossy=lossy)
+    return _of_colors(_packed(red, green, blue), path)
 
 
 def _graded(numbers: npt.NDArray[np.number], top: float, path: str | Path, *, lossy: bool = False) -> Levels:
@@ -119,17 +137,17 @@ def _graded(numbers: npt.NDArray[np.number], top: float, path: str | Path, *, lo
         raise DataError(
             f"{path} holds values that are not finite. Replace them, by 0 where nothing is painted."
         )
-    found, counts = np.unique(values, return_counts=True)
+    found, counts = _occurring(values)
     low, high = float(found[0]), float(found[-1])
     if len(found) == 1 and low in (0, 1, 255, top):
         return np.full(values.shape, float(low > 0))
     if len(found) == 2 and low == 0 and not lossy:
         return (values > 0).astype(np.float64)
     if len(found) > 2 and low >= 0:
-        between = (values > low + (0.06 * top if lossy else 0)) & (
-            values < high - (0.06 * top if lossy else 0)
-        )
+        margin = _NOISE * top if lossy else 0
+        between = (values > low + margin) & (values < high - margin)
         few = len(np.unique(values[between])) <= _CLASSES
+        # The edge of a region has values in between as well, but no areas of them.
         if few and between.any() and _flat(values)[between].mean() > 0.5:
             raise _undecided(path, found, counts, "several regions, not one", _number)
     if len(found) <= 2 and not lossy:
@@ -155,7 +173,7 @@ def _of_palette(image: Image.Image, path: str | Path) -> Levels:
     palette = np.zeros((256, 3), dtype=np.int64)
     entries = np.asarray(image.getpalette("RGB") or [], dtype=np.int64).reshape(-1, 3)
     palette[: len(entries)] = entries
-    found, counts = np.unique(values, return_counts=True)
+    found, counts = _occurring(values)
     used = palette[found]
     gray = bool((used.max(axis=1) == used.min(axis=1)).all())
     if gray and (used[:, 0] == found).all():  # no more than a grey image
@@ -187,7 +205,7 @@ def _of_palette(image: Image.Image, path: str | Path) -> Levels:
 
 def _of_colors(colors: Values, path: str | Path) -> Levels:
     """Read flat colours: one on black."""
-    found, counts = np.unique(colors, return_counts=True)
+    found, counts = _occurring(colors)
     others = [int(value) for value in found if value != 0]
     if len(others) == 2:
         others = [value for value in others if value != _VOID_COLOR]
@@ -206,7 +224,7 @@ def _of_colors(colors: Values, path: str | Path) -> Levels:
 def _painted(opacity: npt.NDArray[np.uint8], colors: Values, path: str | Path) -> Levels:
     """Read what was painted on a transparent layer: its opacity."""
     painted = colors >= 0
-    found, counts = np.unique(colors[painted], return_counts=True)
+    found, counts = _occurring(colors[painted])
     void = bool((found == _VOID_COLOR).any()) and len(found) > 1
     flat = np.unique(colors[painted & _flat(colors)])
     if len(found) <= _CLASSES and (flat != _VOID_COLOR if void else flat >= 0).sum() > 1:
@@ -233,6 +251,15 @@ def _numbers(image: Image.Image, path: str | Path) -> npt.NDArray[np.number]:
 def _top(image: Image.Image) -> float:
     """Return the largest value that one channel can hold."""
     return 1 if image.mode in ("1", "F") else 65535 if image.mode.startswith("I") else 255
+
+
+def _occurring(values: npt.NDArray[np.number]) -> tuple[npt.NDArray[np.number], npt.NDArray[np.int64]]:
+    """Return the values that occur, in ascending order, and how often each does."""
+    low, high = values.min(), values.max()
+    lows, highs = np.count_nonzero(values == low), np.count_nonzero(values == high)
+    if low < high and lows + highs == values.size:  # most masks; sorting all pixels takes seconds
+        return np.array([low, high]), np.array([lows, highs])
+    return np.unique(values, return_counts=True)
 
 
 def _looks_like_a_photograph(levels: Levels) -> bool:
@@ -280,6 +307,6 @@ def _undecided(
     plural = "value" if len(found) == 1 else "values"
     return DataError(
         f"{path} has {len(found)} {plural}, {complaint} (value: pixels): {shown}{more}. Say which mean "
-        "inside, by inside=VALUES (--inside VALUES) such as 1 or '#ff0000', or name their classes in a "
-        "legend."
+        "inside, by inside=VALUES (--inside VALUES) such as 1, '#ff0000' or 'gray' for a soft mask, or name "
+        "their classes in a legend."
     )

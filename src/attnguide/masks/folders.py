@@ -365,7 +365,7 @@ class MaskFolder:
     def _claim(self, path: Path, image: str | Path) -> None:
         """Refuse a mask that is the image, or that belongs to another image of that name."""
         image = Path(image)
-        if path.absolute() == image.absolute():
+        if path.name == image.name and path.resolve() == image.resolve():
             raise DataError(f"{path} is the image itself, not its mask. Give the folder of the masks.")
         owner = self._owners.setdefault(path, image)
         if owner is not image and not _may_be_one(owner, image):
