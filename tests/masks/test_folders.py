@@ -38,6 +38,14 @@ def test_folder_of_several_sizes(tmp_path):
     assert load_template(tmp_path, CLASSES, (5, 9)).masks.shape == (3, 5, 9)
 
 
+def test_folder_of_several_proportions(tmp_path):
+    paint(tmp_path / "Bald.png", region())
+    paint(tmp_path / "Smiling.png", region(60, 60))
+    for size in (None, 8):
+        with pytest.raises(DataError, match="mask of 'Smiling' has 60×60 pixels, but that of 'Bald' has 6×4"):
+            load_template(tmp_path, CLASSES, size)
+
+
 def test_folder_names_an_unknown_class(tmp_path):
     paint(tmp_path / "Smilling.png", region())
     with pytest.raises(UnknownNameError, match=r"Smilling\.png.*Did you mean 'Smiling'"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,8 +64,14 @@ class WithMasks(Dataset[tuple[Any, Any, Tensor]]):
                 f"{folder} holds masks, but for none of the images, such as {self.names[0]}. Name each mask "
                 "like its image."
             )
-        for name in self.names:
+        for name, count in Counter(self.names).items():
             self.masks.claim(name)
+            if count > 1 and len(Path(name).parts) == 1 and name in self.masks:
+                raise DataError(
+                    f"{count} samples are called {name}, and would share its mask. Give names= with folders, "
+                    "such "
+                    "as cat/1.jpg, or rename the images."
+                )
         shape = as_size(size) if classes is None else (len(classes), *as_size(size))
         self._missing = torch.full(shape, torch.nan)
 

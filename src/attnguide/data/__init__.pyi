@@ -16,6 +16,7 @@ from .images import (
     gray_levels as gray_levels,
     image_size as image_size,
     load_image as load_image,
+    open_image as open_image,
     read_image as read_image,
 )
 from .procedural import (

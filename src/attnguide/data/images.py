@@ -25,6 +25,7 @@ __all__ = [
     "gray_levels",
     "image_size",
     "load_image",
+    "open_image",
     "read_image",
 ]
 
@@ -116,14 +117,28 @@ def decode_image(content: bytes | Path, name: str | Path, *, max_pixels: int = M
         return upright
 
 
+@contextmanager
+def open_image(path: str | Path) -> Iterator[Image.Image]:
+    """Open an image file for what its header says.
+
+    Yields:
+        An image that is not decoded, nor upright, and is closed at the end of the block.
+
+    Raises:
+        DataError: The file is missing, empty, a folder, or not an image, or the block's reading fails.
+    """
+    path = check_file(path)
+    with _decoding(path), Image.open(path, formats=_FORMATS) as image:
+        yield image
+
+
 def image_size(path: str | Path) -> tuple[int, int]:
     """Return the height and width of an image file, upright, without decoding it.
 
     Raises:
         DataError: The file is missing, empty, a folder, or not an image.
     """
-    path = check_file(path)
-    with _decoding(path), Image.open(path, formats=_FORMATS) as image:
+    with open_image(path) as image:
         turned = image.getexif().get(ExifTags.Base.Orientation, 1) in _TURNED
         return (image.width, image.height) if turned else (image.height, image.width)
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from attnguide.data.images import gray_levels, load_image
+from attnguide.data.images import gray_levels, load_image, open_image
 from attnguide.errors import DataError
 from attnguide.masks.inside import Inside, as_inside
 
@@ -58,7 +58,7 @@ def read_levels(path: str | Path, inside: Inside | None = None) -> Levels:
     chosen = None if inside is None else as_inside(inside)
     image = load_image(path)
     if image.format in _WITH_PAGES:
-        with Image.open(path) as file:
+        with open_image(path) as file:
             pages = getattr(file, "n_frames", 1)
         if pages > 1:
             raise DataError(f"{path} has {pages} pages or frames: it is not one mask. Save each in a file.")
@@ -281,7 +281,7 @@ def _flat(values: npt.NDArray[np.number]) -> npt.NDArray[np.bool_]:
 
 def _was_deep(path: str | Path) -> bool:
     """Whether Pillow dropped half of the 16 bits of each channel."""
-    with Image.open(path) as image:
+    with open_image(path) as image:
         return any("16" in str(tile[-1]) for tile in image.tile)
 
 

@@ -74,8 +74,9 @@ class ClassNames:
         import torch
 
         height, width = next(iter(regions.values())).shape if size is None else as_size(size)
-        for name, region in regions.items() if size is None else ():
-            check_fit(region.shape, (height, width), f"the mask of {name!r}", "that of another class")
+        first = next(iter(regions), "")
+        for name, region in regions.items():
+            check_fit(region.shape, regions[first].shape, f"the mask of {name!r}", f"that of {first!r}")
         missing = torch.full((height, width), torch.nan)
         resized = {
             name: resize(region, (height, width), f"the mask of {name!r}") for name, region in regions.items()

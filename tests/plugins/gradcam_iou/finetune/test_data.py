@@ -74,6 +74,11 @@ def test_masks_that_are_not_the_images(tmp_path):
     drawn.paint(tmp_path / "masks" / "1.png", drawn.region(32, 32))
     with pytest.raises(DataError, match=r"1\.png is the mask of cat/1\.jpg, .* dog/1\.jpg too"):
         WithMasks(images, tmp_path / "masks", 16, names=["cat/1.jpg", "dog/1.jpg"])
+    with pytest.raises(DataError, match=r"2 samples are called 1\.jpg, and would share"):
+        WithMasks(images, tmp_path / "masks", 16, names=["1.jpg", "1.jpg"])
+    assert (
+        len(WithMasks(images, tmp_path / "masks", 16, names=["cat/1.jpg", "cat/1.jpg"])) == 2
+    )  # drawn twice
     data = WithMasks(images, tmp_path / "masks", (16, 12), names=["1.jpg", "2.jpg"])
     with pytest.raises(InputError, match=r"size \(16, 12\) of the masks has 16 rows and 12 columns"):
         data[0]
