@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from attnguide.data.files import check_file, natural_key
 from attnguide.errors import AttnGuideError, DataError, InputError
@@ -118,7 +118,7 @@ def decode_image(content: bytes | Path, name: str | Path, *, max_pixels: int = M
 
 
 @contextmanager
-def open_image(path: str | Path) -> Iterator[Image.Image]:
+def open_image(path: str | Path) -> Iterator[ImageFile.ImageFile]:
     """Open an image file for what its header says.
 
     Yields:
