@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -153,6 +154,34 @@ def test_energy(attribution: Tensor, expected: float) -> None:
 def test_mse() -> None:
     assert float(F.mse_loss(LEFT * 5, LEFT)) == 0
     assert float(F.mse_loss(maps([4.0, 2.0], [0.0, 0.0]), LEFT)) == pytest.approx((0.25 + 1) / 4)
+
+
+@pytest.mark.parametrize("loss", [F.iou_loss, F.dice_loss])
+@pytest.mark.parametrize("faint", [0.5, 0.15, 0.004])
+def test_a_faint_prior_guides_as_a_full_one(loss: Callable[..., Tensor], faint: float) -> None:
+    """The gradient of a prior of 0.15 points to the region, and not away from it."""
+    region = torch.zeros(2, 12, 12)
+    region[0, 2:7, 3:9] = 1
+    region[1] = torch.linspace(0, 1, 12)
+    attribution = torch.rand(2, 12, 12, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    (right,) = torch.autograd.grad(loss(attribution, region).sum(), attribution)
+    (given,) = torch.autograd.grad(loss(attribution, region * faint).sum(), attribution)
+    assert torch.nn.functional.cosine_similarity(right.flatten(1), given.flatten(1)).min() >= 0.99
+    inside = right[0][region[0] > 0]
+    assert (inside < 0).float().mean() > 0.9  # descent raises the attribution there
+
+
+def test_a_full_prior_is_not_scaled() -> None:
+    generator = torch.Generator().manual_seed(0)
+    attribution, prior = torch.rand(2, 3, 9, 9, generator=generator)
+    prior[:, 4, 4] = 1
+    scaled = F.unit(attribution)
+    least, most = torch.minimum(scaled, prior).mean((1, 2)), torch.maximum(scaled, prior).mean((1, 2))
+    expected = (most + F.EPSILON).log() - (least + F.EPSILON).log()
+    assert torch.equal(F.iou_loss(attribution, prior), expected)
+    sizes = (scaled.square() + prior.square()).mean((1, 2))
+    expected = 1 - (2 * (scaled * prior).mean((1, 2)) + F.EPSILON) / (sizes + F.EPSILON)
+    assert torch.equal(F.dice_loss(attribution, prior), expected)
 
 
 def test_dice() -> None:

@@ -344,15 +344,17 @@ def combine(maps: Sequence[Tensor], how: str = "mean") -> Tensor:
 def iou_loss(attribution: Tensor, prior: Tensor) -> Tensor:
     """Negative logarithm of the soft intersection over union, −ln(Σ min(G, S) / Σ max(G, S)).
 
-    G is the attribution scaled to [0, 1] by [`unit`][attnguide.functional.unit], S the prior (Yang et al.,
-    2019, arXiv 1905.00593). Without any overlap the loss is finite (about 14).
+    G is the attribution and S the prior (Yang et al., 2019, arXiv 1905.00593), both scaled to a maximum of 1
+    by [`unit`][attnguide.functional.unit]. S is scaled because G always reaches 1: beside a fainter S, such
+    as a region smaller than a cell of the map, the union would grow with G inside the region too, and the
+    gradient would push the attribution out of it. Without any overlap the loss is finite (about 14).
 
     Args:
         attribution: Maps `(N, h, w)`, any scale.
-        prior: Maps `(N, h, w)` in [0, 1].
+        prior: Maps `(N, h, w)`, at least 0, any scale.
 
     Returns:
-        Losses `(N,)`, from 0 (equal) upwards.
+        Losses `(N,)`, from 0 (equal up to scale) upwards.
 
     Raises:
         InputError: If the shapes differ.
@@ -360,7 +362,7 @@ def iou_loss(attribution: Tensor, prior: Tensor) -> Tensor:
     if attribution.ndim != 3 or attribution.shape != prior.shape:
         raise _mismatch(attribution, prior)
     scaled = unit(attribution)
-    prior = prior.to(scaled)
+    prior = unit(prior.to(scaled))
     # Means instead of sums: the ratio is the same, and the constant then weighs the same at any resolution.
     overlap = torch.minimum(scaled, prior).mean(dim=(1, 2))
     union = torch.maximum(scaled, prior).mean(dim=(1, 2))
@@ -418,11 +420,13 @@ def energy_loss(attribution: Tensor, prior: Tensor) -> Tensor:
 def dice_loss(attribution: Tensor, prior: Tensor) -> Tensor:
     """One minus the soft Dice coefficient, 1 − 2·Σ G·S / (Σ G² + Σ S²) (Milletari et al., 3DV 2016).
 
-    G is the attribution scaled to [0, 1] by [`unit`][attnguide.functional.unit], S the prior.
+    G is the attribution and S the prior, both scaled to a maximum of 1 by
+    [`unit`][attnguide.functional.unit], for the reason that [`iou_loss`][attnguide.functional.iou_loss]
+    gives.
 
     Args:
         attribution: Maps `(N, h, w)`, any scale.
-        prior: Maps `(N, h, w)` in [0, 1].
+        prior: Maps `(N, h, w)`, at least 0, any scale.
 
     Returns:
         Losses `(N,)` in [0, 1]; 0 where both are zero throughout.
@@ -431,7 +435,7 @@ def dice_loss(attribution: Tensor, prior: Tensor) -> Tensor:
         InputError: If the shapes differ.
     """
     attribution, prior = _comparable(attribution, prior)
-    scaled = unit(attribution)
+    scaled, prior = unit(attribution), unit(prior)
     overlap = (scaled * prior).mean(dim=(1, 2))
     sizes = (scaled.square() + prior.square()).mean(dim=(1, 2))
     return 1 - (2 * overlap + EPSILON) / (sizes + EPSILON)

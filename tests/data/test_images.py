@@ -11,7 +11,15 @@ import pytest
 from PIL import Image
 
 from attnguide.data.files import atomic_write, natural_key, read_json, read_text
-from attnguide.data.images import find_images, gray_levels, load_image, read_image
+from attnguide.data.images import (
+    decode_image,
+    find_images,
+    gray_levels,
+    image_size,
+    load_image,
+    open_image,
+    read_image,
+)
 from attnguide.errors import DataError, InputError
 
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
@@ -74,6 +82,7 @@ def test_exif_orientation(tmp_path, orientation, stored):
     exif = Image.Exif()
     exif[0x0112] = orientation
     assert np.array_equal(pixels(save(tmp_path / "a.png", np.ascontiguousarray(stored), exif=exif)), RGB)
+    assert image_size(tmp_path / "a.png") == RGB.shape[:2]
 
 
 def test_transparency_is_laid_on_white(tmp_path):
@@ -371,3 +380,26 @@ def test_what_is_not_json(tmp_path, content):
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(DataError, match=r"a\.json"):
         read_json(tmp_path / "a.json")
+
+
+def test_headers_of_broken_files(tmp_path):
+    """Whatever a block reads from a header, errors are ours and Pillow warns of nothing."""
+    path = save(tmp_path / "a.tif")
+    whole = path.read_bytes()
+    with open_image(path) as image:
+        assert (image.n_frames, image_size(path)) == (1, RGB.shape[:2])
+    for length in range(0, len(whole), 7):
+        path.write_bytes(whole[:length])
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with pytest.raises(DataError, match=r"a\.tif"), open_image(path) as image:
+                image.load()
+
+
+def test_an_image_in_memory(tmp_path):
+    content = save(tmp_path / "a.png").read_bytes()
+    assert np.array_equal(decode_image(content, "it"), RGB)
+    with pytest.raises(DataError, match="it is not an image"):
+        decode_image(b"text", "it")
+    with pytest.raises(DataError, match=r"it is .* more than max_pixels=2"):
+        decode_image(content, "it", max_pixels=2)

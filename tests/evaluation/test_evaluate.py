@@ -134,6 +134,98 @@ def test_masks_are_cropped_as_images_are(checkpoint: Path, tmp_path: Path) -> No
     assert result["all"]["area"] == pytest.approx(0.5, abs=0.02)
 
 
+def test_masks_in_one_palette(checkpoint: Path, data: Path, tmp_path: Path) -> None:
+    """Class 1 of a VOC palette is a region like any other; two classes in one file are not."""
+    values = np.zeros((SIDE, SIDE), dtype=np.uint8)
+    values[4:20, 8:32] = 1
+    painted(tmp_path / "white.png", slice(4, 20), slice(8, 32))
+    plain = found(data, "--checkpoint", checkpoint, "--masks", tmp_path / "white.png")
+
+    def saved(name: str) -> Path:
+        image = Image.fromarray(values, "L").convert("P")
+        image.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0])
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        image.save(tmp_path / name)
+        return tmp_path / name
+
+    palette = found(data, "--checkpoint", checkpoint, "--masks", saved("one.png"))
+    assert palette["all"] == plain["all"]
+    values[25:, 25:] = 2
+    several = saved("several.png")
+    result = call(data, "--checkpoint", checkpoint, "--masks", several)
+    assert result.exit_code == 2
+    assert "2 (#008000): 49" in result.stderr
+    assert "--inside" in result.stderr
+    assert found(data, "--checkpoint", checkpoint, "--masks", several, "--inside", "1")["all"] == plain["all"]
+    (tmp_path / "legend.json").write_text('{"1": "cat", "#008000": "fish"}')
+    result = found(data, "--checkpoint", checkpoint, "--masks", several)
+    assert [row["masks"] for row in result["classes"].values()] == [3, 0, 2]
+    assert result["classes"]["fish"]["area"] == pytest.approx(49 / SIDE**2)
+
+
+def test_one_mask_is_not_for_two_images_of_one_name(checkpoint: Path, data: Path, tmp_path: Path) -> None:
+    for folder in ("cat", "big_dog"):
+        picture(data / folder / "1.png", 1, (SIDE, SIDE))
+    painted(tmp_path / "masks" / "1.png", slice(0, 8), slice(0, 32))
+    result = call(data, "--checkpoint", checkpoint, "--masks", tmp_path / "masks")
+    assert result.exit_code == 2
+    assert "masks/1.png is the mask of" in result.stderr
+    assert "cat/1.png" in result.stderr
+    assert "big_dog/1.png" in result.stderr
+
+
+def test_the_photographs_are_not_their_masks(checkpoint: Path, data: Path) -> None:
+    result = call(data, "--checkpoint", checkpoint, "--masks", data)
+    assert result.exit_code == 2
+    assert "is the image itself" in result.stderr
+
+
+def test_photographs_elsewhere_are_not_masks(checkpoint: Path, data: Path, tmp_path: Path) -> None:
+    for index in range(3):
+        picture(tmp_path / "masks" / f"cat{index}.png", index, (SIDE, SIDE))
+    result = call(data, "--checkpoint", checkpoint, "--masks", tmp_path / "masks", "--json")
+    assert result.exit_code == 1
+    assert result.stderr.count("looks like a photograph") == 3
+    assert json.loads(result.stdout)["all"]["masks"] == 0
+
+
+def test_a_mask_in_the_unrotated_frame(checkpoint: Path, tmp_path: Path) -> None:
+    """The photograph is stored on its side, and so is its mask, which has no EXIF orientation."""
+    data = animals(tmp_path / "data")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture(data / "cat" / "a.png", 1, (40, 60))
+    Image.open(data / "cat" / "a.png").save(data / "cat" / "a.jpg", exif=exif)
+    (data / "cat" / "a.png").unlink()
+    (tmp_path / "masks").mkdir()
+    mask = np.zeros((40, 60), dtype=np.uint8)
+    mask[:10, :20] = 255
+    Image.fromarray(mask).save(tmp_path / "masks" / "a.png")
+    result = call(data, "--checkpoint", checkpoint, "--masks", tmp_path / "masks", "--json")
+    assert result.exit_code == 1
+    assert "masks/a.png has 60×40 pixels, but" in result.stderr
+    assert "cat/a.jpg has 40×60, upright" in result.stderr
+    Image.fromarray(np.rot90(mask, -1).copy()).save(tmp_path / "masks" / "a.png")
+    result = found(data, "--checkpoint", checkpoint, "--masks", tmp_path / "masks")
+    assert result["all"]["masks"] == 1
+
+
+def test_masks_without_a_pixel_inside_are_counted(checkpoint: Path, data: Path, tmp_path: Path) -> None:
+    painted(tmp_path / "masks" / "cat0.png", slice(0, 8), slice(0, 32))
+    painted(tmp_path / "masks" / "cat1.png", slice(0, 0), slice(0, 0))
+    result = call(data, "--checkpoint", checkpoint, "--masks", tmp_path / "masks", "--json")
+    assert result.exit_code == 0
+    assert "masks of 1 images have no pixel inside" in result.stderr
+    assert json.loads(result.stdout)["all"]["masks"] == 1
+    assert json.loads(result.stdout)["empty masks"] == [str(data / "cat" / "cat1.png")]
+    result = call(data, "--checkpoint", checkpoint, "--masks", tmp_path / "masks", "--inside", "7")
+    assert result.exit_code == 1
+    assert "masks of 2 images" in result.stderr
+    (tmp_path / "empty.png").write_bytes((tmp_path / "masks" / "cat1.png").read_bytes())
+    assert call(data, "--checkpoint", checkpoint, "--masks", tmp_path / "empty.png").exit_code == 2
+    assert call(data, "--checkpoint", checkpoint, "--inside", "7").exit_code == 2
+
+
 def test_the_table_and_what_is_skipped(checkpoint: Path, data: Path, tmp_path: Path) -> None:
     (data / "cat" / "broken.png").write_text("no image")
     mask = painted(tmp_path / "mask.png", slice(4, 20), slice(8, 32))

@@ -77,3 +77,15 @@ def test_masks_by_class_index() -> None:
     ]:
         with pytest.raises(InputError, match=message):
             drawn(MaskPrior(), mask=[None, wrong, {0: None}])
+
+
+def test_masks_of_other_proportions() -> None:
+    """They would be stretched: those of another image, or of one that was cropped or turned."""
+    height, width = 8, 8
+    upright = torch.ones(height * 2, width)
+    for mask in (upright, upright.expand(3, -1, -1), [upright, None, None]):
+        with pytest.raises(InputError, match=rf"has {height * 2} rows and {width} columns, the images have"):
+            drawn(MaskPrior(), mask=mask)
+    with pytest.raises(InputError, match="the template has"):
+        drawn(MaskPrior(upright))
+    assert drawn(MaskPrior(), mask=torch.ones(height // 2, width // 2)).weights.all()

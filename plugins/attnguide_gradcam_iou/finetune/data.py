@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from attnguide import Recipe
 from attnguide.data.procedural.faces import FaceSample
 from attnguide.errors import DataError, InputError
-from attnguide.masks import MaskFolder, Size, as_size
+from attnguide.masks import Inside, MaskFolder, Size, as_size, check_proportions
 from attnguide.pairs import IGNORE_INDEX
 from attnguide_gradcam_iou.finetune._settings import whole_number
 
@@ -28,13 +29,15 @@ class WithMasks(Dataset[tuple[Any, Any, Tensor]]):
     Args:
         data: Gives `(image, attributes)`.
         folder: Masks, as for [`MaskFolder`][attnguide.masks.MaskFolder].
-        size: Size of the masks, best that of the images.
+        size: Size of the masks, best that of the images; of their proportions.
         classes: Names of the attributes, for masks of single classes; None for masks of whole images.
-        names: File name of each image; by default the data set's `filename`, which CelebA has.
+        names: File name of each image; by default the data set's `filename`, which CelebA has. If these are
+            paths of files, each mask must have the proportions of its file.
+        inside: Values that are inside in the masks; see [`read_mask`][attnguide.masks.read_mask].
 
     Raises:
         InputError: If the number of names is not that of the samples.
-        DataError: If no image has a mask.
+        DataError: If no image has a mask, or images of one name would share one.
     """
 
     def __init__(
@@ -44,8 +47,11 @@ class WithMasks(Dataset[tuple[Any, Any, Tensor]]):
         size: Size,
         classes: Sequence[str] | None = None,
         names: Sequence[str | Path] | None = None,
+        *,
+        inside: Inside | None = None,
     ) -> None:
-        self.data, self.masks = data, MaskFolder(folder, classes, size)
+        self.data, self.masks = data, MaskFolder(folder, classes, size, inside=inside)
+        self._size = as_size(size)
         self.classes = None if classes is None else tuple(classes)
         self.names = list(getattr(data, "filename", ()) if names is None else names)
         if len(self.names) != len(data):
@@ -58,6 +64,14 @@ class WithMasks(Dataset[tuple[Any, Any, Tensor]]):
                 f"{folder} holds masks, but for none of the images, such as {self.names[0]}. Name each mask "
                 "like its image."
             )
+        for name, count in Counter(self.names).items():
+            self.masks.claim(name)
+            if count > 1 and len(Path(name).parts) == 1 and name in self.masks:
+                raise DataError(
+                    f"{count} samples are called {name}, and would share its mask. Give names= with folders, "
+                    "such "
+                    "as cat/1.jpg, or rename the images."
+                )
         shape = as_size(size) if classes is None else (len(classes), *as_size(size))
         self._missing = torch.full(shape, torch.nan)
 
@@ -65,10 +79,22 @@ class WithMasks(Dataset[tuple[Any, Any, Tensor]]):
         return len(self.data)
 
     def __getitem__(self, index: int) -> tuple[Any, Any, Tensor]:
-        """Return a sample with its mask; all NaN if it has none."""
+        """Return a sample with its mask; all NaN if it has none.
+
+        Raises:
+            DataError: If a mask cannot be read, or is not that of its image.
+            InputError: If the size of the masks has other proportions than the image.
+        """
         image, attributes = self.data[index]
-        mask = self.masks.get(self.names[index])
-        return image, attributes, self._missing if mask is None else mask
+        name = self.names[index]
+        mask = self.masks.get(name)
+        if mask is None:
+            return image, attributes, self._missing
+        if isinstance(image, Tensor):
+            check_proportions(self._size, image.shape, f"the size {self._size} of the masks")
+        if Path(name).is_file():
+            self.masks.check_fit(name)
+        return image, attributes, mask
 
 
 class Batch(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -116,9 +117,14 @@ def read_into(sheets: Sheets, store: MaskStore, content: bytes, number: int) -> 
         imported: list[tuple[int, LabeledMasks]] = []
         skipped = []
         if isinstance(document, dict) and "annotations" in document:
-            for name, masks in read_coco(path).items():
+            found = read_coco(path)
+            names = Counter(Path(name).stem for name, masks in found.items() if masks.shapes)
+            for name, masks in found.items():
                 place = 0 if sheets.template is not None else stems.get(Path(name).stem)
-                if place is not None:
+                several = sheets.template is None and names[Path(name).stem] > 1
+                if place is not None and several and not _ends_with(sheets.paths[place], name):
+                    skipped.append(f"{name}: {names[Path(name).stem]} images in the file have this name")
+                elif place is not None:
                     imported.append((place, masks))
                 elif masks.shapes:
                     skipped.append(f"{name}: there is no such image")
@@ -145,12 +151,12 @@ def _draw(
     classes: Sequence[str],
 ) -> list[str]:
     """Add an image's masks to those of the same sheet and class; return reasons for what was skipped."""
-    from attnguide.masks import ClassNames
+    from attnguide.masks import ClassNames, fits
 
     names = ClassNames(classes or (WHOLE,))
     height, width = masks.size
     # A file may claim any size, and is drawn in it.
-    if abs(height * size[1] - width * size[0]) > 0.02 * height * size[1] or height * width > _LARGEST:
+    if not fits(masks.size, size) or height * width > _LARGEST:
         return [f"{width}×{height} pixels do not fit an image of {size[1]}×{size[0]}"]
     skipped = []
     for label in masks.labels:
@@ -165,6 +171,12 @@ def _draw(
         key = place, names.names.index(name)
         drawn[key] = drawn[key] | bits if key in drawn else bits
     return skipped
+
+
+def _ends_with(path: Path, name: str) -> bool:
+    """Whether a file's path ends with a name that may hold folders, whatever the suffix of both."""
+    parts = Path(name).with_suffix("").parts
+    return path.absolute().with_suffix("").parts[-len(parts) :] == parts
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from PIL import Image
 from attnguide.data.files import atomic_write, read_json
 from attnguide.data.images import IMAGE_SUFFIXES
 from attnguide.errors import DataError, InputError
-from attnguide.masks import class_key, read_levels
+from attnguide.masks import check_fit, class_key, read_levels
 
 __all__ = ["INDEX", "Bits", "MaskStore", "recorded_classes"]
 
@@ -85,7 +85,8 @@ class MaskStore:
             `(H, W)`, True where at least half of a pixel is painted; None if there is no mask.
 
         Raises:
-            DataError: If the file cannot be read.
+            DataError: If the file cannot be read, does not show what is inside, or has other proportions than
+                the size.
             InputError: If the file is a link out of the folder.
         """
         path = self._files.get(self._place(stem, cls))
@@ -93,6 +94,7 @@ class MaskStore:
             return None
         levels = read_levels(self._checked(path))
         if size is not None and levels.shape != size:
+            check_fit(levels.shape, size, path, "its image")
             image = Image.fromarray(levels.astype(np.float32))
             levels = np.asarray(image.resize(size[::-1], Image.Resampling.NEAREST), dtype=np.float64)
         return levels >= 0.5

@@ -198,7 +198,12 @@ class _Painted(Dataset[tuple[Tensor, Tensor, Tensor]]):
 
     def __init__(self, loaded: LoadedModel, images: Sequence[LabeledImage], masks: Path) -> None:
         self.loaded, self.images = loaded, images
-        self.mask_for = mask_reader(masks, loaded.classes)
+        pairs = (
+            (image.path, cls)
+            for image in images
+            for cls in ([image.label] if isinstance(image.label, int) else range(len(image.label)))
+        )
+        self.mask_for = mask_reader(masks, loaded.classes, pairs)
 
     def __len__(self) -> int:
         return len(self.images)

@@ -18,6 +18,7 @@ from attnguide.errors import InputError
 from attnguide.explanation import explain
 from attnguide.interfaces import AttributionSource
 from attnguide.layers import LayerSpec
+from attnguide.masks.sizes import check_proportions
 from attnguide.metrics.faithfulness import occlusion
 from attnguide.metrics.localization import energy_in_mask
 from attnguide.pairs import Evidence, Pairs, Targets, positives, resolve
@@ -211,7 +212,8 @@ def audit(
         model: Any classifier.
         images: `(B, C, H, W)`, none of which was trained on; some dozens or hundreds.
         labels: Class indices `(B,)`, or multi-hot `(B, K)`.
-        masks: Where to look, `(H, W)`, `(B, H, W)`, or `(B, K, H, W)` for each class, in [0, 1]; of any size.
+        masks: Where to look, `(H, W)`, `(B, H, W)`, or `(B, K, H, W)` for each class, in [0, 1]; of any size,
+            but of the images' proportions.
             Or a function that returns masks and weights for pairs.
         source: The attribution that was optimized.
         layer: Layer at which it was optimized.
@@ -315,6 +317,8 @@ def _explained(
 def _masks_of(masks: Tensor, pairs: Pairs, images: Tensor) -> tuple[Tensor, Tensor]:
     """Pick each pair's mask, at the size of the images, and its weight: 0 for one that holds NaN."""
     masks = torch.as_tensor(masks).to(images.device).float()
+    if masks.ndim >= 2:
+        check_proportions(masks.shape, images.shape, "masks")
     batch = len(images)
     if masks.ndim == 2:
         chosen = masks.expand(len(pairs), -1, -1)

@@ -7,8 +7,9 @@ Commands of plugins use these functions too, and library functions that show a b
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import click
@@ -30,6 +31,7 @@ __all__ = [
     "table_console",
     "track",
     "warn",
+    "warn_of_empty_masks",
     "warn_of_random_weights",
 ]
 
@@ -59,6 +61,15 @@ def note_skipped(reasons: Iterable[str]) -> None:
 def warn(text: str) -> None:
     """Write a warning to stderr, in colour if stderr is a terminal."""
     click.echo(click.style("Warning: ", fg="yellow", bold=True) + text, err=True)
+
+
+def warn_of_empty_masks(files: Sequence[Path]) -> None:
+    """Warn on stderr of images whose masks have no pixel inside, if there are any."""
+    if files:
+        warn(
+            f"the masks of {len(files)} images have no pixel inside, such as that of {files[0]}; these "
+            "images count as without a mask."
+        )
 
 
 def warn_of_random_weights(loaded: LoadedModel) -> None:

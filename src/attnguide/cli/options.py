@@ -22,6 +22,7 @@ __all__ = [
     "ModelChoice",
     "class_options",
     "device_option",
+    "inside_option",
     "layers_of",
     "measuring_options",
     "model_options",
@@ -125,6 +126,14 @@ _LOGITS = click.option(
 #: Adds `--device`.
 device_option = click.option(
     "--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda, cuda:1, mps …"
+)
+
+
+#: Adds `--inside`, for commands with `--masks`.
+inside_option = click.option(
+    "--inside",
+    metavar="VALUES",
+    help="What is inside, in masks of several values: 15, 1-20, '#ff0000', several with commas, or gray.",
 )
 
 

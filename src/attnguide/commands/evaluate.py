@@ -14,10 +14,12 @@ from attnguide.cli.console import (
     print_json,
     progress,
     table_console,
+    warn_of_empty_masks,
     warn_of_random_weights,
 )
 from attnguide.cli.options import (
     ModelChoice,
+    inside_option,
     layers_of,
     measuring_options,
     pick_device,
@@ -38,6 +40,7 @@ __all__ = ["evaluate"]
     metavar="PATH",
     help="Masks of where to look: one image for all, or a folder with one per class or per image.",
 )
+@inside_option
 @click.option(
     "--model",
     metavar="NAME",
@@ -50,6 +53,7 @@ def evaluate(
     choice: ModelChoice,
     data: Path,
     masks: Path | None,
+    inside: str | None,
     source: str,
     layer: str,
     threshold: float,
@@ -78,7 +82,7 @@ def evaluate(
     used_device = pick_device(device)
     loaded, images = single_label_images(choice.load(), data)
     warn_of_random_weights(loaded)
-    reader = mask_reader(masks, loaded.classes)
+    reader = mask_reader(masks, loaded.classes, [(image.path, image.cls) for image in images], inside=inside)
     with progress("Evaluating", len(images), unit="images") as advance:
         result = evaluate_folder(
             loaded,
@@ -92,6 +96,7 @@ def evaluate(
             advance=advance,
         )
     note_skipped(result.failures.values())
+    warn_of_empty_masks(result.empty)
     if not result.whole.images:
         raise click.ClickException("no image could be read.")
     settings = {"source": source, "layer": layer, "threshold": threshold, "model": loaded.name}
@@ -117,6 +122,7 @@ def _as_json(result: Evaluation, settings: dict[str, Any]) -> dict[str, Any]:
         "worst class": {"name": name, "accuracy": accuracy},
         "classes": {name: scores.summary() for name, scores in result.classes.items() if scores.images},
         "skipped": {str(path): reason for path, reason in result.failures.items()},
+        "empty masks": [str(path) for path in result.empty],
     }
 
 

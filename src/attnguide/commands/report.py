@@ -9,8 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from attnguide.cli.console import exit_if, note_skipped, progress, warn
-from attnguide.cli.options import ModelChoice, class_options, layers_of, measuring_options, pick_device
+from attnguide.cli.console import exit_if, note_skipped, progress, warn, warn_of_empty_masks
+from attnguide.cli.options import (
+    ModelChoice,
+    class_options,
+    inside_option,
+    layers_of,
+    measuring_options,
+    pick_device,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -45,6 +52,7 @@ _DIGITS = 12
     metavar="PATH",
     help="Masks of where to look: one image for all, or a folder with one per class or per image.",
 )
+@inside_option
 @click.option(
     "--groups",
     type=click.Path(path_type=Path),
@@ -79,6 +87,7 @@ def report(
     before: Path,
     after: Path,
     masks: Path,
+    inside: str | None,
     groups: Path | None,
     out: Path,
     examples: int,
@@ -127,7 +136,7 @@ def report(
     old, images = single_label_images(old, data)
     new = new.renamed(old.classes)
     group_of = _group_of(groups, data, images)
-    reader = mask_reader(masks, old.classes)
+    reader = mask_reader(masks, old.classes, [(image.path, image.cls) for image in images], inside=inside)
     how: dict[str, Any] = {"source": source, "layer": layers_of(layer), "batch_size": batch_size}
     with progress("Comparing", len(images), unit="images") as advance:
         comparison = compare_folder(
@@ -142,6 +151,7 @@ def report(
             **how,
         )
     note_skipped(comparison.failures.values())
+    warn_of_empty_masks(comparison.before.empty)
     if not comparison.changes:
         raise click.ClickException("no image could be read.")
     kinds: tuple[ChangeKind, ...] = ("rose", "fell", "righted", "wronged")

@@ -11,9 +11,12 @@ from .files import (
 from .images import (
     IMAGE_SUFFIXES as IMAGE_SUFFIXES,
     MAX_PIXELS as MAX_PIXELS,
+    decode_image as decode_image,
     find_images as find_images,
     gray_levels as gray_levels,
+    image_size as image_size,
     load_image as load_image,
+    open_image as open_image,
     read_image as read_image,
 )
 from .mixing import Mixed as Mixed, mix as mix

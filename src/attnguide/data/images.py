@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import io
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,16 +12,29 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from attnguide.data.files import check_file, natural_key
 from attnguide.errors import AttnGuideError, DataError, InputError
 
-__all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "find_images", "gray_levels", "load_image", "read_image"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "MAX_PIXELS",
+    "decode_image",
+    "find_images",
+    "gray_levels",
+    "image_size",
+    "load_image",
+    "open_image",
+    "read_image",
+]
 
 # The formats that are opened, whatever the suffix of a file. A list, because Pillow also opens formats that
 # are programs: it passes an EPS file to Ghostscript.
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
+
+#: EXIF orientations by which rows are stored as columns.
+_TURNED = (5, 6, 7, 8)
 
 IMAGE_SUFFIXES = frozenset(
     {".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
@@ -68,20 +82,65 @@ def load_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image
         max_pixels: Images of more pixels are refused before they are decoded.
 
     Returns:
-        A decoded image that holds no open file.
+        A decoded image that holds no open file, and knows its `format`.
 
     Raises:
         DataError: As for [`read_image`][attnguide.data.read_image].
     """
-    path = check_file(path)
-    with _decoding(path), Image.open(path, formats=_FORMATS) as image:
+    return decode_image(check_file(path), path, max_pixels=max_pixels)
+
+
+def decode_image(content: bytes | Path, name: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode an image that lies in memory, or in a file, upright, in its own mode.
+
+    Args:
+        content: The bytes of an image file, or its path.
+        name: The image, for errors.
+        max_pixels: Images of more pixels are refused before they are decoded.
+
+    Returns:
+        As for `load_image`.
+
+    Raises:
+        DataError: It is not an image, is truncated, or is too large.
+    """
+    file = io.BytesIO(content) if isinstance(content, bytes) else content
+    with _decoding(name), Image.open(file, formats=_FORMATS) as image:
         # Opening reads the header only; decoding starts at the transposition.
         if image.width * image.height > max_pixels:
             raise DataError(
-                f"{path} is {image.width}×{image.height} pixels, more than max_pixels={max_pixels}. "
+                f"{name} is {image.width}×{image.height} pixels, more than max_pixels={max_pixels}. "
                 "Shrink it, or raise max_pixels if you trust the file."
             )
-        return ImageOps.exif_transpose(image)
+        upright = ImageOps.exif_transpose(image)
+        upright.format = image.format  # a copy forgets it
+        return upright
+
+
+@contextmanager
+def open_image(path: str | Path) -> Iterator[ImageFile.ImageFile]:
+    """Open an image file for what its header says.
+
+    Yields:
+        An image that is not decoded, nor upright, and is closed at the end of the block.
+
+    Raises:
+        DataError: The file is missing, empty, a folder, or not an image, or the block's reading fails.
+    """
+    path = check_file(path)
+    with _decoding(path), Image.open(path, formats=_FORMATS) as image:
+        yield image
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Return the height and width of an image file, upright, without decoding it.
+
+    Raises:
+        DataError: The file is missing, empty, a folder, or not an image.
+    """
+    with open_image(path) as image:
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) in _TURNED
+        return (image.width, image.height) if turned else (image.height, image.width)
 
 
 def gray_levels(image: Image.Image, path: str | Path) -> npt.NDArray[np.float64]:

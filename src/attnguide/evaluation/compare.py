@@ -171,13 +171,17 @@ def compare_folder(
         advance: Called with the number of images that are done.
     """
     failures: dict[Path, str] = {}
-    first, second = (Evaluation({name: ClassResult() for name in before.classes}, failures) for _ in range(2))
+    empty: list[Path] = []
+    first, second = (
+        Evaluation({name: ClassResult() for name in before.classes}, failures, empty) for _ in range(2)
+    )
     result = Comparison(before.classes, first, second)
     records = measure_images(
         [before, after],
         images,
         mask_for,
         failures,
+        empty,
         source=source,
         layer=layer,
         threshold=threshold,
@@ -242,7 +246,7 @@ def draw_overlays(
     """
     device = next(before.model.parameters()).device
     drawn: dict[Path, Overlays] = {}
-    for batch in read_batches(before, images, mask_for, {}, batch_size=batch_size):
+    for batch in read_batches(before, images, mask_for, {}, [], batch_size=batch_size):
         pixels = torch.stack([sample.pixels for sample in batch]).to(device)
         pairs = [(row, sample.image.cls) for row, sample in enumerate(batch)]
         overlays = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,14 @@ from torch import Tensor
 from attnguide import metrics
 from attnguide.capture.logits import find_logits
 from attnguide.capture.model_state import evaluating
-from attnguide.data.images import IMAGE_SUFFIXES, find_images, read_image
+from attnguide.data.images import IMAGE_SUFFIXES, find_images, image_size, read_image
 from attnguide.errors import DataError, InputError
 from attnguide.explanation import explain
 from attnguide.masks.class_names import ClassNames
 from attnguide.masks.folders import MaskFolder, images_in, load_template, read_mask
+from attnguide.masks.inside import Inside
+from attnguide.masks.legends import legend_of
+from attnguide.masks.sizes import check_fit
 from attnguide.models import LoadedModel
 
 __all__ = [
@@ -130,10 +133,12 @@ class Evaluation:
     Attributes:
         classes: Results by name of the class, in the order of the logits.
         failures: Files that could not be read, with the reason.
+        empty: Files whose mask has no pixel inside, or none after the crop; they count as without a mask.
     """
 
     classes: dict[str, ClassResult]
     failures: dict[Path, str] = field(default_factory=dict)
+    empty: list[Path] = field(default_factory=list)
 
     @property
     def whole(self) -> ClassResult:
@@ -246,38 +251,74 @@ def labeled_images(root: Path, classes: Sequence[str], *, named: bool) -> list[L
     return images
 
 
-def mask_reader(masks: Path | None, classes: Sequence[str]) -> MaskFor:
+def mask_reader(
+    masks: Path | None,
+    classes: Sequence[str],
+    images: Iterable[tuple[Path, int]] = (),
+    *,
+    inside: Inside | None = None,
+) -> MaskFor:
     """Return a function that finds the mask of an image.
 
     Args:
-        masks: An image, the mask of all images; a folder with an image for each class, named like it, a
-            template; or a folder with masks for single images, see
+        masks: An image, the mask of all images, or of several classes if it has a legend; a folder with an
+            image for each class, named like it, a template; or a folder with masks for single images, see
             [`MaskFolder`][attnguide.masks.MaskFolder]. None without masks.
         classes: Names of the model's classes.
+        images: Files and classes of all images, to find masks that would serve several of them.
+        inside: Values that are inside; see [`read_mask`][attnguide.masks.read_mask].
+
+    Returns:
+        The function. It raises `DataError` for a mask that cannot be read or has other proportions than its
+        image.
 
     Raises:
-        DataError: If a mask cannot be read.
-        InputError: If there is no such file.
+        DataError: If a mask for all images cannot be read, one mask belongs to several images, or the masks
+            are the images themselves.
+        InputError: If there is no such file, or there are values inside but no masks.
     """
     if masks is None:
+        if inside is not None:
+            raise InputError("--inside says what masks mean, but there are none. Give --masks.")
         return lambda _path, _cls: None
     if not masks.exists():
         raise InputError(f"{masks} does not exist. Give a mask, or a folder of masks.")
-    if not masks.is_dir():
-        mask_of_all = read_mask(masks)
-        return lambda _path, _cls: mask_of_all
+    files = images_in(masks) if masks.is_dir() else []
     names = ClassNames(classes)
-    files = images_in(masks)
     if files and all(names.find(file.stem) is not None for file in files):
-        template = load_template(masks, classes).masks
+        return _of_template(masks, load_template(masks, classes, inside=inside).masks)
+    if files or masks.is_dir():
+        return _of_folder(MaskFolder(masks, classes, inside=inside), classes, images)
+    if inside is None and legend_of(masks) is not None:
+        return _of_template(masks, load_template(masks, classes).masks)
+    mask = read_mask(masks, inside=inside)
+    if not mask.any():
+        raise DataError(f"{masks} has no pixel inside. Paint the region white, or say what it is: --inside.")
+    return _of_template(masks, mask.expand(len(classes), -1, -1))
 
-        def of_class(_path: Path, cls: int) -> Tensor | None:
-            mask = template[cls]
-            return None if bool(mask.isnan().all()) else mask
 
-        return of_class
-    folder = MaskFolder(masks, classes)
-    return lambda path, cls: folder.get_class(path, classes[cls])
+def _of_template(file: Path, masks: Tensor) -> MaskFor:
+    def mask_for(path: Path, cls: int) -> Tensor | None:
+        mask = masks[cls]
+        if bool(mask.isnan().all()):
+            return None
+        check_fit(mask.shape, image_size(path), file, path)
+        return mask
+
+    return mask_for
+
+
+def _of_folder(folder: MaskFolder, classes: Sequence[str], images: Iterable[tuple[Path, int]]) -> MaskFor:
+    for image, cls in images:
+        folder.claim(image, classes[cls])
+
+    def mask_for(path: Path, cls: int) -> Tensor | None:
+        mask, file = folder.get_class(path, classes[cls]), folder.file(path, classes[cls])
+        if mask is not None:
+            check_fit(mask.shape, image_size(path), file, path)
+        return mask
+
+    return mask_for
 
 
 def evaluate_folder(
@@ -317,6 +358,7 @@ def evaluate_folder(
         images,
         mask_for,
         result.failures,
+        result.empty,
         source=source,
         layer=layer,
         threshold=threshold,
@@ -334,6 +376,7 @@ def measure_images(
     images: Sequence[LabeledImage],
     mask_for: MaskFor,
     failures: dict[Path, str],
+    empty: list[Path],
     *,
     source: str = "grad_cam",
     layer: str | list[str] = "auto",
@@ -349,6 +392,7 @@ def measure_images(
         images: The files.
         mask_for: Returns the mask of an image.
         failures: Dictionary to which files that cannot be read are added, with the reason.
+        empty: List to which files are added whose mask has no pixel inside; they then have none.
         source: Attribution source.
         layer: Layer to explain.
         threshold: Threshold of the IoU.
@@ -362,7 +406,9 @@ def measure_images(
     device = device or next(models[0].model.parameters()).device
     for loaded in models:
         loaded.model.to(device)
-    for batch in read_batches(models[0], images, mask_for, failures, batch_size=batch_size, advance=advance):
+    for batch in read_batches(
+        models[0], images, mask_for, failures, empty, batch_size=batch_size, advance=advance
+    ):
         pixels = torch.stack([sample.pixels for sample in batch]).to(device)
         results = [_measured(loaded, batch, pixels, source, layer, threshold) for loaded in models]
         yield from zip(*results, strict=True)
@@ -388,6 +434,7 @@ def read_batches(
     images: Sequence[LabeledImage],
     mask_for: MaskFor,
     failures: dict[Path, str],
+    empty: list[Path],
     *,
     batch_size: int = 32,
     advance: Callable[[int], None] = lambda count: None,
@@ -399,6 +446,7 @@ def read_batches(
         images: The files.
         mask_for: Returns the mask of an image.
         failures: Dictionary to which files that cannot be read are added, with the reason.
+        empty: List to which files are added whose mask has no pixel inside; they then have none.
         batch_size: Number of images at once.
         advance: Called with the number of images that are done.
     """
@@ -408,6 +456,9 @@ def read_batches(
             picture, mask = read_image(image.path), mask_for(image.path, image.cls)
             pixels = loaded.prepared(picture, image.path)
             cropped = None if mask is None else preprocess_mask(loaded, mask, picture.size)
+            if cropped is not None and not bool(cropped.any()):
+                empty.append(image.path)
+                cropped = None
             batch.append(Sample(image, pixels, cropped))
         except DataError as error:
             failures[image.path] = str(error)
@@ -424,12 +475,16 @@ def preprocess_mask(loaded: LoadedModel, mask: Tensor, size: tuple[int, int]) ->
 
     Args:
         loaded: The model.
-        mask: `(H, W)` in [0, 1], of any size; stretched over the image.
+        mask: `(H, W)` in [0, 1], of the image's proportions.
         size: Width and height of the image.
 
     Returns:
         `(H, W)` in [0, 1], cropped and resized as the image is.
+
+    Raises:
+        DataError: If the mask has other proportions than the image.
     """
+    check_fit(mask.shape, size[::-1], "the mask", "its image")
     picture = Image.fromarray((mask.clamp(0, 1) * 255).round().byte().numpy())
     picture = picture.resize(size, Image.Resampling.BILINEAR).convert("RGB")
     return loaded.displayed(loaded.transform(picture)[None])[0, 0]

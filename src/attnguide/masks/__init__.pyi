@@ -1,5 +1,11 @@
 from ._levels import read_levels as read_levels
-from ._shapes import Circle as Circle, Polygon as Polygon, RunLengths as RunLengths, Shape as Shape
+from ._shapes import (
+    Bitmap as Bitmap,
+    Circle as Circle,
+    Polygon as Polygon,
+    RunLengths as RunLengths,
+    Shape as Shape,
+)
 from .annotations import LabeledMasks as LabeledMasks
 from .class_names import ClassNames as ClassNames, class_key as class_key
 from .coco import read_coco as read_coco
@@ -15,6 +21,13 @@ from .folders import (
     load_template as load_template,
     read_mask as read_mask,
 )
+from .inside import Inside as Inside, InsideValues as InsideValues, as_inside as as_inside
 from .labelme import read_labelme as read_labelme
 from .legends import LegendEntry as LegendEntry, read_legend as read_legend
-from .sizes import Size as Size, as_size as as_size
+from .sizes import (
+    Size as Size,
+    as_size as as_size,
+    check_fit as check_fit,
+    check_proportions as check_proportions,
+    fits as fits,
+)

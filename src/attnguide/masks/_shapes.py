@@ -17,7 +17,7 @@ import numpy.typing as npt
 from attnguide.errors import DataError
 from attnguide.masks._entries import EXPORT_AGAIN
 
-__all__ = ["Circle", "Polygon", "RunLengths", "Shape"]
+__all__ = ["Bitmap", "Circle", "Polygon", "RunLengths", "Shape"]
 
 Mask = npt.NDArray[np.bool_]
 
@@ -40,6 +40,13 @@ class Polygon:
 
     points: tuple[tuple[float, float], ...]
 
+    @property
+    def is_flat(self) -> bool:
+        """Whether all corners lie on one line, so that the polygon has no area."""
+        (x0, y0), *others = self.points
+        sides = [(x - x0, y - y0) for x, y in others if (x, y) != (x0, y0)]
+        return all(sides[0][0] * y == sides[0][1] * x for x, y in sides)
+
     def draw(self, size: tuple[int, int]) -> Mask:
         """Return the mask `(H, W)`."""
         height, width = size
@@ -55,6 +62,28 @@ class Polygon:
                 columns = np.clip(np.ceil(x - 0.5), 0, width).astype(int)
                 crossings[rows, columns] ^= True
         inside: Mask = np.logical_xor.accumulate(crossings[:, :width], axis=1)
+        return inside
+
+
+@dataclass(frozen=True)
+class Bitmap:
+    """A region given pixel by pixel.
+
+    Attributes:
+        corner: Column and row of its first pixel.
+        pixels: Mask `(h, w)`.
+    """
+
+    corner: tuple[int, int]
+    pixels: Mask
+
+    def draw(self, size: tuple[int, int]) -> Mask:
+        """Return the mask `(H, W)`."""
+        inside = np.zeros(size, dtype=bool)
+        rows, columns = np.nonzero(self.pixels)
+        rows, columns = rows + self.corner[1], columns + self.corner[0]
+        seen = (rows >= 0) & (rows < size[0]) & (columns >= 0) & (columns < size[1])
+        inside[rows[seen], columns[seen]] = True
         return inside
 
 

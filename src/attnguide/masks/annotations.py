@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from attnguide.data.images import image_size
 from attnguide.masks._shapes import Shape
 from attnguide.masks.class_names import ClassNames
-from attnguide.masks.sizes import Size
+from attnguide.masks.sizes import Size, check_fit
 
 __all__ = ["LabeledMasks"]
 
@@ -22,9 +24,9 @@ class LabeledMasks:
     """The regions of one image in an annotation file. Masks are drawn at each call.
 
     Attributes:
-        size: Height and width of the image in pixels.
+        size: Height and width of the image in pixels, as the file says; see `check_fit`.
         shapes: Label and shape of every region, in the order of the file.
-        skipped: Number of entries of each kind that are not regions, and were left out.
+        skipped: Number of entries of each kind that are not regions, or have no area, and were left out.
         source: The file, and the image in it, for errors.
     """
 
@@ -43,6 +45,20 @@ class LabeledMasks:
         """The union of the regions of each label: float tensors `(H, W)` of 0 and 1."""
         return {label: self._draw([label]) for label in self.labels}
 
+    def check_fit(self, image: str | Path) -> None:
+        """Check that an image has the proportions that the file says.
+
+        They differ if the file is about another version of the image: cropped, or without its EXIF
+        orientation.
+
+        Args:
+            image: Path of the image, of which the size is read.
+
+        Raises:
+            DataError: It has others, or cannot be read.
+        """
+        check_fit(self.size, image_size(image), self.source, image)
+
     def tensor(self, classes: Sequence[str], size: Size | None = None, *, strict: bool = True) -> Tensor:
         """Draw the regions of a model's classes.
 
@@ -56,6 +72,7 @@ class LabeledMasks:
             whose regions have no pixel, because they are outside the image or too small.
 
         Raises:
+            DataError: The image is upright and the size is not, or the reverse.
             InputError: There are no classes, or the size is not positive.
             UnknownNameError: A label is unknown, and `strict` is true.
         """

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from attnguide.errors import InputError, UnknownNameError
-from attnguide.masks.sizes import Size, as_size, resize
+from attnguide.masks.sizes import Size, as_size, check_fit, resize
 
 if TYPE_CHECKING:  # masks are painted and read without torch
     from torch import Tensor
@@ -67,10 +67,18 @@ class ClassNames:
 
         Returns:
             Float tensor `(K, H, W)` in [0, 1]; all NaN, "no annotation", for a class without a region.
+
+        Raises:
+            DataError: Regions have other proportions than the first, or are upright where the size is not.
         """
         import torch
 
         height, width = next(iter(regions.values())).shape if size is None else as_size(size)
+        first = next(iter(regions), "")
+        for name, region in regions.items():
+            check_fit(region.shape, regions[first].shape, f"the mask of {name!r}", f"that of {first!r}")
         missing = torch.full((height, width), torch.nan)
-        resized = {name: resize(region, (height, width)) for name, region in regions.items()}
+        resized = {
+            name: resize(region, (height, width), f"the mask of {name!r}") for name, region in regions.items()
+        }
         return torch.stack([resized.get(name, missing) for name in self.names])

@@ -18,8 +18,10 @@ __all__ = ["read_coco"]
 def read_coco(path: str | Path, *, crowd: bool = True) -> dict[str, LabeledMasks]:
     """Read a COCO annotation file, which is about many images.
 
-    Segmentations may be polygons, run lengths, or compressed run lengths. An annotation without one, as in
-    files of boxes only, is counted in `skipped` as `"no segmentation"`.
+    Segmentations may be polygons, run lengths, or compressed run lengths. What has no area is left out and
+    counted in `skipped`: an annotation without a segmentation, as in files of boxes only, as `"no
+    segmentation"`, and polygons and run lengths that exporters write for specks as `"polygon of fewer than 3
+    points"`, `"polygon with half a point"`, `"polygon without area"` and `"empty run lengths"`.
 
     Args:
         path: The `.json` file, for example `instances_val2017.json`.
@@ -60,7 +62,7 @@ def read_coco(path: str | Path, *, crowd: bool = True) -> dict[str, LabeledMasks
         elif is_crowd and not crowd:
             skipped[image]["crowd"] += 1
         else:
-            regions = _coco_shapes(entry["segmentation"], sizes[image], where)
+            regions = _coco_shapes(entry["segmentation"], sizes[image], where, skipped[image])
             shapes[image] += [(labels[category], region) for region in regions]
     return {
         name: LabeledMasks(sizes[key], tuple(shapes[key]), skipped[key], f"{path}: {name}")
@@ -68,7 +70,9 @@ def read_coco(path: str | Path, *, crowd: bool = True) -> dict[str, LabeledMasks
     }
 
 
-def _coco_shapes(segmentation: object, size: tuple[int, int], where: str) -> list[Shape]:
+def _coco_shapes(
+    segmentation: object, size: tuple[int, int], where: str, skipped: Counter[str]
+) -> list[Shape]:
     if isinstance(segmentation, dict):
         declared = get_value(segmentation, "size", list, where)
         if declared != list(size):
@@ -76,20 +80,32 @@ def _coco_shapes(segmentation: object, size: tuple[int, int], where: str) -> lis
                 f"{where}: the RLE is of size {shortened(declared)}, but its image of {list(size)}."
                 f"{EXPORT_AGAIN}"
             )
-        return [RunLengths.parse(get_value(segmentation, "counts", (str, list), where), size, where)]
+        counts = get_value(segmentation, "counts", (str, list), where)
+        if not counts:
+            skipped["empty run lengths"] += 1
+            return []
+        return [RunLengths.parse(counts, size, where)]
     if not isinstance(segmentation, list):
         raise DataError(
             f"{where}: segmentation must be polygons or RLE, got {shortened(segmentation)}.{EXPORT_AGAIN}"
         )
     shapes: list[Shape] = []
     for polygon in segmentation:
-        if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
+        if not isinstance(polygon, list):
             raise DataError(
                 f"{where}: a polygon must be a list [x, y, x, y, …] of at least 3 points, "
                 f"got {shortened(polygon)}.{EXPORT_AGAIN}"
             )
-        pairs = zip(polygon[::2], polygon[1::2], strict=True)
-        shapes.append(Polygon(tuple(as_point(list(pair), where) for pair in pairs)))
+        # What there is must be numbers, even if it is too little.
+        points = [as_point(polygon[n : n + 2], where) for n in range(0, len(polygon) - 1, 2)]
+        if len(polygon) % 2:
+            skipped["polygon with half a point"] += 1
+        elif len(points) < 3:
+            skipped["polygon of fewer than 3 points"] += 1
+        elif (shape := Polygon(tuple(points))).is_flat:
+            skipped["polygon without area"] += 1
+        else:
+            shapes.append(shape)
     return shapes
 
 

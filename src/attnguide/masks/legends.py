@@ -12,7 +12,7 @@ from pathlib import Path
 from attnguide.data.files import read_json, read_text
 from attnguide.errors import DataError, InputError
 
-__all__ = ["LegendEntry", "find_legend", "read_legend"]
+__all__ = ["LegendEntry", "find_legend", "legend_among", "legend_of", "read_legend"]
 
 _SUFFIXES = (".json", ".csv", ".toml")
 _COLOR = re.compile(r"#[0-9a-fA-F]{6}")
@@ -42,19 +42,33 @@ def find_legend(template: Path) -> Path:
     Raises:
         DataError: There is none, or more than one.
     """
-    for stem in (template.stem, "legend"):
-        legends = [path for s in _SUFFIXES if (path := template.with_name(stem + s)).is_file()]
-        if len(legends) > 1:
-            raise DataError(
-                f"{template} has {len(legends)} legends: {', '.join(map(str, legends))}. Keep one."
-            )
-        if legends:
-            return legends[0]
+    legend = legend_of(template)
+    if legend is not None:
+        return legend
     raise DataError(
         f"{template} has no legend. Write {template.with_suffix('.json')}, which maps its values to "
         'classes: {"1": "class a", "2": ["class b", "class c"]}, or "#rrggbb" for colours. Or give a folder '
         "with one image for each class."
     )
+
+
+def legend_of(template: Path) -> Path | None:
+    """Find the legend next to a template, as `find_legend`; None without one."""
+    return legend_among(template.parent, template.stem) or legend_among(template.parent, "legend")
+
+
+def legend_among(folder: Path, stem: str) -> Path | None:
+    """Find the legend of that name in a folder; None without one.
+
+    Raises:
+        DataError: There is more than one.
+    """
+    legends = [path for suffix in _SUFFIXES if (path := folder / f"{stem}{suffix}").is_file()]
+    if len(legends) > 1:
+        raise DataError(
+            f"{folder} has {len(legends)} legends for one purpose: {', '.join(map(str, legends))}. Keep one."
+        )
+    return legends[0] if legends else None
 
 
 def read_legend(path: str | Path) -> list[LegendEntry]:

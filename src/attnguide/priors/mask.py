@@ -13,6 +13,7 @@ from attnguide import functional
 from attnguide.errors import InputError
 from attnguide.functional import may_read
 from attnguide.interfaces import PriorMaps, TargetPrior
+from attnguide.masks.sizes import check_proportions
 from attnguide.pairs import Pairs
 from attnguide.trace import Trace
 
@@ -23,7 +24,7 @@ _NOT_PASSED: Any = object()
 
 
 class MaskPrior(TargetPrior):
-    """Masks in [0, 1], of any size; resized to the attribution by area averaging.
+    """Masks in [0, 1], of the images' proportions and any size, resized to the attribution by area averaging.
 
     With `guide.loss(labels, mask=…)` a mask is a tensor or array
 
@@ -72,8 +73,9 @@ class MaskPrior(TargetPrior):
         Masks of no pair need not be valid.
 
         Raises:
-            InputError: If there is no mask, or it has a shape that does not fit the batch, values outside [0,
-                1], NaN next to numbers, or (unless `empty="skip"`) no positive value.
+            InputError: If there is no mask, or it has a shape that does not fit the batch, other proportions
+                than the images, values outside [0, 1], NaN next to numbers, or (unless `empty="skip"`) no
+                positive value.
         """
         device = trace.logits.device
         if mask is None:
@@ -81,11 +83,13 @@ class MaskPrior(TargetPrior):
             return PriorMaps(torch.zeros(count, *size, device=device), torch.zeros(count, device=device))
         if mask is _NOT_PASSED:
             planes, index = self._of_template(trace, pairs)
+            _check_proportions(planes, trace, "the template")
             maps, weights = self._prepared(planes, index, size, _subject_of_template)
         elif isinstance(mask, (list, tuple)):
             return self._of_list(mask, trace, pairs, size)
         else:
             planes, index = self._of_tensor(mask, trace, pairs)
+            _check_proportions(planes, trace, "mask")
             maps, weights = self._prepared(planes, index, size, lambda plane: _subject(plane, index, pairs))
         maps, weights = maps.to(device, non_blocking=True), weights.to(device, non_blocking=True)
         if index is pairs.sample:
@@ -163,6 +167,7 @@ class MaskPrior(TargetPrior):
                     f"mask of sample {sample} has shape {tuple(planes.shape)}; it must be (H, W) or "
                     f"({classes}, H, W)."
                 )
+            _check_proportions(planes, trace, f"mask of sample {sample}")
             where = torch.tensor(positions[sample], dtype=torch.long)
             index = torch.zeros_like(where) if len(planes) == 1 else chosen[where]
             name = _subject_of_list(sample, len(planes))
@@ -239,6 +244,11 @@ class MaskPrior(TargetPrior):
     def __repr__(self) -> str:
         shape = None if self.template is None else tuple(self.template.shape)
         return f"MaskPrior(template={shape}, empty={self.empty!r})"
+
+
+def _check_proportions(planes: Tensor, trace: Trace, what: str) -> None:
+    if trace.images.ndim == 4:  # patches made beforehand have no proportions
+        check_proportions(planes.shape, trace.image_size, what)
 
 
 def _subject(plane: int, index: Tensor, pairs: Pairs) -> str:

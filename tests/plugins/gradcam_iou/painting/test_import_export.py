@@ -88,3 +88,20 @@ def test_an_import_is_all_or_nothing(tmp_path: Path) -> None:
     assert found.masks == 1
     assert found.skipped == ["dog: there is no such class", "400000×400 pixels do not fit an image of 40×30"]
     np.testing.assert_array_equal(united.read("", 0, SIZE), some_mask(1) | some_mask(2))
+
+
+def test_images_of_one_name_in_a_file(tmp_path: Path) -> None:
+    """Only the one whose folder is that of the sheet is meant; the other is left out with the reason."""
+    picture(tmp_path / "images" / "dog" / "one.png")
+    sheets = find_sheets([str(tmp_path / "images")], None, tmp_path / "masks")
+    store = MaskStore(tmp_path / "masks", ["cat"], template=False)
+    store.write("one", 0, some_mask(1))
+    coco = import_export.as_coco(sheets, store)
+    (entry,), (annotation,) = coco["images"], coco["annotations"]
+    coco["images"] = [{**entry, "file_name": "dog/one.jpg"}, {**entry, "id": 9, "file_name": "cat/one.jpg"}]
+    whole = {"size": [entry["height"], entry["width"]], "counts": [0, entry["height"] * entry["width"]]}
+    coco["annotations"].append({**annotation, "id": 9, "image_id": 9, "segmentation": whole})
+    other = MaskStore(tmp_path / "other", ["cat"], template=False)
+    found = import_export.read_into(sheets, other, json.dumps(coco).encode(), 0)
+    assert found == (1, ["cat/one.jpg: 2 images in the file have this name"])
+    np.testing.assert_array_equal(other.read("one", 0, SIZE), some_mask(1))

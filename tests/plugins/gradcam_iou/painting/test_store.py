@@ -129,3 +129,22 @@ def test_other_classes_need_another_folder(tmp_path: Path) -> None:
     (tmp_path / "masks.json").write_text("{}")
     with pytest.raises(DataError, match="does not list the classes"):
         recorded_classes(tmp_path)
+
+
+def test_masks_of_other_tools(tmp_path: Path) -> None:
+    """A mask that was put into the folder is read as everywhere; one that is not the image's is refused."""
+    labels = np.zeros((40, 60), dtype=np.uint8)
+    labels[10:20, 10:30] = 1
+    image = Image.fromarray(labels, "L").convert("P")
+    image.putpalette([0, 0, 0, 128, 0, 0])
+    image.save(tmp_path / "a.png")
+    Image.fromarray(np.where(labels, 7, labels * 0 + (np.arange(60) > 50))).convert("L").save(
+        tmp_path / "b.png"
+    )
+    store = MaskStore(tmp_path, [], template=False)
+    np.testing.assert_array_equal(store.read("a", 0), labels == 1)
+    np.testing.assert_array_equal(store.read("a", 0, (20, 30)), labels[::2, ::2] == 1)
+    with pytest.raises(DataError, match=r"a\.png has 60×40 pixels, but its image has 40×60"):
+        store.read("a", 0, (60, 40))
+    with pytest.raises(DataError, match=r"b\.png has 3 values"):
+        store.read("b", 0)
