@@ -102,3 +102,14 @@ def test_what_a_failed_download_leaves(text: str, what: str, tmp_path: Path) -> 
     (tmp_path / "w.pth").write_text(text)
     with pytest.raises(DataError, match=rf"w\.pth is {what}"):
         read_weights(tmp_path / "w.pth")
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_programs_are_not_weights(tmp_path: Path) -> None:
+    model, images = cnn(3).eval(), torch.rand(2, 3, 32, 32)
+    torch.jit.trace(model, images).save(tmp_path / "traced.pt")
+    torch.export.save(torch.export.export(model, (images,)), tmp_path / "exported.pt2")
+    for file, kind in (("traced.pt", "scripted or traced"), ("exported.pt2", "exported")):
+        with pytest.raises(DataError, match=f"{file} holds a program, as of a {kind} model") as refused:
+            read_weights(tmp_path / file)
+        assert "weights_only" not in str(refused.value)

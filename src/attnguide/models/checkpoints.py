@@ -65,6 +65,12 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     # A truncated file, or one of another kind, fails with various errors of the reader.
     except Exception as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
+        if "TorchScript archive" in reason or "data.pkl" in reason:
+            kind = "scripted or traced" if "TorchScript" in reason else "exported"
+            raise DataError(
+                f"{path} holds a program, as of a {kind} model, and no weights alone. Save the weights of "
+                "the model as it was before: torch.save(model.state_dict(), 'weights.pt')."
+            ) from error
         raise DataError(
             f"{path} is not a checkpoint of PyTorch: {reason}. Give a .safetensors file, or one of "
             "torch.save."

@@ -220,6 +220,7 @@ def test_folded_and_exported(name: str, start: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's exporter warns of its own future
+@pytest.mark.filterwarnings("ignore:the embedded face parser knows drawn faces only")  # noise has no faces
 def test_folded_as_onnx(tmp_path: Path) -> None:
     model, batch = made("resnet18"), images(2)
     adapted = attach(model, batch, "ssp", "ssg", start="paper")  # with the parser that comes along
