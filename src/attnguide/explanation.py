@@ -17,6 +17,7 @@ from attnguide import functional, visual
 from attnguide.capture.model_state import evaluating, uncached_autocast, unwrap
 from attnguide.capture.recorder import Plan, Recorder, adapters_of, aside
 from attnguide.data.files import atomic_write
+from attnguide.data.images import save_picture
 from attnguide.errors import InputError, nearest
 from attnguide.functional import full_precision, full_precision_mode
 from attnguide.interfaces import AttributionSource, maps_of
@@ -145,7 +146,7 @@ def _save(explanation: Explanation, folder: Path, names: Sequence[str] | None, f
             path = folder / f"{name}_{cls}.{format}"
             with atomic_write(path) as temporary:
                 if pictures is not None:
-                    visual.to_pil(pictures[row, column]).save(temporary)
+                    save_picture(visual.to_pil(pictures[row, column]), temporary)
                 elif format == "npy":
                     np.save(temporary, maps[row, column])
                 else:

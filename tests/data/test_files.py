@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from attnguide.data.files import atomic_write, check_file, check_target, natural_key, read_json, read_text
+from attnguide.data.files import (
+    atomic_write,
+    check_file,
+    check_target,
+    check_writable,
+    natural_key,
+    read_json,
+    read_text,
+)
 from attnguide.errors import DataError, InputError
 
 
@@ -61,3 +69,16 @@ def test_text_and_json(tmp_path: Path) -> None:
 def test_numbers_are_sorted_as_numbers() -> None:
     names = ["b/10.png", "b/9.png", "a/100.png", "A/20.png", "b/9a.png"]
     assert sorted(names, key=natural_key) == ["A/20.png", "a/100.png", "b/9.png", "b/9a.png", "b/10.png"]
+
+
+def test_folders_that_are_written_to(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot write to the folder"):
+        check_writable(tmp_path / "file" / "out")
+    check_writable(tmp_path / "new")
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_a_name_that_is_too_long(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot write"):
+        check_target(tmp_path / ("x" * 300))

@@ -7,9 +7,10 @@ Commands of plugins use these functions too, and library functions that show a b
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TextIO, TypeVar
 
 import click
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import ProgressColumn
 
+    from attnguide.cli.options import ModelChoice
     from attnguide.models import LoadedModel
 
 __all__ = [
@@ -24,6 +26,7 @@ __all__ = [
     "Failure",
     "exit_if",
     "note",
+    "note_default_model",
     "note_skipped",
     "print_json",
     "progress",
@@ -31,6 +34,7 @@ __all__ = [
     "track",
     "warn",
     "warn_of_random_weights",
+    "warnings_as_lines",
 ]
 
 _Item = TypeVar("_Item")
@@ -61,12 +65,53 @@ def warn(text: str) -> None:
     click.echo(click.style("Warning: ", fg="yellow", bold=True) + text, err=True)
 
 
+@contextmanager
+def warnings_as_lines() -> Iterator[None]:
+    """Write the warnings of the library in the block as `warn` does, without the line of code."""
+    before = warnings.showwarning
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        # Other libraries warn their developers by subclasses, as of what is deprecated.
+        if category is UserWarning and file is None:
+            warn(str(message))
+        else:
+            before(message, category, filename, lineno, file, line)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
+
+
 def warn_of_random_weights(loaded: LoadedModel) -> None:
     """Warn on stderr if no weights were loaded into a model."""
     if loaded.weights == "random":
         warn(
             f"the weights of {loaded.name} are random, so its maps mean nothing. Give --pretrained or "
             "--checkpoint FILE."
+        )
+
+
+def note_default_model(choice: ModelChoice, loaded: LoadedModel) -> None:
+    """Write to stderr what the embedded model knows, if it is used because no other one was named.
+
+    Args:
+        choice: The options about the model.
+        loaded: The model that they chose.
+    """
+    if choice.name is None and choice.checkpoint is None:
+        note(
+            f"No --model: the embedded one knows {len(loaded.classes)} attributes of drawn faces "
+            f"({', '.join(loaded.classes[:3])} …) and nothing else. For photographs give for example "
+            "--model resnet50.a1_in1k --pretrained."
         )
 
 

@@ -10,6 +10,7 @@ import click
 from attnguide.cli.console import (
     exit_if,
     note,
+    note_default_model,
     note_skipped,
     print_json,
     progress,
@@ -78,6 +79,7 @@ def evaluate(
     used_device = pick_device(device)
     loaded, images = single_label_images(choice.load(), data)
     warn_of_random_weights(loaded)
+    note_default_model(choice, loaded)
     reader = mask_reader(masks, loaded.classes)
     with progress("Evaluating", len(images), unit="images") as advance:
         result = evaluate_folder(

@@ -4,6 +4,7 @@ from .files import (
     atomic_write as atomic_write,
     check_file as check_file,
     check_target as check_target,
+    check_writable as check_writable,
     natural_key as natural_key,
     read_json as read_json,
     read_text as read_text,
@@ -15,6 +16,7 @@ from .images import (
     gray_levels as gray_levels,
     load_image as load_image,
     read_image as read_image,
+    save_picture as save_picture,
 )
 from .procedural import (
     FaceSample as FaceSample,

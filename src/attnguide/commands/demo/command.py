@@ -42,9 +42,11 @@ def demo(out: Path, seed: int) -> None:
 
     Everything is generated; nothing is downloaded.
     """
-    from attnguide.commands.explain.index import check_writable
+    from attnguide.data.files import check_target, check_writable
 
     check_writable(out)
+    for name in ("before_after.png", "report.html", "result.json"):
+        check_target(out / name)
     with progress("Starting", 1.0, keep=True) as advance:
         from attnguide.commands.demo.story import run_demo
 

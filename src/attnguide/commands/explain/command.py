@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from attnguide import __version__
-from attnguide.cli.console import exit_if, note_skipped, progress, warn_of_random_weights
+from attnguide.cli.console import exit_if, note_default_model, note_skipped, progress, warn_of_random_weights
 from attnguide.cli.options import ModelChoice, device_option, layers_of, model_options, pick_device
 
 __all__ = ["explain"]
@@ -125,8 +125,10 @@ def explain(
       attnguide explain cat.jpg --model resnet18 --checkpoint mine.safetensors --class-names names.txt
     """  # noqa: D301  (click's mark for "leave these lines as they are")
     # Checks that fail at once come first; loading torch and the model takes seconds.
-    from attnguide.commands.explain.index import Index, check_writable
+    from attnguide.commands.explain.index import Index
     from attnguide.commands.explain.names import image_names
+    from attnguide.commands.explain.reserving import reserved
+    from attnguide.data.files import check_writable
     from attnguide.data.images import find_images
     from attnguide.parts.registry import registry
 
@@ -145,11 +147,13 @@ def explain(
         "alpha": alpha,
         "attnguide": __version__,
     }
-    index = Index(out, settings, resume=resume)
-    names = image_names(paths, index.names)
-    done = index.names.values()
-    left = [(path, name) for path, name in names.items() if name not in done]
-    skipped = _run(choice, left, index, target, device, settings, batch_size)
+    with reserved(out):
+        index = Index(out, settings, resume=resume)
+        known = index.names
+        names = image_names(paths, known)
+        done = set(known.values())
+        left = [(path, name) for path, name in names.items() if name not in done]
+        skipped = _run(choice, left, index, target, device, settings, batch_size)
     _report(index, len(paths) - len(left), skipped)
     exit_if(skipped)
 
@@ -172,6 +176,7 @@ def _run(
     used_device = pick_device(device)
     loaded = choice.load()
     warn_of_random_weights(loaded)
+    note_default_model(choice, loaded)
     request = Request(
         source=settings["source"],
         target=parse_target(target, loaded.classes, loaded.multi_label),
@@ -184,6 +189,8 @@ def _run(
         device=used_device,
     )
     index.begin()
+    # An interruption must not leave the page of an earlier run, which lacks what this one adds.
+    (index.folder / NAME).unlink(missing_ok=True)
     skipped = []
     if left:
         with progress("Explaining", len(left), unit="images", keep=True) as advance:
