@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from attnguide.cli.console import note, note_skipped, progress, warn, warn_of_random_weights
-from attnguide.cli.options import ModelChoice, device_option, model_options, pick_device, read_class_names
+from attnguide.cli.options import (
+    PATH,
+    ModelChoice,
+    device_option,
+    model_options,
+    pick_device,
+    read_class_names,
+)
 from attnguide.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,7 +35,7 @@ _PORT = 8765
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 #: These stand for all addresses of this machine.
 _EVERY = ("0.0.0.0", "::")  # noqa: S104  (only if asked for)
-_file_option = partial(click.option, type=click.Path(path_type=Path), metavar="FILE")
+_file_option = partial(click.option, type=PATH, metavar="FILE")
 
 
 @click.command(short_help="Paint where a model should look, in the browser.")
@@ -43,7 +50,7 @@ _file_option = partial(click.option, type=click.Path(path_type=Path), metavar="F
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=PATH,
     required=True,
     metavar="FOLDER",
     help="Folder of the masks; existing masks are kept and can be edited.",
@@ -55,7 +62,7 @@ _file_option = partial(click.option, type=click.Path(path_type=Path), metavar="F
 @click.option("--source", default="grad_cam", show_default=True, metavar="NAME", help="Attribution source.")
 @click.option(
     "--data",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FOLDER",
     help="Images to fine-tune the model on, a subfolder for each class.",
 )

@@ -130,8 +130,12 @@ def _save(explanation: Explanation, folder: Path, names: Sequence[str] | None, f
     if format not in ("png", "npy", "npz"):
         raise InputError(f"format={format!r} is unknown.{nearest(format, ('png', 'npy', 'npz'))}")
     names = [f"image{index}" for index in range(len(explanation.maps))] if names is None else list(names)
-    if len(names) != len(explanation.maps) or len(set(names)) != len(names):
+    if len(names) != len(explanation.maps) or len(set(map(str, names))) != len(names):
         raise InputError(f"{len(explanation.maps)} images need as many different names, got {names}.")
+    for name in names:
+        # A name is a stem: a path would lead out of the folder.
+        if not isinstance(name, str) or not name or set(name) & {"/", "\\", "\0"}:
+            raise InputError(f"names has {name!r}, which must be text without a slash: the stem of a file.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -193,7 +197,7 @@ def explain(
     Raises:
         UnknownNameError: If the source is unknown.
         LayerError: If no layer will do.
-        InputError: If the images or targets are wrong.
+        InputError: If the images or targets are wrong, or an image has NaN or infinite values.
     """
     if not isinstance(images, Tensor) or images.ndim != 4 or not len(images):
         got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
@@ -205,6 +209,11 @@ def explain(
         raise InputError(
             f"images must be a tensor (B, C, H, W) with at least one image, got {got}. Add a batch axis: "
             "images[None]."
+        )
+    if not bool((finite := images.isfinite().flatten(1).all(dim=1)).all()):
+        index = int((~finite).nonzero()[0])
+        raise InputError(
+            f"images[{index}] has NaN or infinite values. Check how it was read and normalised, or leave it out."
         )
     if combine not in functional.COMBINATIONS:
         raise InputError(

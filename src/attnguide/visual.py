@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -161,9 +162,13 @@ def contact_sheet(
 
 
 def _fitted(text: str, width: float, measure: Callable[[str], float]) -> str:
-    """Shorten a text to a width."""
-    # A file name need not be valid Unicode, but what is drawn must be.
+    """Shorten a text to a width, on one line."""
+    # A file name need not be valid Unicode, but what is drawn must be; it may have line breaks, too.
     text = text.encode("utf-8", "replace").decode()
-    while text and measure(text) > width:
-        text = text[:-2] + "…" if len(text) > 2 else ""
-    return text
+    text = "".join(letter if letter.isprintable() else " " for letter in text)
+    if measure(text[: int(width)]) <= width and len(text) <= width:
+        return text
+    # No letter is narrower than a pixel.
+    lengths = range(1, min(len(text), int(width)))
+    fitting = bisect_right(lengths, width, key=lambda length: measure(text[:length] + "…"))
+    return text[:fitting] + "…" if fitting else ""

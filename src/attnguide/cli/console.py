@@ -49,6 +49,11 @@ class Failure(click.ClickException):
 # ------------------------------------------------------------- lines of text
 
 
+def _on_one_line(text: str) -> str:
+    """Write control characters and line breaks, which names of files may have, as Python does."""
+    return "".join(letter if letter >= " " and letter != "\x7f" else repr(letter)[1:-1] for letter in text)
+
+
 def note(text: str) -> None:
     """Write a line to stderr."""
     click.echo(text, err=True)
@@ -57,7 +62,7 @@ def note(text: str) -> None:
 def note_skipped(reasons: Iterable[str]) -> None:
     """Write a line to stderr for each skipped file, with the reason."""
     for reason in reasons:
-        note(f"Skipped: {reason}")
+        note(f"Skipped: {_on_one_line(reason)}")
 
 
 def warn(text: str) -> None:

@@ -18,6 +18,7 @@ from attnguide.cli.console import (
     warn_of_random_weights,
 )
 from attnguide.cli.options import (
+    PATH,
     ModelChoice,
     layers_of,
     measuring_options,
@@ -32,10 +33,10 @@ __all__ = ["evaluate"]
 
 
 @click.command(short_help="Measure how good a model is, and whether it looks where it should.")
-@click.argument("data", type=click.Path(path_type=Path))
+@click.argument("data", type=PATH)
 @click.option(
     "--masks",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="PATH",
     help="Masks of where to look: one image for all, or a folder with one per class or per image.",
 )

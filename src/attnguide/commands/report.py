@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from attnguide.cli.console import exit_if, note_skipped, progress, warn
-from attnguide.cli.options import ModelChoice, class_options, layers_of, measuring_options, pick_device
+from attnguide.cli.options import (
+    PATH,
+    ModelChoice,
+    class_options,
+    layers_of,
+    measuring_options,
+    pick_device,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -27,34 +34,34 @@ _DIGITS = 12
 
 
 @click.command(short_help="Show what guidance changed in a model, as one HTML file.")
-@click.argument("data", type=click.Path(path_type=Path))
+@click.argument("data", type=PATH)
 @click.option(
     "--before",
     required=True,
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FILE",
     help="Weights before guidance: .safetensors, or a PyTorch checkpoint that holds tensors only.",
 )
 @click.option(
-    "--after", required=True, type=click.Path(path_type=Path), metavar="FILE", help="Weights after guidance."
+    "--after", required=True, type=PATH, metavar="FILE", help="Weights after guidance."
 )
 @click.option(
     "--masks",
     required=True,
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="PATH",
     help="Masks of where to look: one image for all, or a folder with one per class or per image.",
 )
 @click.option(
     "--groups",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FILE",
     help="Groups of images, such as those with a shortcut: CSV or JSON of file and group.",
 )
 @click.option(
     "--out",
     required=True,
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FILE",
     help="The page to write, .html; its folder must exist.",
 )

@@ -313,13 +313,13 @@ def _scaled_levels(image: Image.Image, path: str | Path) -> npt.NDArray[np.float
         return levels
     high = round(float(levels.max()) * 65535)
     bits = next(bits for bits in _DEPTHS if high < 2**bits)
-    return levels * (65535 / (2**bits - 1))
+    return levels * np.float64(65535 / (2**bits - 1))
 
 
 def _brightest(image: Image.Image) -> int:
     """Return the largest value of the colours, not of the transparency."""
     colors = [band for name, band in zip(image.getbands(), image.split(), strict=True) if name != "A"]
-    return max(int(band.getextrema()[1]) for band in colors)
+    return max(int(np.asarray(band).max()) for band in colors)
 
 
 def _gray(image: Image.Image) -> Image.Image:

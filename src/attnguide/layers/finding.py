@@ -38,13 +38,24 @@ def check_layer(model: nn.Module, layer: LayerSpec) -> tuple[str, ...]:
         LayerError: If a name is unknown (the nearest is offered), a pattern matches nothing, or there is no
             name at all.
     """
-    asked = (layer,) if isinstance(layer, str) else tuple(layer)
-    if not asked:
-        raise LayerError("layer=[] names no layer; leave it out for 'auto', or name at least one.")
+    asked = _asked(layer)
     names = [name for name, _ in unwrap(model).named_modules() if name]
     return tuple(
         text if text in (INPUT, images_name(unwrap(model))) else _checked(text, names) for text in asked
     )
+
+
+def _asked(layer: LayerSpec) -> tuple[str, ...]:
+    """Return the names of a specification, one or several.
+
+    Raises:
+        LayerError: If it is of another type, or there is no name at all.
+    """
+    if not isinstance(layer, (str, list, tuple)):
+        raise LayerError(f"layer={layer!r} must be a name, 'auto', 'stage:N', a pattern, or a list of them.")
+    if not layer:
+        raise LayerError(f"layer={layer!r} names no layer; leave it out for 'auto', or name at least one.")
+    return (layer,) if isinstance(layer, str) else tuple(layer)
 
 
 def check_reach(layer: Layer) -> None:
@@ -132,7 +143,7 @@ def find_layers(
     """
     model = unwrap(model)
     # What was found was checked: asking again must cost nothing.
-    asked = (layer,) if isinstance(layer, str) else tuple(layer)
+    asked = _asked(layer)
     of_images = (INPUT, images_name(model))
     if any(name in of_images for name in asked):
         each = [

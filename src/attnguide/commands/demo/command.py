@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from attnguide.cli.console import progress, table_console
+from attnguide.cli.options import PATH
 
 __all__ = ["demo"]
 
@@ -23,7 +24,7 @@ _ROWS = {
 @click.command(short_help="Train a classifier twice: misled by a shortcut, and guided.")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=PATH,
     default=Path("attnguide-demo"),
     show_default=True,
     metavar="DIR",

@@ -10,7 +10,15 @@ import click
 
 from attnguide import __version__
 from attnguide.cli.console import exit_if, note_default_model, note_skipped, progress, warn_of_random_weights
-from attnguide.cli.options import ModelChoice, device_option, layers_of, model_options, pick_device
+from attnguide.cli.options import (
+    PATH,
+    FiniteRange,
+    ModelChoice,
+    device_option,
+    layers_of,
+    model_options,
+    pick_device,
+)
 
 __all__ = ["explain"]
 
@@ -57,7 +65,7 @@ _FORMATS = ("png", "npz", "npy")
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=PATH,
     default=Path("attnguide-maps"),
     show_default=True,
     metavar="DIR",
@@ -80,7 +88,7 @@ _FORMATS = ("png", "npz", "npy")
     help="Size of raw maps: that of the model's input, or of the layer.",
 )
 @click.option(
-    "--alpha", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Opacity of overlays."
+    "--alpha", type=FiniteRange(0, 1), default=0.5, show_default=True, help="Opacity of overlays."
 )
 @device_option
 @click.option(

@@ -154,9 +154,9 @@ class Index:
         self._cost = self._written - start
 
 
-def _checked(line: Any) -> dict[str, Any]:
+def _checked(written: Any) -> dict[str, Any]:
     """Return a line if later steps can rely on it; raises `ValueError`, `KeyError` or `TypeError` if not."""
-    line = {**_CAPTION, **line}
+    line: dict[str, Any] = {**_CAPTION, **written}
     for key in ("image", "name", "class_name"):
         if not isinstance(line[key], str):
             raise TypeError(f"{key} is {line[key]!r}")
