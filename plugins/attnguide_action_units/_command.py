@@ -48,6 +48,8 @@ def landmarks(images: tuple[str, ...], out: Path, model_file: Path | None) -> No
         raise InputError(
             f"--out {out} must end in .npz; read_landmarks reads other formats, but only .npz is written."
         )
+    if not out.absolute().parent.is_dir():
+        raise InputError(f"--out {out}: there is no folder {out.absolute().parent}; make it first.")
     check_target(out)
     # mediapipe warns for each image.
     warnings.filterwarnings("ignore", message="SymbolDatabase.GetPrototype", category=UserWarning)

@@ -147,8 +147,6 @@ def analyze(
         temporary.write_text(json.dumps(results) + "\n", encoding="utf-8")
     for name, others in correlated.items():
         click.echo(f"{name}: {', '.join(f'{other} ({value:.2f})' for other, value in others)}")
-    write_report(
-        adapted, analysis, torch.stack(samples).to(place), out / _REPORT, about={"model": model}
-    )
+    write_report(adapted, analysis, torch.stack(samples).to(place), out / _REPORT, about={"model": model})
     click.echo(f"{out}: {_ANALYSIS} and {_REPORT}, of {analysis.samples} of {len(paths)} images")
     exit_if(failures)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +30,8 @@ __all__ = ["Explanation", "explain"]
 
 #: So many classes of a sample are attributed at once; bounds the memory when there are a thousand.
 _CHUNK = 64
+#: Largest side of a map, in pixels.
+_LONGEST = 65_535
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,8 @@ class Explanation:
         Raises:
             InputError: If the format is unknown, the names do not fit, or the folder cannot be written.
         """
+        if not isinstance(folder, (str, Path)) or not str(folder):
+            raise InputError(f"folder={folder!r:.60} must be the name of a folder; '.' is the current one.")
         return _save(self, Path(folder), names, format)
 
 
@@ -129,7 +133,11 @@ def _save(explanation: Explanation, folder: Path, names: Sequence[str] | None, f
     """Write one file for each map."""
     if format not in ("png", "npy", "npz"):
         raise InputError(f"format={format!r} is unknown.{nearest(format, ('png', 'npy', 'npz'))}")
-    names = [f"image{index}" for index in range(len(explanation.maps))] if names is None else list(names)
+    if names is None:
+        names = [f"image{index}" for index in range(len(explanation.maps))]
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise InputError(f"names={names!r:.60} must be a list with a name for each image.")
+    names = list(names)
     if len(names) != len(explanation.maps) or len(set(map(str, names))) != len(names):
         raise InputError(f"{len(explanation.maps)} images need as many different names, got {names}.")
     for name in names:
@@ -210,10 +218,13 @@ def explain(
             f"images must be a tensor (B, C, H, W) with at least one image, got {got}. Add a batch axis: "
             "images[None]."
         )
+    if images.is_meta:
+        raise InputError("images are on the device meta, which holds no values. Make them on the CPU.")
     if not bool((finite := images.isfinite().flatten(1).all(dim=1)).all()):
         index = int((~finite).nonzero()[0])
         raise InputError(
-            f"images[{index}] has NaN or infinite values. Check how it was read and normalised, or leave it out."
+            f"images[{index}] has NaN or infinite values. Check how it was read and normalised, or leave it "
+            "out."
         )
     if combine not in functional.COMBINATIONS:
         raise InputError(
@@ -221,11 +232,14 @@ def explain(
         )
     sides = size if isinstance(size, (tuple, list)) else ()
     if size not in (None, "input") and not (
-        len(sides) == 2 and all(isinstance(side, int) and side >= 1 for side in sides)
+        len(sides) == 2 and all(isinstance(side, int) and 1 <= side <= _LONGEST for side in sides)
     ):
-        raise InputError(f"size={size!r} must be 'input', None, or (height, width), both at least 1.")
+        raise InputError(
+            f"size={size!r} must be 'input', None, or (height, width), both at least 1, at most {_LONGEST}."
+        )
     attribution: AttributionSource = registry().create("source", source, AttributionSource)
     with ExitStack() as stack:
+        stack.enter_context(_naming_the_type(images))
         # A caller in inference mode would otherwise forbid the graph that starts at the layer.
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
@@ -279,6 +293,20 @@ def explain(
             source if isinstance(source, str) else repr(source),
             combine,
         )
+
+
+@contextmanager
+def _naming_the_type(images: Tensor) -> Iterator[None]:
+    """Turn an error of the model at images of whole numbers into one that names their type."""
+    try:
+        yield
+    except RuntimeError as error:
+        if images.is_floating_point():
+            raise
+        raise InputError(
+            f"the model does not take images of {images.dtype} ({error}). Convert them: images.float() / "
+            "255, normalised as in training."
+        ) from error
 
 
 def _maps(source: AttributionSource, trace: Trace, pairs: Pairs) -> Tensor:

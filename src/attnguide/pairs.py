@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from attnguide.errors import InputError, nearest
-from attnguide.functional import may_read
+from attnguide.functional import as_tensor, may_read
 
 __all__ = ["Evidence", "Pairs", "Targets", "check_choice", "positives", "recordable", "resolve"]
 
@@ -146,7 +146,7 @@ def positives(labels: Tensor, logits: Tensor) -> Tensor:
         InputError: If the shape does not fit the logits or a class index is out of range.
     """
     if not isinstance(labels, Tensor):
-        labels = torch.as_tensor(labels)
+        labels = as_tensor(labels, "labels")
     batch, classes = logits.shape
     if labels.ndim == 0 or len(labels) != batch:
         size = "no batch axis" if labels.ndim == 0 else f"{len(labels)} samples"

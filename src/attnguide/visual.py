@@ -65,13 +65,19 @@ def overlay(images: Tensor, maps: Tensor, alpha: float = 0.5) -> Tensor:
     Raises:
         InputError: If the numbers of images and maps differ, or alpha is out of range.
     """
-    if images.ndim != 4 or images.shape[1] != 3 or maps.ndim != 4 or len(images) != len(maps):
+    if (
+        not isinstance(images, Tensor)
+        or images.ndim != 4
+        or images.shape[1] != 3
+        or maps.ndim != 4
+        or len(images) != len(maps)
+    ):
+        shape = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
         raise InputError(
-            f"cannot lay maps {tuple(maps.shape)} over images {tuple(images.shape)}: give (B, T, h, w) and "
-            "(B, 3, H, W)."
+            f"cannot lay maps {tuple(maps.shape)} over images {shape}: give (B, T, h, w) and (B, 3, H, W)."
         )
-    if not 0 <= alpha <= 1:
-        raise InputError(f"alpha={alpha} must be in [0, 1].")
+    if not isinstance(alpha, (int, float)) or not 0 <= alpha <= 1:
+        raise InputError(f"alpha={alpha!r} must be in [0, 1].")
     batch, count = maps.shape[:2]
     height, width = images.shape[-2:]
     if not count:

@@ -328,7 +328,7 @@ def test_an_argument_that_stands_for_nothing(tree, argument):
 
 
 def test_an_empty_path_is_not_the_current_folder(tree):
-    with pytest.raises(InputError, match="a path is empty"):
+    with pytest.raises(InputError, match="a path is ''"):
         find_images([""])
 
 

@@ -196,7 +196,9 @@ def test_an_edited_file_is_measured_anew(
         assert file.read_text() == whole
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"{", b"[" * 100_000, b"null", b"9" * 10_000, b" " * 2**25])
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff\xfe", b"{", b"[" * 100_000, b"null", b"9" * 10_000, b" " * 2**25]
+)
 def test_a_file_of_another_kind_is_measured_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
 ) -> None:

@@ -40,6 +40,7 @@ class _NamedPath(click.Path):
     """A path that is not empty: `pathlib` takes an empty one, such as a variable of a script, for `.`."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path of a text."""
         if value == "":
             self.fail("the path is empty. Give a name; '.' is the current folder.", param, ctx)
         return super().convert(value, param, ctx)
@@ -53,6 +54,7 @@ class FiniteRange(click.FloatRange):
     """A range of numbers, without NaN, which is neither below nor above any bound."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number of a text."""
         number = super().convert(value, param, ctx)
         if not math.isfinite(number):
             self.fail(f"{value} is not in the range {self._describe_range()}.", param, ctx)

@@ -42,9 +42,7 @@ _DIGITS = 12
     metavar="FILE",
     help="Weights before guidance: .safetensors, or a PyTorch checkpoint that holds tensors only.",
 )
-@click.option(
-    "--after", required=True, type=PATH, metavar="FILE", help="Weights after guidance."
-)
+@click.option("--after", required=True, type=PATH, metavar="FILE", help="Weights after guidance.")
 @click.option(
     "--masks",
     required=True,

@@ -7,6 +7,7 @@ from .files import (
     check_writable as check_writable,
     natural_key as natural_key,
     read_json as read_json,
+    read_rows as read_rows,
     read_text as read_text,
 )
 from .images import (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import re
@@ -20,6 +22,7 @@ __all__ = [
     "check_writable",
     "natural_key",
     "read_json",
+    "read_rows",
     "read_text",
 ]
 
@@ -85,7 +88,7 @@ def check_target(path: str | Path) -> Path:
 
 def _target(path: str | Path) -> Path:
     """Return `path` if nothing stands where the file is to be written."""
-    path = Path(path)
+    path = _path(path)
     try:
         # A folder cannot be replaced by a file, and replacing a device such as /dev/null would destroy it.
         occupied, has_folder = path.exists() and not path.is_file(), path.parent.is_dir()
@@ -96,6 +99,12 @@ def _target(path: str | Path) -> Path:
     if not has_folder:
         raise InputError(f"cannot write {path}: there is no folder {path.parent}. Create it first.")
     return path
+
+
+def _path(path: object) -> Path:
+    if not isinstance(path, (str, os.PathLike)) or (isinstance(path, str) and (not path or "\0" in path)):
+        raise InputError(f"path={path!r:.60} must be text that is not empty, or a pathlib.Path.")
+    return Path(path)
 
 
 def check_writable(folder: Path) -> None:
@@ -121,8 +130,9 @@ def check_file(path: str | Path) -> Path:
 
     Raises:
         DataError: It is missing, a folder, empty, or not a regular file.
+        InputError: `path` is neither text nor a path, or empty text.
     """
-    path = Path(path)
+    path = _path(path)
     try:
         if path.is_dir():
             raise DataError(f"{path} is a folder. Give the name of a file.")
@@ -173,6 +183,27 @@ def read_json(path: str | Path) -> object:
     # Nesting too deep is a RecursionError, and an integer of thousands of digits a plain ValueError.
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not valid JSON: {error}. Correct it, or export it again.") from error
+
+
+def read_rows(path: str | Path) -> list[list[str]]:
+    """Read a table as spreadsheets write it: UTF-8 with commas, or with semicolons or tabs.
+
+    Returns:
+        The cells of each row that is not blank, without spaces around them.
+
+    Raises:
+        DataError: The file cannot be read, is empty, or is not such a table.
+    """
+    text = read_text(path)
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    delimiter = next((each for each in ",;\t" if each in first), ",")
+    try:
+        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True))
+    except csv.Error as error:
+        raise DataError(
+            f"{path} is not a table of comma-separated values: {error}. Export it again."
+        ) from error
+    return [cells for row in rows if any(cells := [cell.strip() for cell in row])]
 
 
 def natural_key(text: str | Path) -> tuple[object, ...]:

@@ -209,7 +209,10 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
     Raises:
         InputError: An argument names no image or is empty, or there are no arguments.
     """
-    arguments = [paths] if isinstance(paths, str | Path) else list(paths)
+    arguments = list(paths) if isinstance(paths, Iterable) and not isinstance(paths, str | bytes) else [paths]
+    for argument in arguments:
+        if not isinstance(argument, str | Path):
+            raise InputError(f"paths has {argument!r:.60}, which is neither text nor a pathlib.Path.")
     if not arguments:
         raise InputError("paths is empty: there are no images. Give files, folders or patterns.")
     files: dict[Path, Path] = {}

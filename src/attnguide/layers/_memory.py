@@ -286,17 +286,23 @@ def _read(entry: _Entry | None, key: _Key) -> Known | None:
     try:
         if not entry.file.is_file():
             return None
-        if entry.file.stat().st_size > _LARGEST:
-            raise ValueError("it is larger than any that attnguide writes")
-        written = json.loads(entry.file.read_text(encoding="utf-8"))
-        if written["seal"] != entry.seal(written["layers"]):
-            raise ValueError("it is not as attnguide wrote it")
-        layers = tuple(map(_layer, written["layers"]))
+        layers = tuple(map(_layer, _unsealed(entry)))
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         logging.getLogger(__name__).info("%s is not used: %s", entry.file, error)
         return None
     shape = key[0]
     return Known(layers, (shape[-2], shape[-1]))
+
+
+def _unsealed(entry: _Entry) -> list[dict[str, Any]]:
+    """Read layers as JSON values; raises `ValueError` and others if the file is not as it was written."""
+    if entry.file.stat().st_size > _LARGEST:
+        raise ValueError("it is larger than any that attnguide writes")
+    written = json.loads(entry.file.read_text(encoding="utf-8"))
+    layers: list[dict[str, Any]] = written["layers"]
+    if written["seal"] != entry.seal(layers):
+        raise ValueError("it is not as attnguide wrote it")
+    return layers
 
 
 def _layer(values: dict[str, Any]) -> Layer:

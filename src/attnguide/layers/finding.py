@@ -51,11 +51,15 @@ def _asked(layer: LayerSpec) -> tuple[str, ...]:
     Raises:
         LayerError: If it is of another type, or there is no name at all.
     """
-    if not isinstance(layer, (str, list, tuple)):
-        raise LayerError(f"layer={layer!r} must be a name, 'auto', 'stage:N', a pattern, or a list of them.")
-    if not layer:
-        raise LayerError(f"layer={layer!r} names no layer; leave it out for 'auto', or name at least one.")
-    return (layer,) if isinstance(layer, str) else tuple(layer)
+    asked = tuple(layer) if isinstance(layer, (list, tuple)) else (layer,)
+    if not asked:
+        raise LayerError("layer=[] names no layer; leave it out for 'auto', or name at least one.")
+    for name in asked:
+        if not isinstance(name, str):
+            raise LayerError(
+                f"layer={name!r} must be a name, 'auto', 'stage:N', a pattern, or a list of them."
+            )
+    return asked
 
 
 def check_reach(layer: Layer) -> None:
@@ -73,8 +77,6 @@ def check_reach(layer: Layer) -> None:
 
 
 def _checked(text: str, names: Sequence[str]) -> str:
-    if not isinstance(text, str):
-        raise LayerError(f"layer={text!r} must be a name, 'auto', 'stage:N', a pattern, or a list of them.")
     if text in ("auto", UNCENTRED) or _stage(text) is not None:
         return text
     # A wrapper for parallel training, which was taken off, puts "module." before the names.
@@ -141,6 +143,8 @@ def find_layers(
     Raises:
         LayerError: If a name is unknown, or no layer passes.
     """
+    if not isinstance(images, Tensor):
+        raise LayerError(f"images must be a tensor (B, C, H, W), got {type(images).__name__}.")
     model = unwrap(model)
     # What was found was checked: asking again must cost nothing.
     asked = _asked(layer)

@@ -341,7 +341,7 @@ def test_a_run_does_not_explain_what_an_earlier_run_drew(call, photos, faces, tm
         expected = f"{6 * number} pictures that attnguide has drawn" if number else ""
         assert expected in result.stderr
         assert "1 images of formats that are not read (1 .cr2); convert them." in result.stderr
-    assert call("explain", "", "--checkpoint", faces, status=2).stderr.startswith("Error: a path is empty")
+    assert call("explain", "", "--checkpoint", faces, status=2).stderr.startswith("Error: a path is ''")
 
 
 def test_the_embedded_model_says_what_it_knows(call, photos, faces, tmp_path):

@@ -87,9 +87,7 @@ _FORMATS = ("png", "npz", "npy")
     show_default=True,
     help="Size of raw maps: that of the model's input, or of the layer.",
 )
-@click.option(
-    "--alpha", type=FiniteRange(0, 1), default=0.5, show_default=True, help="Opacity of overlays."
-)
+@click.option("--alpha", type=FiniteRange(0, 1), default=0.5, show_default=True, help="Opacity of overlays.")
 @device_option
 @click.option(
     "--batch-size",
