@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -251,10 +252,10 @@ def pair_of_sizes(text: str) -> tuple[int, int]:
     """
     parts = text.lower().replace("×", "x").split("x")
     if len(parts) > 2 or not all(
-        part.isascii() and part.isdigit() and 0 < int(part) <= 10_000 for part in parts
+        re.fullmatch("[0-9]{1,5}", part) and 0 < int(part) <= 10_000 for part in parts
     ):
         raise InputError(
-            f"--size {text} is not a size. Write a number of pixels such as 224, or rows x columns: 192x256."
+            f"--size {text:.40} is not a size. Write a number of pixels such as 224, or rows x columns: 192x256."
         )
     return int(parts[0]), int(parts[-1])
 
