@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 import attnguide as ag
+from attnguide.errors import InputError, LayerError
 from attnguide.interfaces import AttributionSource
 from attnguide.parts.registry import registry
 
@@ -301,3 +302,40 @@ def test_what_cannot_be_saved(tmp_path: Path) -> None:
     assert [file.name for file in found.save(tmp_path)] == [
         f"image{n}_{int(cls)}.png" for n, cls in enumerate(found.classes[:, 0])
     ]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_an_image_that_is_not_finite_is_named(value: float) -> None:
+    images = torch.rand(3, 3, 16, 16)
+    images[1, 2, 3, 4] = value
+    with pytest.raises(InputError, match=r"images\[1\] has NaN or infinite values"):
+        ag.explain(cnn(), images)
+
+
+def test_images_of_whole_numbers_and_without_values() -> None:
+    images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
+    with pytest.raises(InputError, match=r"does not take images of torch\.uint8"):
+        ag.explain(cnn(), images)
+    with pytest.raises(InputError, match="on the device meta"):
+        ag.explain(cnn(), images.float().to("meta"))
+
+
+@pytest.mark.parametrize("layer", [3, None, [3], {}, ({},), torch.nn.ReLU()])
+def test_a_layer_that_is_not_a_name(layer: Any) -> None:
+    images = torch.rand(2, 3, 16, 16)
+    with pytest.raises(LayerError, match="must be a name"):
+        ag.explain(cnn(), images, layer=layer)
+    with pytest.raises(LayerError, match="must be a name"):
+        ag.Guide(cnn(), layer=layer)
+
+
+@pytest.mark.parametrize(
+    "names", [["../x", "b"], ["/x", "b"], ["a\\b", "b"], ["", "b"], [1, 2], [[], 2], "ab", 5]
+)
+def test_names_of_files_stay_in_the_folder(tmp_path: Path, names: Any) -> None:
+    found = ag.explain(cnn(), torch.rand(2, 3, 16, 16))
+    with pytest.raises(InputError, match="name"):
+        found.save(tmp_path / "maps", names)
+    assert not list(tmp_path.rglob("*.png"))
+    with pytest.raises(InputError, match="folder=''"):
+        found.save("")

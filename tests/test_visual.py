@@ -64,3 +64,17 @@ def test_contact_sheets_that_cannot_be() -> None:
         visual.contact_sheet([])
     with pytest.raises(InputError, match="got 1 and 2"):
         visual.contact_sheet([Image.new("RGB", (4, 4))], ["a", "b"])
+
+
+def test_captions_of_any_text_and_length() -> None:
+    picture = Image.new("RGB", (8, 8))
+    texts = ["a\nb", "\0", "\u2028", "\udcff", "word " * 5000, "i" * 100_000, "\u202ex", "é" * 30, ""]
+    page = visual.contact_sheet([picture] * len(texts), texts, cell=64)
+    assert page.size == visual.contact_sheet([picture] * len(texts), ["a"] * len(texts), cell=64).size
+
+
+def test_captions_are_shortened_to_their_width() -> None:
+    assert visual._fitted("abcdef", 6, len) == "abcdef"
+    assert visual._fitted("abcdefg", 6, len) == "abcde…"
+    assert visual._fitted("a\nb", 6, len) == "a b"
+    assert visual._fitted("abc", 0.5, lambda text: 2 * len(text)) == ""

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from attnguide.cli.console import exit_if, note_skipped, track
+from attnguide.cli.options import PATH
 
 __all__ = ["landmarks"]
 
@@ -16,14 +17,14 @@ __all__ = ["landmarks"]
 @click.argument("images", nargs=-1, required=True)
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=PATH,
     default=Path("landmarks.npz"),
     show_default=True,
     help="Table to write.",
 )
 @click.option(
     "--model-file",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=PATH,
     help="face_landmarker.task, for versions of mediapipe without a model.",
 )
 def landmarks(images: tuple[str, ...], out: Path, model_file: Path | None) -> None:
@@ -39,7 +40,7 @@ def landmarks(images: tuple[str, ...], out: Path, model_file: Path | None) -> No
       attnguide landmarks photos/
       attnguide landmarks photos/ --out faces.npz --model-file face_landmarker.task
     """
-    from attnguide.data.images import find_images
+    from attnguide.data import check_target, find_images
     from attnguide.errors import InputError
     from attnguide_action_units.extraction import extract, face_mesh
 
@@ -49,6 +50,7 @@ def landmarks(images: tuple[str, ...], out: Path, model_file: Path | None) -> No
         )
     if not out.absolute().parent.is_dir():
         raise InputError(f"--out {out}: there is no folder {out.absolute().parent}; make it first.")
+    check_target(out)
     # mediapipe warns for each image.
     warnings.filterwarnings("ignore", message="SymbolDatabase.GetPrototype", category=UserWarning)
     files = find_images(images)

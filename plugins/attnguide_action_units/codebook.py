@@ -122,7 +122,7 @@ def load(path: str | Path) -> Codebook:
 def _parsed(text: str, where: str) -> Codebook:
     try:
         content = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{where} cannot be read as a codebook: {error}") from error
     _check_keys(where, content, ("expressions", "unit"))
     entries = content.get("unit")

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attnguide.data.files import check_file
 from attnguide.data.images import read_image
 from attnguide.errors import AttnGuideError, InputError
 from attnguide_action_units.landmarks import to_68
@@ -30,7 +31,8 @@ def face_mesh(model_file: str | Path | None = None) -> Extractor:
         model_file: The file `face_landmarker.task`, for versions of mediapipe without a model (from 0.10.30).
 
     Raises:
-        InputError: If mediapipe is not installed, or needs a model file.
+        InputError: If mediapipe is not installed, needs a model file, or cannot use the one that is given.
+        DataError: If the model file cannot be read.
     """
     try:
         mediapipe = import_module("mediapipe")
@@ -52,8 +54,7 @@ def face_mesh(model_file: str | Path | None = None) -> Extractor:
             f"mediapipe {getattr(mediapipe, '__version__', '')} contains no model. Download "
             "face_landmarker.task from mediapipe's site and name it: --model-file face_landmarker.task."
         )
-    if not Path(model_file).is_file():
-        raise InputError(f"{model_file} does not exist; give mediapipe's face_landmarker.task.")
+    check_file(model_file)
     return _task(mediapipe, Path(model_file))
 
 
@@ -73,7 +74,14 @@ def _task(mediapipe: Any, model_file: Path) -> Extractor:
     options = vision.FaceLandmarkerOptions(
         base_options=tasks.BaseOptions(model_asset_path=str(model_file)), num_faces=1
     )
-    mesh = vision.FaceLandmarker.create_from_options(options)
+    try:
+        mesh = vision.FaceLandmarker.create_from_options(options)
+    # Which error it is depends on the version and on where the file is broken.
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise InputError(
+            f"{model_file} cannot be used by mediapipe: {reason}. Download face_landmarker.task again."
+        ) from error
 
     def find(image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any] | None:
         picture = mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=np.ascontiguousarray(image))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -16,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attnguide.data.files import atomic_write, check_file, natural_key, read_json, read_text
+from attnguide.data.files import atomic_write, check_file, natural_key, read_json, read_rows, read_text
 from attnguide.errors import DataError, InputError
 from attnguide_action_units.landmarks import to_68
 
@@ -24,10 +22,10 @@ __all__ = ["LandmarkTable", "read_landmarks"]
 
 #: Names of the arrays of landmarks, and of image names, in an .npz file.
 _ARRAYS, _NAMES = ("landmarks68", "landmarks", "points", "lmk"), ("files", "names", "images", "paths")
-_COLUMN = re.compile(r"(?:landmark|point|lm)?_?([xy])_?(\d+)")
+_COLUMN = re.compile(r"(?:landmark|point|lm)?_?([xy])_?(\d{1,4})")
 #: Names of the column of image names.
 _NAME_COLUMNS = ("file", "filename", "name", "image", "path")
-_PTS = re.compile(r"n_points\s*:\s*(\d+)\s*\{([^}]*)\}")
+_PTS = re.compile(r"n_points\s*:\s*(\d{1,4})\s*\{([^}]*)\}")
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ class LandmarkTable:
 
 def _endings(name: str | Path) -> list[str]:
     """Return the path and its last parts, longest first, with and without suffix: folders may have moved."""
-    path = PurePath(name)
+    path = PurePath(str(name).replace("\\", "/"))  # Windows separates folders by backslashes
     whole = [PurePath(*path.parts[start:]) for start in range(len(path.parts))]
     return list(dict.fromkeys(str(part) for ending in whole for part in (ending, ending.with_suffix(""))))
 
@@ -179,14 +177,10 @@ def _read_json(path: Path) -> tuple[Sequence[str], Any]:
 
 
 def _read_csv(path: Path) -> tuple[Sequence[str], Any]:
-    lines = [
-        line
-        for line in csv.reader(io.StringIO(read_text(path)), skipinitialspace=True)
-        if any(map(str.strip, line))
-    ]
+    lines = read_rows(path)
     if not lines:
         raise DataError(f"{path} has no landmarks.")
-    cells = [cell.strip() for cell in lines[0]]
+    cells = lines[0]
     # OpenFace writes pixels as x_0 and millimetres as X_0: capitals count only where there is nothing else.
     header = [_COLUMN.fullmatch(cell) for cell in cells]
     if not any(header):
@@ -211,9 +205,8 @@ def _read_csv(path: Path) -> tuple[Sequence[str], Any]:
     names, rows = [], []
     for number, line in enumerate(lines, start=1):
         try:
-            names += [] if at_name is None else [line[at_name].strip()]
-            numbers_in_line = [line[at].strip() for at in order]
-            values = [float(cell) if cell else float("nan") for cell in numbers_in_line]
+            names += [] if at_name is None else [line[at_name]]
+            values = [float(line[at] or "nan") for at in order]
         except (IndexError, ValueError) as error:
             raise DataError(f"{path}, line {number}: {error}; expected {len(order)} numbers.") from error
         rows.append(np.array(values, dtype=np.float32).reshape(-1, 2))

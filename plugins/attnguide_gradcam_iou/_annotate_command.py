@@ -6,15 +6,26 @@ import secrets
 import socket
 import threading
 import webbrowser
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
+from html import escape
 from ipaddress import ip_address
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from attnguide.cli.console import note, note_skipped, progress, warn, warn_of_random_weights
-from attnguide.cli.options import ModelChoice, device_option, model_options, pick_device, read_class_names
+from attnguide.cli.options import (
+    PATH,
+    ModelChoice,
+    device_option,
+    model_options,
+    pick_device,
+    read_class_names,
+)
 from attnguide.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,7 +39,7 @@ _PORT = 8765
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 #: These stand for all addresses of this machine.
 _EVERY = ("0.0.0.0", "::")  # noqa: S104  (only if asked for)
-_file_option = partial(click.option, type=click.Path(path_type=Path), metavar="FILE")
+_file_option = partial(click.option, type=PATH, metavar="FILE")
 
 
 @click.command(short_help="Paint where a model should look, in the browser.")
@@ -43,7 +54,7 @@ _file_option = partial(click.option, type=click.Path(path_type=Path), metavar="F
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=PATH,
     required=True,
     metavar="FOLDER",
     help="Folder of the masks; existing masks are kept and can be edited.",
@@ -55,7 +66,7 @@ _file_option = partial(click.option, type=click.Path(path_type=Path), metavar="F
 @click.option("--source", default="grad_cam", show_default=True, metavar="NAME", help="Attribution source.")
 @click.option(
     "--data",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FOLDER",
     help="Images to fine-tune the model on, a subfolder for each class.",
 )
@@ -128,7 +139,8 @@ def annotate(
     if labels is not None and data is None:
         raise InputError("--labels needs --data, the folder with the images.")
     listener = _listen(host, port)
-    with listener:
+    with ExitStack() as stack:
+        stack.enter_context(listener)
         studio = _studio(choice, images, template, classes, out, source, (data, labels), device)
         if landmarks is not None:
             _with_regions(studio, "landmarks", landmarks=landmarks)
@@ -154,7 +166,7 @@ def annotate(
             click.echo(f"Open {address}")
             note("Ctrl-C ends the server.")
             if not no_browser:
-                threading.Timer(0.3, webbrowser.open, (address,)).start()
+                threading.Timer(0.3, webbrowser.open, (stack.enter_context(_leading_to(address)),)).start()
             uvicorn.Server(settings).run(sockets=[listener])
         except KeyboardInterrupt:
             note("")
@@ -296,6 +308,23 @@ def _listen(host: str, port: int | None) -> socket.socket:
     raise InputError(
         f"cannot listen at {host}, port {port or _PORT}: {problem.strerror}. Choose another --port."
     )
+
+
+@contextmanager
+def _leading_to(address: str) -> Iterator[str]:
+    """Yield the address of a local page that leads to another one.
+
+    What a browser is started with can be read by every user of the machine; this file only by its owner.
+    """
+    with TemporaryDirectory(prefix="attnguide-") as folder:  # for its owner alone
+        page = Path(folder, "open.html")
+        target = escape(address)
+        page.write_text(
+            f'<!doctype html><meta charset="utf-8"><meta name="referrer" content="no-referrer">'
+            f'<meta http-equiv="refresh" content="0; url={target}"><a href="{target}">Open the page</a>\n',
+            encoding="utf-8",
+        )
+        yield page.as_uri()
 
 
 def _named(host: str) -> str:

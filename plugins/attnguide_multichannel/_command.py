@@ -9,9 +9,12 @@ from pathlib import Path
 import click
 
 from attnguide.cli.console import exit_if, note_skipped, track
-from attnguide.cli.options import device_option, pick_device, read_class_names
+from attnguide.cli.options import PATH, device_option, pick_device, read_class_names
 
 __all__ = ["analyze"]
+
+#: The results.
+_ANALYSIS, _REPORT = "analysis.json", "report.html"
 
 
 @click.command(short_help="Find similar attributes, and the channels that matter to them.")
@@ -20,26 +23,26 @@ __all__ = ["analyze"]
 @click.option(
     "--checkpoint",
     required=True,
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FILE",
     help="The model's weights.",
 )
 @click.option(
     "--adapters",
     required=True,
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FILE",
     help="The multi-channel attention, as adapted.save wrote it.",
 )
 @click.option(
     "--class-names",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FILE",
     help="Names of the attributes, in order: one per line, or a JSON list.  [default: numbers]",
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=PATH,
     default=Path("attnguide-analysis"),
     show_default=True,
     metavar="DIR",
@@ -85,7 +88,7 @@ def analyze(
     import torch
 
     from attnguide import models
-    from attnguide.data.files import atomic_write, check_file
+    from attnguide.data import atomic_write, check_file, check_target, check_writable
     from attnguide.data.images import find_images
     from attnguide.errors import DataError, InputError
     from attnguide_multichannel.adapted import load_adapters, multichannel_of
@@ -93,11 +96,14 @@ def analyze(
     from attnguide_multichannel.report import write_report
 
     paths = find_images(images)
+    check_writable(out)
+    for name in (_ANALYSIS, _REPORT):
+        check_target(out / name)
     for file in (checkpoint, adapters):
         check_file(file)
+    place = pick_device(device)
     names = None if class_names is None else read_class_names(class_names)
     loaded = models.load(model, checkpoint=checkpoint, class_names=names, multi_label=True)
-    place = pick_device(device)
     network = loaded.model.to(place)
     adapted = load_adapters(network, adapters)
     count = len(multichannel_of(adapted).weight)
@@ -127,7 +133,6 @@ def analyze(
         analysis = analyze(adapted, batches(), classes)
     finally:
         note_skipped(f"{path}: {reason}" for path, reason in failures.items())
-    out.mkdir(parents=True, exist_ok=True)
     correlated = analysis.correlated(top)
     results = {
         "samples": analysis.samples,
@@ -138,12 +143,10 @@ def analyze(
         "importance": analysis.importance.tolist(),
         "ranking": analysis.ranking.tolist(),
     }
-    with atomic_write(out / "analysis.json") as temporary:
+    with atomic_write(out / _ANALYSIS) as temporary:
         temporary.write_text(json.dumps(results) + "\n", encoding="utf-8")
     for name, others in correlated.items():
         click.echo(f"{name}: {', '.join(f'{other} ({value:.2f})' for other, value in others)}")
-    write_report(
-        adapted, analysis, torch.stack(samples).to(place), out / "report.html", about={"model": model}
-    )
-    click.echo(f"{out}: analysis.json and report.html, of {analysis.samples} of {len(paths)} images")
+    write_report(adapted, analysis, torch.stack(samples).to(place), out / _REPORT, about={"model": model})
+    click.echo(f"{out}: {_ANALYSIS} and {_REPORT}, of {analysis.samples} of {len(paths)} images")
     exit_if(failures)

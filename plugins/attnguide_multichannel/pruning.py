@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from attnguide.adapters import AdapterSet, feature_sizes
 from attnguide.capture.calls import Tap
 from attnguide.capture.model_state import evaluating, unwrap
 from attnguide.capture.recorder import aside
-from attnguide.errors import InputError, LayerError
+from attnguide.errors import AttnGuideError, InputError, LayerError
 from attnguide.layers import find_layers
 from attnguide_multichannel.adapted import multichannel_of
 from attnguide_multichannel.attention import MultiChannel
@@ -48,7 +48,7 @@ def prune(adapted: AdapterSet, images: Tensor, ranking: Tensor | Sequence[int], 
     Raises:
         InputError: If the share or the ranking is wrong, or torch-pruning is not installed
             (`pip install attnguide[pruning]`).
-        LayerError: If the model's channels cannot be removed.
+        LayerError: If the model's channels cannot be removed, or torch-pruning cannot follow them.
     """
     adapter = multichannel_of(adapted)
     channels = adapter.places.in_channels
@@ -66,7 +66,9 @@ def prune(adapted: AdapterSet, images: Tensor, ranking: Tensor | Sequence[int], 
     smaller = without_channels(adapter, kept)
     # "auto" could mean another layer of the smaller model.
     smaller.layer = smaller.settings["layer"] = layer
-    if feature_sizes(model, images, layer)[0] != len(kept):
+    with _following(layer):
+        count = feature_sizes(model, images, layer)[0]
+    if count != len(kept):
         raise LayerError(
             f"the channels of layer {layer!r} cannot be removed: other channels are tied to them."
         )
@@ -162,6 +164,24 @@ def _maker(adapted: AdapterSet, images: Tensor, layer: str) -> str:
     return makers[-1]
 
 
+@contextmanager
+def _following(name: str) -> Iterator[None]:
+    """Turn an error of torch-pruning, or of the model that it left, into one that names the layer.
+
+    It can fail in any way where it cannot follow the channels: through a shuffle, a reshape, a split.
+    """
+    try:
+        yield
+    except AttnGuideError:
+        raise
+    except Exception as error:
+        raise LayerError(
+            f"torch-pruning cannot follow the channels of {name!r} through this model "
+            f"({type(error).__name__}: {error}). Prune a model without shuffles or splits of channels, such "
+            "as a ResNet."
+        ) from error
+
+
 def _remove(model: nn.Module, images: Tensor, maker: str, channels: Sequence[int]) -> None:
     """Remove channels from a model, with everything that is tied to them."""
     try:
@@ -172,7 +192,7 @@ def _remove(model: nn.Module, images: Tensor, maker: str, channels: Sequence[int
     training = model.training
     state = [parameter.requires_grad for parameter in model.parameters()]
     graph = pruning.DependencyGraph()
-    with torch.enable_grad(), warnings.catch_warnings():
+    with _following(maker), torch.enable_grad(), warnings.catch_warnings():
         # Parameters outside torch's own modules, such as position embeddings and the scales of layers, have
         # their channels last.
         warnings.filterwarnings("ignore", message=".*[Uu]nwrapped parameters.*")

@@ -56,7 +56,7 @@ def _default() -> dict[str, tuple[str, ...]]:
 def _read(path: Path) -> dict[str, tuple[str, ...]]:
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read as a table of attributes: {error}") from error
     table = content.get("attributes")
     if not isinstance(table, Mapping) or not table:

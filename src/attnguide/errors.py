@@ -75,7 +75,7 @@ def nearest(name: str, known: Iterable[str], *, limit: int = 40) -> str:
     names = list(known)
     if not names:
         return " There are none."
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     more = f", … ({len(names) - limit} more)" if len(names) > limit else ""
     return f"{hint} Known: {', '.join(names[:limit])}{more}."

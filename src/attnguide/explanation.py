@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,7 @@ from attnguide.capture.model_state import evaluating, uncached_autocast, unwrap
 from attnguide.capture.recorder import Plan, Recorder, adapters_of, aside
 from attnguide.capture.suitable import check_images
 from attnguide.data.files import atomic_write
+from attnguide.data.images import save_picture
 from attnguide.errors import InputError, nearest
 from attnguide.functional import full_precision, full_precision_mode
 from attnguide.interfaces import AttributionSource, maps_of
@@ -32,6 +33,8 @@ __all__ = ["Explanation", "explain"]
 
 #: So many classes of a sample are attributed at once; bounds the memory when there are a thousand.
 _CHUNK = 64
+#: Largest side of a map, in pixels.
+_LONGEST = 65_535
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,8 @@ class Explanation:
         Raises:
             InputError: If the format is unknown, the names do not fit, or the folder cannot be written.
         """
+        if not isinstance(folder, (str, Path)) or not str(folder):
+            raise InputError(f"folder={folder!r:.60} must be the name of a folder; '.' is the current one.")
         return _save(self, Path(folder), names, format)
 
 
@@ -131,9 +136,17 @@ def _save(explanation: Explanation, folder: Path, names: Sequence[str] | None, f
     """Write one file for each map."""
     if format not in ("png", "npy", "npz"):
         raise InputError(f"format={format!r} is unknown.{nearest(format, ('png', 'npy', 'npz'))}")
-    names = [f"image{index}" for index in range(len(explanation.maps))] if names is None else list(names)
-    if len(names) != len(explanation.maps) or len(set(names)) != len(names):
+    if names is None:
+        names = [f"image{index}" for index in range(len(explanation.maps))]
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise InputError(f"names={names!r:.60} must be a list with a name for each image.")
+    names = list(names)
+    if len(names) != len(explanation.maps) or len(set(map(str, names))) != len(names):
         raise InputError(f"{len(explanation.maps)} images need as many different names, got {names}.")
+    for name in names:
+        # A name is a stem: a path would lead out of the folder.
+        if not isinstance(name, str) or not name or set(name) & {"/", "\\", "\0"}:
+            raise InputError(f"names has {name!r}, which must be text without a slash: the stem of a file.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -148,7 +161,7 @@ def _save(explanation: Explanation, folder: Path, names: Sequence[str] | None, f
             path = folder / f"{name}_{cls}.{format}"
             with atomic_write(path) as temporary:
                 if pictures is not None:
-                    visual.to_pil(pictures[row, column]).save(temporary)
+                    save_picture(visual.to_pil(pictures[row, column]), temporary)
                 elif format == "npy":
                     np.save(temporary, maps[row, column])
                 else:
@@ -202,24 +215,36 @@ def explain(
     Raises:
         UnknownNameError: If the source is unknown.
         LayerError: If no layer will do.
-        InputError: If the images or targets are wrong.
+        InputError: If the images or targets are wrong, or an image has NaN or infinite values.
         GuidanceError: If several tensors of the output could be the logits, or none.
     """
     if not isinstance(images, Tensor) or images.ndim != 4 or not len(images):
         check_images(images)
+    if images.is_meta:
+        raise InputError("images are on the device meta, which holds no values. Make them on the CPU.")
+    if not bool((finite := images.isfinite().flatten(1).all(dim=1)).all()):
+        index = int((~finite).nonzero()[0])
+        raise InputError(
+            f"images[{index}] has NaN or infinite values. Check how it was read and normalised, or leave it "
+            "out."
+        )
     if combine not in functional.COMBINATIONS:
         raise InputError(
             f"combine={combine!r} is unknown: choose one of {', '.join(functional.COMBINATIONS)}."
         )
     sides = size if isinstance(size, (tuple, list)) else ()
     if size not in (None, "input") and not (
-        len(sides) == 2 and all(isinstance(side, int) and side >= 1 for side in sides)
+        len(sides) == 2 and all(isinstance(side, int) and 1 <= side <= _LONGEST for side in sides)
     ):
-        raise InputError(f"size={size!r} must be 'input', None, or (height, width), both at least 1.")
+        raise InputError(
+            f"size={size!r} must be 'input', None, or (height, width), both at least 1, at most {_LONGEST}."
+        )
     if logits is not None:
         check_spec(logits)
     attribution: AttributionSource = registry().create("source", source, AttributionSource)
     with ExitStack() as stack:
+        if not images.is_floating_point():
+            stack.enter_context(_naming_the_type(images))
         # A caller in inference mode would otherwise forbid the graph that starts at the layer.
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
@@ -276,6 +301,20 @@ def explain(
             source if isinstance(source, str) else repr(source),
             combine,
         )
+
+
+@contextmanager
+def _naming_the_type(images: Tensor) -> Iterator[None]:
+    """Turn an error of the model at images of whole numbers into one that names their type."""
+    try:
+        yield
+    except RuntimeError as error:
+        if images.is_floating_point():
+            raise
+        raise InputError(
+            f"the model does not take images of {images.dtype} ({error}). Convert them: images.float() / "
+            "255, normalised as in training."
+        ) from error
 
 
 def _maps(source: AttributionSource, trace: Trace, pairs: Pairs) -> Tensor:

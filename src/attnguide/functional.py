@@ -56,6 +56,18 @@ EPSILON = 1e-6
 LEAK = 1e-3
 
 
+def as_tensor(value: object, name: str) -> Tensor:
+    """Return numbers, such as a nested list, as a tensor; a tensor as it is.
+
+    Raises:
+        InputError: If they are none.
+    """
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise InputError(f"{name}={value!r:.60} must be a tensor, or numbers that make one.") from error
+
+
 def full_precision(tensor: Tensor) -> Tensor:
     """Return half precision as float32, anything else unchanged; reductions in half precision overflow."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor

@@ -68,7 +68,7 @@ class AttributionSource(ABC):
 
     def layers(self, asked: str | Sequence[str]) -> tuple[str, ...]:
         """What a user asked for, where `"auto"` is this source's own choice."""
-        names = (asked,) if isinstance(asked, str) else asked
+        names = asked if isinstance(asked, (list, tuple)) else (asked,)
         return tuple(self.layer if name == "auto" else name for name in names)
 
     def size(self, trace: Trace) -> tuple[int, int]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from attnguide.errors import InputError, nearest
-from attnguide.functional import may_read
+from attnguide.functional import as_tensor, may_read
 
 __all__ = ["Evidence", "Pairs", "Targets", "check_choice", "positives", "recordable", "resolve"]
 
@@ -151,7 +151,7 @@ def positives(labels: Tensor, logits: Tensor) -> Tensor:
             is neither 0 nor 1.
     """
     if not isinstance(labels, Tensor):
-        labels = torch.as_tensor(labels)
+        labels = as_tensor(labels, "labels")
     batch, classes = logits.shape
     if labels.ndim == 0 or len(labels) != batch:
         size = "no batch axis" if labels.ndim == 0 else f"{len(labels)} samples"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -64,13 +65,19 @@ def overlay(images: Tensor, maps: Tensor, alpha: float = 0.5) -> Tensor:
     Raises:
         InputError: If the numbers of images and maps differ, or alpha is out of range.
     """
-    if images.ndim != 4 or images.shape[1] != 3 or maps.ndim != 4 or len(images) != len(maps):
+    if (
+        not isinstance(images, Tensor)
+        or images.ndim != 4
+        or images.shape[1] != 3
+        or maps.ndim != 4
+        or len(images) != len(maps)
+    ):
+        shape = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
         raise InputError(
-            f"cannot lay maps {tuple(maps.shape)} over images {tuple(images.shape)}: give (B, T, h, w) and "
-            "(B, 3, H, W)."
+            f"cannot lay maps {tuple(maps.shape)} over images {shape}: give (B, T, h, w) and (B, 3, H, W)."
         )
-    if not 0 <= alpha <= 1:
-        raise InputError(f"alpha={alpha} must be in [0, 1].")
+    if not isinstance(alpha, (int, float)) or not 0 <= alpha <= 1:
+        raise InputError(f"alpha={alpha!r} must be in [0, 1].")
     batch, count = maps.shape[:2]
     height, width = images.shape[-2:]
     if not count:
@@ -161,9 +168,13 @@ def contact_sheet(
 
 
 def _fitted(text: str, width: float, measure: Callable[[str], float]) -> str:
-    """Shorten a text to a width."""
-    # A file name need not be valid Unicode, but what is drawn must be.
+    """Shorten a text to a width, on one line."""
+    # A file name need not be valid Unicode, but what is drawn must be; it may have line breaks, too.
     text = text.encode("utf-8", "replace").decode()
-    while text and measure(text) > width:
-        text = text[:-2] + "…" if len(text) > 2 else ""
-    return text
+    text = "".join(letter if letter.isprintable() else " " for letter in text)
+    if measure(text[: int(width)]) <= width and len(text) <= width:
+        return text
+    # No letter is narrower than a pixel.
+    lengths = range(1, min(len(text), int(width)))
+    fitting = bisect_right(lengths, width, key=lambda length: measure(text[:length] + "…"))
+    return text[:fitting] + "…" if fitting else ""

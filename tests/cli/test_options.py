@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.testing import Result
 
 from attnguide.cli.options import ModelChoice, pair_of_sizes, pick_device, read_class_names
 from attnguide.errors import DataError, InputError
@@ -53,3 +55,34 @@ def test_equal_settings_are_equal_files(tmp_path: Path) -> None:
     )
     assert one == other
     assert one["checkpoint"] == hashlib.sha256(b"weights").hexdigest()
+
+
+@pytest.mark.parametrize("name", ["meta", "warp9", "cuda:99", "cpu:x", ""])
+def test_devices_that_cannot_be_used(name: str) -> None:
+    with pytest.raises(InputError, match=f"--device {name}"):
+        pick_device(name)
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-inf", "-1", "2", "1e400", "x"])
+def test_thresholds_and_opacities_out_of_range(call: Callable[..., Result], text: str) -> None:
+    assert "--threshold" in call("evaluate", "photos", "--threshold", text, status=2).stderr
+    assert "--alpha" in call("explain", "photos", "--alpha", text, status=2).stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("explain", "a.png", "--out", ""),
+        ("explain", "a.png", "--checkpoint", ""),
+        ("evaluate", ""),
+        ("evaluate", "data", "--masks", ""),
+        ("demo", "--out", ""),
+        ("landmarks", "a.png", "--out", ""),
+        ("analyze", "a.png", "--model", "x", "--checkpoint", "", "--adapters", "y"),
+        ("annotate", "a.png", "--out", ""),
+    ],
+)
+def test_an_empty_path_is_not_the_current_folder(
+    call: Callable[..., Result], arguments: tuple[str, ...]
+) -> None:
+    assert "the path is empty" in call(*arguments, status=2).stderr

@@ -19,6 +19,7 @@ from attnguide.data.images import (
     load_image,
     open_image,
     read_image,
+    save_picture,
 )
 from attnguide.errors import DataError, InputError
 
@@ -128,6 +129,48 @@ def test_sixteen_bits_are_scaled(tmp_path, suffix):
     path = save(tmp_path / f"a{suffix}", gray)
     assert pixels(path)[0, :, 0].tolist() == [0, 1, 255, 128, 0]
     assert np.array_equal(gray_levels(load_image(path), path), gray / 65535)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0, 1], [0, 255]),  # a drawing in black and white
+        ([0, 5, 10, 15], [0, 85, 170, 255]),  # 4 bits
+        ([0, 51, 128, 255], [0, 51, 128, 255]),  # 8 bits
+        ([0, 819, 4095], [0, 51, 255]),  # a scan of 12 bits
+        ([0, 4096, 16383], [0, 64, 255]),  # 14 bits
+        ([0, 16384, 32768], [0, 64, 128]),  # all 16, but not the highest of them
+        ([0, 0], [0, 0]),
+    ],
+)
+def test_deep_grays_are_scaled_by_the_depth_that_they_use(tmp_path, suffix, values, expected):
+    path = save(tmp_path / f"a{suffix}", np.array([values], dtype=np.uint16))
+    assert pixels(path)[0, :, 0].tolist() == expected
+    wide = save(tmp_path / "wide.tif", np.array([values], dtype=np.int32))
+    assert pixels(wide)[0, :, 0].tolist() == expected
+
+
+def deep_color(path, values):
+    """Write a PNG of one row with three channels of 16 bits, which Pillow cannot write."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    row = b"".join(struct.pack(">3H", *color) for color in values)
+    header = struct.pack(">IIBBBBB", len(values), 1, 16, 2, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" + row)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+    return path
+
+
+def test_deep_colors(tmp_path):
+    bright = deep_color(tmp_path / "a.png", [(0, 257 * 9, 65535), (65535, 257, 0)])
+    assert pixels(bright).tolist() == [[[0, 9, 255], [255, 1, 0]]]
+    assert not pixels(deep_color(tmp_path / "b.png", [(0, 0, 0)])).any()
+    scan = deep_color(tmp_path / "c.png", [(0, 1000, 4095)])
+    with pytest.raises(DataError, match=r"c\.png has 16-bit colours that use only the lowest 12 bits"):
+        read_image(scan)
 
 
 def test_floats_lie_in_0_to_1(tmp_path):
@@ -292,6 +335,40 @@ def test_an_argument_that_stands_for_nothing(tree, argument):
     with pytest.raises(InputError) as error:
         find_images(["10.png", argument])
     assert repr(argument) in str(error.value)
+
+
+def test_an_empty_path_is_not_the_current_folder(tree):
+    with pytest.raises(InputError, match="a path is ''"):
+        find_images([""])
+
+
+@pytest.mark.parametrize(
+    "suffix", ["jfif", "JPE", "jif", "Jpeg", "tif", "TIFF", "dib", "jp2", "avif", "pcx", "qoi"]
+)
+def test_every_suffix_of_a_format_that_is_read(tmp_path, suffix):
+    formats = {"jif": "JPEG", "jfif": "JPEG", "JPE": "JPEG"}
+    path = save(tmp_path / f"a.{suffix}", format=formats.get(suffix))
+    assert find_images([tmp_path]) == [path]
+    assert read_image(path).size == (7, 5)
+
+
+def test_images_of_other_formats_are_counted(tree):
+    for name in ("a.heic", "sub/b.HEIC", "sub/c.psd", ".d.svg", "e.txt"):
+        (tree / name).touch()
+    expected = r"left out: 3 images of formats that are not read \(2 \.heic, 1 \.psd\); convert them\.$"
+    with pytest.warns(UserWarning, match=expected):
+        assert len(find_images([".", "*", "sub"])) == 4
+    with pytest.raises(InputError, match=r"pattern matches no image \(left out: 1 images"):
+        find_images(["*.heic"])
+
+
+def test_pictures_that_the_library_drew_are_left_out_of_folders(tree):
+    save_picture(Image.fromarray(RGB), tree / "map.png", compress_level=3)
+    save_picture(Image.fromarray(RGB).convert("P"), tree / "sub" / "map.PNG")
+    assert np.array_equal(pixels(tree / "map.png"), RGB)
+    with pytest.warns(UserWarning, match=r"left out: 2 pictures that attnguide has drawn\.$"):
+        assert names(".") == ["2.PNG", "10.png", "sub/1.jpg", "sub/deep/3.webp"]
+    assert names("map.png") == ["map.png"]
 
 
 def test_no_arguments():

@@ -41,3 +41,16 @@ def test_files_that_are_refused(
     (tmp_path / name).write_text(text)
     with pytest.raises(kind, match=message):
         read_groups(tmp_path / name)
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_tables_of_spreadsheets_and_of_windows(tmp_path: Path, delimiter: str, end: str, mark: bytes) -> None:
+    rows = [("file", "group"), ("cat\\1.png", "indoors"), ("cat/2.png", '"out, or ""in"""'), ("", "")]
+    text = "".join(delimiter.join(row) + end for row in rows)
+    path = tmp_path / "groups.csv"
+    path.write_bytes(mark + text.encode())
+    assert read_groups(path) == {"cat/1.png": "indoors", "cat/2.png": 'out, or "in"'}
+    path.write_bytes(mark + text.partition(end)[2].encode())  # without headings
+    assert read_groups(path) == {"cat/1.png": "indoors", "cat/2.png": 'out, or "in"'}

@@ -104,3 +104,17 @@ def test_every_registered_recipe_builds_a_guide(name: str) -> None:
     settings = {**recipe.guide, "layer": "auto"}
     with ag.Guide(cnn(), **settings) as guide:
         assert guide.terms
+
+
+@pytest.mark.parametrize("text", ["a = " + "[" * 100_000, "a = " + "9" * 5000, "[guide]\nlayer = 3"])
+def test_nesting_and_numbers_without_an_end(tmp_path: Path, text: str) -> None:
+    (tmp_path / "mine.toml").write_text(text)
+    with pytest.raises(AttnGuideError):
+        ag.Guide.from_recipe(cnn(), tmp_path / "mine.toml")
+
+
+@pytest.mark.parametrize("value", ['"no"', "0", "{ a = 1 }"])
+def test_a_switch_is_true_or_false(tmp_path: Path, value: str) -> None:
+    (tmp_path / "mine.toml").write_text(f'[guide]\nsource = {{ name = "grad_cam", relu = {value} }}')
+    with pytest.raises(InputError, match=r"source 'grad_cam': relu = .* must be true or false"):
+        load_recipe(tmp_path / "mine.toml")

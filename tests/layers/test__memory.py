@@ -1,16 +1,23 @@
-"""Thousands of calls leave nothing behind."""
+"""Thousands of calls leave nothing behind, and a file that was changed is not believed."""
 
 from __future__ import annotations
 
 import gc
+import json
+import logging
 import tracemalloc
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
+import timm
 import torch
 from tests.helpers.models import batch, cnn
 
 import attnguide as ag
+from attnguide.layers import _memory as memory, find_layers
+from attnguide.trace import Layer
 
 
 def live() -> int:
@@ -126,3 +133,93 @@ def test_a_removed_guide_and_a_new_forward_free_the_graph() -> None:
     guide.remove()
     assert guide.records() == []
     assert tensors() < count
+
+
+def edited(layer: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """Change fields of a written layer; `layout__grid` is the grid of its layout."""
+    for key, value in changes.items():
+        outer, _, inner = key.partition("__")
+        layer = {**layer, outer: {**layer[outer], inner: value} if inner else value}
+    return layer
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": "layer1"},
+        {"name": "nowhere"},
+        {"name": 3},
+        {"layout__grid": [1, 4]},
+        {"layout__grid": [0, 0]},
+        {"layout__grid": "ab"},
+        {"layout__kind": "nhwc"},
+        {"layout__kind": "round"},
+        {"layout__order": [3, 2, 1, 0]},
+        {"layout__order": [9**9] * 4},
+        {"layout__order": list(range(10**6))},
+        {"layout__prefix": -1},
+        {"layout": None},
+        {"how": "guessed"},
+        {"spread": "wide"},
+        {"shortcuts__pooled": "conv1"},
+        {"shortcuts__head": "nowhere"},
+        {"shortcuts__rowwise": 5},
+        {"more": 1},
+    ],
+)
+def test_an_edited_file_is_measured_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, changes: dict[str, Any]
+) -> None:
+    monkeypatch.setenv("ATTNGUIDE_CACHE", str(tmp_path))
+    caplog.set_level(logging.INFO, "attnguide.layers._memory")
+
+    def found() -> Layer:
+        memory.forget()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = timm.create_model("resnet10t", num_classes=3)
+            return find_layers(model, torch.rand(2, 3, 64, 64))[0]
+
+    layer = found()
+    (file,) = (tmp_path / "layers").iterdir()
+    whole = file.read_text()
+    assert found() == layer
+    written = json.loads(whole)
+    for text in (
+        json.dumps({**written, "layers": [edited(written["layers"][0], **changes)]}),
+        json.dumps([edited(written["layers"][0], **changes)]),
+    ):
+        file.write_text(text)
+        caplog.clear()
+        assert found() == layer
+        assert f"{file} is not used" in caplog.text
+        assert file.read_text() == whole
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff\xfe", b"{", b"[" * 100_000, b"null", b"9" * 10_000, b" " * 2**25]
+)
+def test_a_file_of_another_kind_is_measured_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    monkeypatch.setenv("ATTNGUIDE_CACHE", str(tmp_path))
+    model, images = timm.create_model("resnet10t", num_classes=3), torch.rand(2, 3, 64, 64)
+    layer = find_layers(model, images)[0]
+    (file,) = (tmp_path / "layers").iterdir()
+    file.write_bytes(content)
+    memory.forget()
+    assert find_layers(timm.create_model("resnet10t", num_classes=3), images)[0].layout == layer.layout
+
+
+def test_the_file_of_another_question_is_measured_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ATTNGUIDE_CACHE", str(tmp_path))
+    model, images = timm.create_model("resnet10t", num_classes=3), torch.rand(2, 3, 64, 64)
+    (last,) = find_layers(model, images)
+    (of_last,) = (tmp_path / "layers").iterdir()
+    (first,) = find_layers(model, images, "layer1")
+    (of_first,) = set((tmp_path / "layers").iterdir()) - {of_last}
+    of_last.write_bytes(of_first.read_bytes())
+    memory.forget()
+    assert find_layers(model, images)[0].name == last.name != first.name

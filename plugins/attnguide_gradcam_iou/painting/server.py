@@ -16,6 +16,7 @@ from urllib.parse import parse_qs
 import numpy as np
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.convertors import IntegerConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
@@ -96,29 +97,36 @@ def application(studio: Studio, token: str, serves: Callable[[str], bool]) -> _A
         An ASGI application. Requests for another host, from another origin, without the token, or with too
         long a body are refused before anything is read.
     """
-    api = _Api(studio)
+    api, page_key = _Api(studio), secrets.token_urlsafe(24)
+    register_url_convertor("number", _Number())
     routes = [
         Route("/", api.page),
         Route("/api/state", api.state),
-        Route("/api/sheet/{sheet:int}", api.sheet),
-        Route("/api/image/{sheet:int}", api.image),
-        Route("/api/next/{sheet:int}", api.next),
-        Route("/api/mask/{sheet:int}/{cls:int}", api.mask),
-        Route("/api/mask/{sheet:int}/{cls:int}", api.keep, methods=["PUT"]),
-        Route("/api/map/{sheet:int}/{cls:int}/{which}", api.map),
-        Route("/api/part/{sheet:int}/{part:int}", api.part),
-        Route("/api/labelme/{sheet:int}", api.labelme),
+        Route("/api/sheet/{sheet:number}", api.sheet),
+        Route("/api/image/{sheet:number}", api.image),
+        Route("/api/next/{sheet:number}", api.next),
+        Route("/api/mask/{sheet:number}/{cls:number}", api.mask),
+        Route("/api/mask/{sheet:number}/{cls:number}", api.keep, methods=["PUT"]),
+        Route("/api/map/{sheet:number}/{cls:number}/{which}", api.map),
+        Route("/api/part/{sheet:number}/{part:number}", api.part),
+        Route("/api/labelme/{sheet:number}", api.labelme),
         Route("/api/coco", api.coco),
-        Route("/api/import/{sheet:int}", api.take, methods=["POST"]),
+        Route("/api/import/{sheet:number}", api.take, methods=["POST"]),
         Route("/api/tuning", api.tuning),
         Route("/api/tuning", api.tune, methods=["POST"]),
         Route("/api/tuning", api.stop, methods=["DELETE"]),
     ]
     handlers: Mapping[Any, Any] = {AttnGuideError: _refused, HTTPException: _http_error, Exception: _failed}
-    return _Guard(Starlette(routes=routes, exception_handlers=handlers), token, serves)
+    return _Guard(Starlette(routes=routes, exception_handlers=handlers), token, page_key, serves)
 
 
 # ----------------------------------------------------------------------------- requests
+
+
+class _Number(IntegerConvertor):
+    """A number in an address. Longer ones are not found, rather than an error of `int`."""
+
+    regex = "[0-9]{1,9}"
 
 
 class _Api:
@@ -306,10 +314,14 @@ _ASGI: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
 
 
 class _Guard:
-    """Refuses requests that do not come from the page, before their bodies are read."""
+    """Refuses requests that do not come from the page, before their bodies are read.
 
-    def __init__(self, app: _ASGI, token: str, serves: Callable[[str], bool]) -> None:
-        self.app, self.token, self.serves = app, token, serves
+    The page takes the token out of the address bar, so a reload comes without it. It brings a cookie instead,
+    which opens the page and nothing else: browsers send cookies to all servers of a machine.
+    """
+
+    def __init__(self, app: _ASGI, token: str, page_key: str, serves: Callable[[str], bool]) -> None:
+        self.app, self.token, self.page_key, self.serves = app, token, page_key, serves
 
     async def __call__(self, scope: _Scope, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
@@ -321,11 +333,14 @@ class _Guard:
         headers: dict[str, list[str]] = {}
         for name, value in scope["headers"]:
             headers.setdefault(name.decode("latin-1").lower(), []).append(value.decode("latin-1"))
-        problem = self._problem(headers, scope["query_string"])
+        is_page = scope["path"] == "/" and scope["method"] in ("GET", "HEAD")
+        problem = self._problem(headers, scope["query_string"], is_page)
+        cookie = f"{_cookie(headers)}={self.page_key}; Path=/; HttpOnly; SameSite=Lax".encode("latin-1")
 
         async def secured(message: Any) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], *_HEADERS]
+                own = [(b"set-cookie", cookie)] if is_page and problem is None else []
+                message["headers"] = [*message["headers"], *_HEADERS, *own]
             await send(message)
 
         if problem is not None:
@@ -335,7 +350,9 @@ class _Guard:
             return
         await self.app(scope, receive, secured)
 
-    def _problem(self, headers: Mapping[str, list[str]], query: bytes) -> tuple[int, str] | None:
+    def _problem(
+        self, headers: Mapping[str, list[str]], query: bytes, is_page: bool
+    ) -> tuple[int, str] | None:
         # Another site's name may lead to this machine; the Host header shows it.
         hosts = [host.lower() for host in headers.get("host", [])]
         if len(hosts) != 1 or not self.serves(hosts[0]):
@@ -344,12 +361,23 @@ class _Guard:
             return 403, "requests of other sites are not served."
         tokens = parse_qs(query.decode("latin-1")).get("token", [])
         token = [*headers.get("x-token", []), *tokens]
-        if len(token) != 1 or not secrets.compare_digest(token[0].encode(), self.token.encode()):
+        known = len(token) == 1 and secrets.compare_digest(token[0].encode(), self.token.encode())
+        if not known and not (is_page and not token and self._is_reload(headers)):
             return 403, "the token is missing or wrong. Open the address that attnguide annotate printed."
         length = headers.get("content-length", ["0"])[0]
-        if not (length.isascii() and length.isdigit()) or int(length) > LARGEST_FILE:
+        if not (length.isascii() and length.isdigit() and len(length) < 20) or int(length) > LARGEST_FILE:
             return 413, f"at most {LARGEST_FILE} bytes may be sent."
         return None
+
+    def _is_reload(self, headers: Mapping[str, list[str]]) -> bool:
+        pairs = [pair.strip().partition("=") for pair in "; ".join(headers.get("cookie", [])).split(";")]
+        keys = [value for name, _, value in pairs if name == _cookie(headers)]
+        return len(keys) == 1 and secrets.compare_digest(keys[0].encode(), self.page_key.encode())
+
+
+def _cookie(headers: Mapping[str, list[str]]) -> str:
+    """Name of the cookie: with the port, since a browser keeps one of each name for all ports."""
+    return f"attnguide-{''.join(headers.get('host', [])).rpartition(':')[2]}"
 
 
 _HEADERS = (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import csv
 import logging
 import math
 import threading
@@ -18,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from attnguide.data.files import atomic_write, read_text
+from attnguide.data.files import atomic_write, read_rows
 from attnguide.data.images import read_image
 from attnguide.errors import AttnGuideError, DataError, InputError
 from attnguide.evaluation import mask_reader, preprocess_mask
@@ -115,8 +114,8 @@ class FineTuning:
         """Start the training; InputError if one is running, or a number is out of range."""
         if not 1 <= epochs <= 1000 or not 0 <= weight <= 1e6 or not 0 < learning_rate <= 10:
             raise InputError(
-                f"epochs={epochs}, weight={weight:g}, learning_rate={learning_rate:g}: give 1 to 1000 "
-                "epochs, a weight from 0 to 1e6, and a learning rate above 0, up to 10."
+                f"epochs={epochs!r:.20}, weight={weight!r:.20}, learning_rate={learning_rate!r:.20}: give 1 "
+                "to 1000 epochs, a weight from 0 to 1e6, and a learning rate above 0, up to 10."
             )
         with self._lock:
             if self.progress.state == "running":
@@ -238,16 +237,14 @@ def read_attributes(table: Path, folder: Path, classes: Sequence[str]) -> list[L
         DataError: If the table cannot be read, or has another form.
         UnknownNameError: If a column is not an attribute of the model.
     """
-    rows = list(csv.reader(read_text(table).splitlines(), skipinitialspace=True))
+    rows = read_rows(table)
     if len(rows) < 2 or len(rows[0]) < 2:
         raise DataError(f"{table} is empty. Its first row must be file,{','.join(classes[:2])},…")
     names = ClassNames(classes)
     columns = [names.names.index(names.get(name, f"{table}, first row")) for name in rows[0][1:]]
     images = []
     for line, row in enumerate(rows[1:], 2):
-        if not row:
-            continue
-        cells = [cell.strip() for cell in row[1:]]
+        cells = row[1:]
         if len(row) != len(rows[0]) or not all(cell in _LABELS for cell in cells):
             raise DataError(
                 f"{table}, line {line}: expected a file and {len(columns)} labels of 1, 0 or -1, got "
@@ -256,7 +253,7 @@ def read_attributes(table: Path, folder: Path, classes: Sequence[str]) -> list[L
         label = [math.nan] * len(classes)
         for column, cell in zip(columns, cells, strict=True):
             label[column] = _LABELS[cell]
-        images.append(LabeledImage(folder / row[0], tuple(label)))
+        images.append(LabeledImage(folder / row[0].replace("\\", "/"), tuple(label)))
     missing = [image.path for image in images if not image.path.is_file()]
     if missing:
         raise DataError(f"{table} lists {len(missing)} files that do not exist; the first is {missing[0]}.")

@@ -16,6 +16,7 @@ from attnguide.capture.model_state import evaluating, unwrap
 from attnguide.capture.recorder import aside
 from attnguide.errors import InputError
 from attnguide.explanation import explain
+from attnguide.functional import as_tensor
 from attnguide.interfaces import AttributionSource
 from attnguide.layers import LayerSpec
 from attnguide.masks.sizes import check_proportions
@@ -237,6 +238,18 @@ def audit(
         AuditWarning: If the optimized map is better than before (without `before`: than a uniform one) and
             the other measurements contradict it.
     """
+    if not isinstance(images, Tensor) or images.ndim != 4:
+        raise InputError(
+            "images must be a tensor (B, C, H, W). Add a batch axis to a single image: images[None]."
+        )
+    if not isinstance(tolerance, (int, float)) or not 0 <= tolerance <= 1:
+        raise InputError(f"tolerance={tolerance!r} must be a share, in [0, 1].")
+    if window is not None and (not isinstance(window, int) or window < 1):
+        raise InputError(f"window={window!r} must be a number of pixels, at least 1.")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise InputError(f"batch_size={batch_size!r} must be a number of images, at least 1.")
+    if before is not None and not isinstance(before, AuditReport):
+        raise InputError(f"before={before!r:.60} must be the report of another audit.")
     size = images.shape[-2], images.shape[-1]
     plain = unwrap(model)
     with torch.no_grad(), evaluating(model), aside(plain), only_logits(plain, logits):
@@ -316,7 +329,7 @@ def _explained(
 
 def _masks_of(masks: Tensor, pairs: Pairs, images: Tensor) -> tuple[Tensor, Tensor]:
     """Pick each pair's mask, at the size of the images, and its weight: 0 for one that holds NaN."""
-    masks = torch.as_tensor(masks).to(images.device).float()
+    masks = as_tensor(masks, "masks").to(images.device).float()
     if masks.ndim >= 2:
         check_proportions(masks.shape, images.shape, "masks")
     batch = len(images)

@@ -7,10 +7,11 @@ Commands of plugins use these functions too, and library functions that show a b
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TextIO, TypeVar
 
 import click
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import ProgressColumn
 
+    from attnguide.cli.options import ModelChoice
     from attnguide.models import LoadedModel
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
     "Failure",
     "exit_if",
     "note",
+    "note_default_model",
     "note_skipped",
     "print_json",
     "progress",
@@ -33,6 +36,7 @@ __all__ = [
     "warn",
     "warn_of_empty_masks",
     "warn_of_random_weights",
+    "warnings_as_lines",
 ]
 
 _Item = TypeVar("_Item")
@@ -47,6 +51,11 @@ class Failure(click.ClickException):
 # ------------------------------------------------------------- lines of text
 
 
+def _on_one_line(text: str) -> str:
+    """Write control characters and line breaks, which names of files may have, as Python does."""
+    return "".join(letter if letter >= " " and letter != "\x7f" else repr(letter)[1:-1] for letter in text)
+
+
 def note(text: str) -> None:
     """Write a line to stderr."""
     click.echo(text, err=True)
@@ -55,7 +64,7 @@ def note(text: str) -> None:
 def note_skipped(reasons: Iterable[str]) -> None:
     """Write a line to stderr for each skipped file, with the reason."""
     for reason in reasons:
-        note(f"Skipped: {reason}")
+        note(f"Skipped: {_on_one_line(reason)}")
 
 
 def warn(text: str) -> None:
@@ -72,12 +81,53 @@ def warn_of_empty_masks(files: Sequence[Path]) -> None:
         )
 
 
+@contextmanager
+def warnings_as_lines() -> Iterator[None]:
+    """Write the warnings of the library in the block as `warn` does, without the line of code."""
+    before = warnings.showwarning
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        # Other libraries warn their developers by subclasses, as of what is deprecated.
+        if category is UserWarning and file is None:
+            warn(str(message))
+        else:
+            before(message, category, filename, lineno, file, line)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
+
+
 def warn_of_random_weights(loaded: LoadedModel) -> None:
     """Warn on stderr if no weights were loaded into a model."""
     if loaded.weights == "random":
         warn(
             f"the weights of {loaded.name} are random, so its maps mean nothing. Give --pretrained or "
             "--checkpoint FILE."
+        )
+
+
+def note_default_model(choice: ModelChoice, loaded: LoadedModel) -> None:
+    """Write to stderr what the embedded model knows, if it is used because no other one was named.
+
+    Args:
+        choice: The options about the model.
+        loaded: The model that they chose.
+    """
+    if choice.name is None and choice.checkpoint is None:
+        note(
+            f"No --model: the embedded one knows {len(loaded.classes)} attributes of drawn faces "
+            f"({', '.join(loaded.classes[:3])} …) and nothing else. For photographs give for example "
+            "--model resnet50.a1_in1k --pretrained."
         )
 
 

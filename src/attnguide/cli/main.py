@@ -11,7 +11,8 @@ from typing import Any
 import click
 
 from attnguide import __version__
-from attnguide.cli.console import Failure, note, warn
+from attnguide.cli._ending import Ended, ending_like_ctrl_c
+from attnguide.cli.console import Failure, note, warn, warnings_as_lines
 from attnguide.errors import AttnGuideError, PluginError, nearest
 from attnguide.parts.registry import registry
 
@@ -87,9 +88,13 @@ class _Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with ending_like_ctrl_c(), warnings_as_lines():
+                return super().invoke(ctx)
         except AttnGuideError as error:
             raise Failure(str(error)) from error
+        except Ended as ended:
+            note("Terminated.")
+            ctx.exit(128 + ended.signal)
         except KeyboardInterrupt:
             # On a new line: the terminal has echoed ^C.
             note("\nInterrupted.")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from attnguide.models import LoadedModel
 
 __all__ = [
+    "PATH",
+    "FiniteRange",
     "ModelChoice",
     "class_options",
     "device_option",
@@ -32,6 +36,31 @@ __all__ = [
     "single_label_options",
     "structure_options",
 ]
+
+
+class _NamedPath(click.Path):
+    """A path that is not empty: `pathlib` takes an empty one, such as a variable of a script, for `.`."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path of a text."""
+        if value == "":
+            self.fail("the path is empty. Give a name; '.' is the current folder.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+#: Type of an option or argument that is a file or folder.
+PATH = _NamedPath(path_type=Path)
+
+
+class FiniteRange(click.FloatRange):
+    """A range of numbers, without NaN, which is neither below nor above any bound."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number of a text."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not in the range {self._describe_range()}.", param, ctx)
+        return number
 
 
 @dataclass(frozen=True)
@@ -94,7 +123,7 @@ class ModelChoice:
 
 _CHECKPOINT = click.option(
     "--checkpoint",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FILE",
     help="Weights: .safetensors, or a PyTorch checkpoint that holds tensors only.",
 )
@@ -109,7 +138,7 @@ _NUM_CLASSES = click.option(
 )
 _CLASS_NAMES = click.option(
     "--class-names",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FILE",
     help="Names of the classes, in order: a text file with one name per line, or a JSON list.",
 )
@@ -188,7 +217,7 @@ _MEASURING = (
     click.option("--layer", default="auto", show_default=True, metavar="NAME", help="Layer to look at."),
     click.option(
         "--threshold",
-        type=click.FloatRange(0, 1, max_open=True),
+        type=FiniteRange(0, 1, max_open=True),
         default=0.5,
         show_default=True,
         metavar="T",
@@ -242,10 +271,11 @@ def pair_of_sizes(text: str) -> tuple[int, int]:
     """
     parts = text.lower().replace("×", "x").split("x")
     if len(parts) > 2 or not all(
-        part.isascii() and part.isdigit() and 0 < int(part) <= 10_000 for part in parts
+        re.fullmatch("[0-9]{1,5}", part) and 0 < int(part) <= 10_000 for part in parts
     ):
         raise InputError(
-            f"--size {text} is not a size. Write a number of pixels such as 224, or rows x columns: 192x256."
+            f"--size {text:.40} is not a size. Write a number of pixels such as 224, or rows x columns: "
+            "192x256."
         )
     return int(parts[0]), int(parts[-1])
 
@@ -262,9 +292,10 @@ def pick_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
+        # Reading a value tells apart devices that hold none, such as meta.
+        torch.zeros(1, device=device).item()
     # Which error it is depends on how PyTorch was built.
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise InputError(f"--device {name} cannot be used: {reason} Try auto or cpu.") from error
     return device

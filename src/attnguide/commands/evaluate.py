@@ -10,6 +10,7 @@ import click
 from attnguide.cli.console import (
     exit_if,
     note,
+    note_default_model,
     note_skipped,
     print_json,
     progress,
@@ -18,6 +19,7 @@ from attnguide.cli.console import (
     warn_of_random_weights,
 )
 from attnguide.cli.options import (
+    PATH,
     ModelChoice,
     inside_option,
     layers_of,
@@ -33,10 +35,10 @@ __all__ = ["evaluate"]
 
 
 @click.command(short_help="Measure how good a model is, and whether it looks where it should.")
-@click.argument("data", type=click.Path(path_type=Path))
+@click.argument("data", type=PATH)
 @click.option(
     "--masks",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="PATH",
     help="Masks of where to look: one image for all, or a folder with one per class or per image.",
 )
@@ -82,6 +84,7 @@ def evaluate(
     used_device = pick_device(device)
     loaded, images = single_label_images(choice.load(), data)
     warn_of_random_weights(loaded)
+    note_default_model(choice, loaded)
     reader = mask_reader(masks, loaded.classes, [(image.path, image.cls) for image in images], inside=inside)
     with progress("Evaluating", len(images), unit="images") as advance:
         result = evaluate_folder(

@@ -11,6 +11,7 @@ import click
 
 from attnguide.cli.console import exit_if, note_skipped, progress, warn, warn_of_empty_masks
 from attnguide.cli.options import (
+    PATH,
     ModelChoice,
     class_options,
     inside_option,
@@ -34,35 +35,33 @@ _DIGITS = 12
 
 
 @click.command(short_help="Show what guidance changed in a model, as one HTML file.")
-@click.argument("data", type=click.Path(path_type=Path))
+@click.argument("data", type=PATH)
 @click.option(
     "--before",
     required=True,
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FILE",
     help="Weights before guidance: .safetensors, or a PyTorch checkpoint that holds tensors only.",
 )
-@click.option(
-    "--after", required=True, type=click.Path(path_type=Path), metavar="FILE", help="Weights after guidance."
-)
+@click.option("--after", required=True, type=PATH, metavar="FILE", help="Weights after guidance.")
 @click.option(
     "--masks",
     required=True,
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="PATH",
     help="Masks of where to look: one image for all, or a folder with one per class or per image.",
 )
 @inside_option
 @click.option(
     "--groups",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FILE",
     help="Groups of images, such as those with a shortcut: CSV or JSON of file and group.",
 )
 @click.option(
     "--out",
     required=True,
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FILE",
     help="The page to write, .html; its folder must exist.",
 )

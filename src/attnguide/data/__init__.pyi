@@ -4,8 +4,10 @@ from .files import (
     atomic_write as atomic_write,
     check_file as check_file,
     check_target as check_target,
+    check_writable as check_writable,
     natural_key as natural_key,
     read_json as read_json,
+    read_rows as read_rows,
     read_text as read_text,
 )
 from .images import (
@@ -18,6 +20,7 @@ from .images import (
     load_image as load_image,
     open_image as open_image,
     read_image as read_image,
+    save_picture as save_picture,
 )
 from .mixing import Mixed as Mixed, mix as mix
 from .procedural import (

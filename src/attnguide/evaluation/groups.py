@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePath
 
-from attnguide.data.files import read_json, read_text
+from attnguide.data.files import read_json, read_rows
 from attnguide.data.images import IMAGE_SUFFIXES
 from attnguide.errors import DataError, InputError
 
@@ -47,7 +46,8 @@ def read_groups(path: str | Path) -> dict[str, str]:
     for file, group in pairs:
         if not isinstance(group, str | int) or not str(group).strip():
             raise DataError(f"{path}: the group of {file!r} must be a name, got {group!r:.60}.")
-        name, group = PurePath(file).as_posix(), str(group).strip()
+        # Windows separates folders by backslashes.
+        name, group = PurePath(file.replace("\\", "/")).as_posix(), str(group).strip()
         if groups.setdefault(name, group) != group:
             raise DataError(
                 f"{path} puts {file!r} into two groups, {groups[name]!r} and {group!r}. Keep one."
@@ -58,13 +58,10 @@ def read_groups(path: str | Path) -> dict[str, str]:
 
 
 def _read_csv(path: Path) -> list[tuple[str, object]]:
-    try:
-        rows = [row for row in csv.reader(read_text(path).splitlines(), skipinitialspace=True) if any(row)]
-    except csv.Error as error:
-        raise DataError(f"{path} is not valid CSV: {error}. A row reads cat/1.png,indoors.") from error
-    if rows and PurePath(rows[0][0].strip()).suffix.lower() not in IMAGE_SUFFIXES:
+    rows = read_rows(path)
+    if rows and PurePath(rows[0][0]).suffix.lower() not in IMAGE_SUFFIXES:
         rows = rows[1:]  # the headings
     for row in rows:
         if len(row) != 2:
             raise DataError(f"{path}: the row {','.join(row)!r:.80} must hold a file and its group.")
-    return [(file.strip(), group) for file, group in rows]
+    return [(file, group) for file, group in rows]

@@ -348,8 +348,8 @@ class Guide:
             The report; print it.
 
         Raises:
-            InputError: If labels or annotations do not fit, nothing is annotated, or no two images are of
-                different classes.
+            InputError: If there is no such term, labels or annotations do not fit, nothing is annotated, or
+                no two images are of different classes.
 
         Warns:
             AuditWarning: If the map looks right and other measurements say otherwise.
@@ -357,6 +357,10 @@ class Guide:
         from attnguide.auditing.audit import audit  # here, since it brings torchmetrics, which takes its time
 
         check_annotations(self._readers, annotations)
+        if not isinstance(term, int) or not 0 <= term < len(self._bound):
+            raise InputError(
+                f"term={term!r} is not one of the terms: the guide has {len(self._bound)}, numbered from 0."
+            )
         bound = self._bound[term]
 
         def masks_of(pairs: Pairs, size: tuple[int, int]) -> tuple[Tensor, Tensor]:

@@ -67,7 +67,8 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
         read = registry().load_part("recipe", name).read_text
     try:
         content = tomllib.loads(read(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    # Nesting too deep is a RecursionError, and an integer of thousands of digits a plain ValueError.
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{where} cannot be read as a recipe: {error}") from error
     _check_keys(where, "table", content, ("about", "guide", "train"))
     guide = content.get("guide", {})

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from attnguide import functional
 from attnguide.capture.calls import Call
 from attnguide.errors import GuidanceError, InputError
-from attnguide.functional import may_read
+from attnguide.functional import as_tensor, may_read
 from attnguide.interfaces import AlignmentLoss, AttributionSource, TargetPrior, maps_of
 from attnguide.layers import LayerSpec, check_layer, find_layers, out_of_reach
 from attnguide.pairs import Evidence, Pairs, Targets, check_choice, resolve
@@ -318,7 +318,7 @@ def _positive(weights: Tensor) -> Tensor | None:
 
 def _pair_weights(sample_weight: Tensor, trace: Trace, pairs: Pairs) -> Tensor:
     """Pick the weight of each pair, `(N,)`."""
-    weight = torch.as_tensor(sample_weight, dtype=torch.float32, device=trace.logits.device)
+    weight = as_tensor(sample_weight, "sample_weight").to(trace.logits.device, torch.float32)
     batch, classes = trace.logits.shape
     if weight.shape not in ((batch,), (batch, classes)):
         raise InputError(

@@ -58,6 +58,8 @@ class Question(NamedTuple):
     signature: tuple[str, ...] = ()
 
 
+#: Larger files, in bytes, are neither written nor read; the order of a million patches takes half of it.
+_LARGEST = 2**24
 #: So many answers are kept for a model, and for all models that are gone.
 _MOST = 256
 
@@ -95,7 +97,7 @@ def recall(model: nn.Module, images: Tensor, question: Question) -> tuple[Layer,
     print_ = fingerprint(model)
     if print_ is None:
         return None
-    known = _of_kinds.get((print_, key)) or _read(_file(model, print_, key), key)
+    known = _of_kinds.get((print_, key)) or _read(_entry(model, print_, key), key)
     if known is None or None in _modules(model, known):
         return None
     _keep(model, print_, key, known)
@@ -121,7 +123,7 @@ def remember(model: nn.Module, images: Tensor, question: Question, layers: Seque
     known = Known(tuple(layers), (images.shape[-2], images.shape[-1]))
     _keep(model, print_, key, known)
     if print_ is not None and all(layer.how == "measured" for layer in layers):
-        _write(_file(model, print_, key), known)
+        _write(_entry(model, print_, key), known)
 
 
 def forget() -> None:
@@ -239,13 +241,33 @@ def folder() -> Path | None:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "attnguide"
 
 
-def _file(model: nn.Module, print_: str, key: _Key) -> Path | None:
+class _Entry(NamedTuple):
+    """A place on disk.
+
+    Attributes:
+        file: The file.
+        identity: Digest of the model's like, of the question, and of the versions that answer it.
+    """
+
+    file: Path
+    identity: str
+
+    def seal(self, layers: object) -> str:
+        """Return a digest of layers as JSON values, and of what they answer.
+
+        A file that was edited, damaged or copied from another name has another one, and is not believed:
+        another layer or order than the measured one would give a wrong map.
+        """
+        return hashlib.sha256(f"{self.identity} {json.dumps(layers)}".encode()).hexdigest()
+
+
+def _entry(model: nn.Module, print_: str, key: _Key) -> _Entry | None:
     root, name = folder(), _name_of(model)
     if root is None or name is None:
         return None
     made_by = getattr(sys.modules.get(type(model).__module__.partition(".")[0]), "__version__", "")
-    digest = hashlib.sha256(repr((print_, key, __version__, made_by)).encode()).hexdigest()[:16]
-    return root / "layers" / f"{name}-{digest}.json"
+    identity = hashlib.sha256(repr((print_, key, __version__, made_by)).encode()).hexdigest()
+    return _Entry(root / "layers" / f"{name}-{identity[:16]}.json", identity)
 
 
 def _name_of(model: nn.Module) -> str | None:
@@ -258,34 +280,58 @@ def _name_of(model: nn.Module) -> str | None:
     return str(name or kind.__name__).replace("/", "_")
 
 
-def _read(file: Path | None, key: _Key) -> Known | None:
-    if file is None or not file.is_file():
+def _read(entry: _Entry | None, key: _Key) -> Known | None:
+    if entry is None:
         return None
     try:
-        entries = json.loads(file.read_text(encoding="utf-8"))
-        layers = []
-        for entry in entries:
-            layout = entry.pop("layout")
-            layout["grid"] = tuple(layout["grid"])
-            layout["order"] = None if layout["order"] is None else tuple(layout["order"])
-            shortcuts = entry.pop("shortcuts")
-            for names in ("rowwise", "queries"):
-                shortcuts[names] = tuple(shortcuts[names])
-            layers.append(Layer(layout=Layout(**layout), shortcuts=Shortcuts(**shortcuts), **entry))
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        logging.getLogger(__name__).info("%s is not used: %s", file, error)
+        if not entry.file.is_file():
+            return None
+        layers = tuple(map(_layer, _unsealed(entry)))
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        logging.getLogger(__name__).info("%s is not used: %s", entry.file, error)
         return None
     shape = key[0]
-    return Known(tuple(layers), (shape[-2], shape[-1]))
+    return Known(layers, (shape[-2], shape[-1]))
 
 
-def _write(file: Path | None, known: Known) -> None:
-    if file is None or any(math.isnan(layer.agreement) for layer in known.layers):
+def _unsealed(entry: _Entry) -> list[dict[str, Any]]:
+    """Read layers as JSON values; raises `ValueError` and others if the file is not as it was written."""
+    if entry.file.stat().st_size > _LARGEST:
+        raise ValueError("it is larger than any that attnguide writes")
+    written = json.loads(entry.file.read_text(encoding="utf-8"))
+    layers: list[dict[str, Any]] = written["layers"]
+    if written["seal"] != entry.seal(layers):
+        raise ValueError("it is not as attnguide wrote it")
+    return layers
+
+
+def _layer(values: dict[str, Any]) -> Layer:
+    """Make a layer of the JSON values that `_write` made of it."""
+    layout, shortcuts = values["layout"], values["shortcuts"]
+    order = layout["order"]
+    return Layer(
+        **{
+            **values,
+            "layout": Layout(
+                **{**layout, "grid": tuple(layout["grid"]), "order": None if order is None else tuple(order)}
+            ),
+            "shortcuts": Shortcuts(
+                **{**shortcuts, **{name: tuple(shortcuts[name]) for name in ("rowwise", "queries")}}
+            ),
+        }
+    )
+
+
+def _write(entry: _Entry | None, known: Known) -> None:
+    if entry is None or any(math.isnan(layer.agreement) for layer in known.layers):
         return
-    text = json.dumps([asdict(layer) for layer in known.layers])
+    layers = json.loads(json.dumps([asdict(layer) for layer in known.layers]))
+    text = json.dumps({"seal": entry.seal(layers), "layers": layers})
+    if len(text) > _LARGEST:
+        return
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(file) as part:
+        entry.file.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(entry.file) as part:
             part.write_text(text, encoding="utf-8")
     except (OSError, InputError) as error:  # work goes on without a cache
-        logging.getLogger(__name__).info("%s was not written: %s", file, error)
+        logging.getLogger(__name__).info("%s was not written: %s", entry.file, error)

@@ -41,13 +41,28 @@ def check_layer(model: nn.Module, layer: LayerSpec) -> tuple[str, ...]:
         LayerError: If a name is unknown (the nearest is offered), a pattern matches nothing, or there is no
             name at all.
     """
-    asked = (layer,) if isinstance(layer, str) else tuple(layer)
-    if not asked:
-        raise LayerError("layer=[] names no layer; leave it out for 'auto', or name at least one.")
+    asked = _asked(layer)
     names = [name for name, _ in unwrap(model).named_modules() if name]
     return tuple(
         text if text in (INPUT, images_name(unwrap(model))) else _checked(text, names) for text in asked
     )
+
+
+def _asked(layer: LayerSpec) -> tuple[str, ...]:
+    """Return the names of a specification, one or several.
+
+    Raises:
+        LayerError: If it is of another type, or there is no name at all.
+    """
+    asked = tuple(layer) if isinstance(layer, (list, tuple)) else (layer,)
+    if not asked:
+        raise LayerError("layer=[] names no layer; leave it out for 'auto', or name at least one.")
+    for name in asked:
+        if not isinstance(name, str):
+            raise LayerError(
+                f"layer={name!r} must be a name, 'auto', 'stage:N', a pattern, or a list of them."
+            )
+    return asked
 
 
 def out_of_reach(layer: Layer) -> LayerError:
@@ -60,8 +75,6 @@ def out_of_reach(layer: Layer) -> LayerError:
 
 
 def _checked(text: str, names: Sequence[str]) -> str:
-    if not isinstance(text, str):
-        raise LayerError(f"layer={text!r} must be a name, 'auto', 'stage:N', a pattern, or a list of them.")
     if text in ("auto", UNCENTRED) or _stage(text) is not None:
         return text
     # A wrapper for parallel training, which was taken off, puts "module." before the names.
@@ -134,7 +147,7 @@ def find_layers(
     if not isinstance(images, Tensor) or images.ndim != 4:
         check_images(images)
     # What was found was checked: asking again must cost nothing.
-    asked = (layer,) if isinstance(layer, str) else tuple(layer)
+    asked = layer if type(layer) is tuple else _asked(layer)
     of_images = (INPUT, images_name(model))
     if any(name in of_images for name in asked):
         each = [

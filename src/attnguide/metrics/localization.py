@@ -64,8 +64,8 @@ def iou(maps: Tensor, masks: Tensor, *, threshold: float = 0.5) -> Tensor:
     Raises:
         InputError: If the shapes do not fit, a map is not finite, or the threshold is out of range.
     """
-    if not 0 <= threshold < 1:
-        raise InputError(f"threshold={threshold} must be at least 0 and below 1.")
+    if not isinstance(threshold, (int, float)) or not 0 <= threshold < 1:
+        raise InputError(f"threshold={threshold!r} must be at least 0 and below 1.")
     maps, masks = _fitting(maps, masks)
     seen, inside = functional.min_max(maps.relu()) > threshold, masks > 0.5
     overlap = (seen & inside).sum(dim=(1, 2))

@@ -58,6 +58,8 @@ def load(
         raise InputError(f"both the pretrained weights and {checkpoint} were requested. Choose one.")
     if num_classes is not None and num_classes < 1:
         raise InputError(f"num_classes={num_classes} must be at least 1.")
+    if name is not None and not isinstance(name, str):
+        raise InputError(f"name={name!r:.60} must be text: a model of timm, or torchvision/NAME.")
     if name is None:
         if pretrained or num_classes is not None:
             raise InputError("pretrained and num_classes describe a model that has a name. Name one.")

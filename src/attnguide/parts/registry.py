@@ -7,15 +7,17 @@ names imports no part.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module, metadata
 from importlib.resources import files
+from inspect import signature
 from typing import Any
 
 import pluggy
 
-from attnguide.errors import AttnGuideError, PluginError, UnknownNameError
+from attnguide.errors import AttnGuideError, InputError, PluginError, UnknownNameError
 from attnguide.parts import hookspecs
 from attnguide.parts.hookspecs import KINDS, PROJECT, Kind, Part
 
@@ -134,10 +136,12 @@ class Registry:
         Raises:
             UnknownNameError: If there is no such name.
             PluginError: If the part cannot be imported or built, or is of another kind.
+            InputError: If a switch is given something other than true or false.
         """
         part = what
         if isinstance(what, str):
             factory = self.load_part(kind, what)
+            _check_switches(f"{kind} {what!r}", factory, options)
             try:
                 part = factory(**options)
             except AttnGuideError:
@@ -161,6 +165,20 @@ class Registry:
                 f"{part!r}.{remedy}"
             )
         return part
+
+
+def _check_switches(where: str, factory: Any, options: Mapping[str, Any]) -> None:
+    """Refuse a switch that is not true or false: in Python any text, even "no", would turn it on."""
+    if not options or not callable(factory):
+        return
+    try:
+        parameters = signature(factory).parameters
+    except (TypeError, ValueError):  # some factories have none that can be read
+        return
+    for name, value in options.items():
+        default = parameters[name].default if name in parameters else None
+        if isinstance(default, bool) and not isinstance(value, bool):
+            raise InputError(f"{where}: {name} = {value!r:.60} must be true or false.")
 
 
 def _part(item: Part | tuple[Any, ...]) -> Part:

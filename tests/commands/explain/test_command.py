@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import struct
 import subprocess
 import sys
+import time
 import zlib
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +22,7 @@ from tests.helpers.pictures import index_of, no_leftovers, picture
 import attnguide as ag
 from attnguide import models
 from attnguide.commands.explain import run, sheet
+from attnguide.commands.explain.reserving import reserved
 from attnguide.data.images import read_image
 from attnguide.errors import InputError
 
@@ -259,6 +263,123 @@ def test_an_interruption_leaves_a_valid_index_and_no_temporary_file(
     assert no_leftovers(out)
     monkeypatch.setattr(run, "explain", original)
     assert "5 maps (2 images were done before)" in call(*arguments).stdout
+
+
+def test_an_interruption_between_the_maps_of_an_image(call, photos, faces, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    arguments = ("explain", photos, "--checkpoint", faces, "--target", "top:3", "--out", out, "--resume")
+    original = Future.result
+
+    def interrupted(future, *args):
+        answer = original(future, *args)
+        if isinstance(answer, dict) and (answer["name"], answer["class"]) == ("2", second):
+            raise KeyboardInterrupt
+        return answer
+
+    loaded = models.embedded(faces)
+    second = int(loaded.model(loaded.read(photos / "2.png")[None])[0].argsort(descending=True)[1])
+    with monkeypatch.context() as patch:
+        patch.setattr(Future, "result", interrupted)
+        call(*arguments, status=130)
+    assert [line["name"] for line in index_of(out)] == ["0"] * 3 + ["1"] * 3
+    assert "15 maps (2 images were done before)" in call(*arguments).stdout
+    assert sorted(line["name"] for line in index_of(out)) == sorted("01234" * 3)
+    assert len(list(out.glob("?_*.png"))) == 15
+
+
+ATTNGUIDE = [sys.executable, "-c", "from attnguide.cli.main import main; main()"]
+
+
+def until_maps(process, out, count=3):
+    end = time.monotonic() + 60
+    while len(list(out.glob("*_*.png"))) < count:
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)])
+def test_a_run_that_is_ended_from_outside_can_be_resumed(faces, tmp_path, number, status):
+    for index in range(60):
+        picture(tmp_path / "photos" / f"{index}.png", index)
+    out = tmp_path / "out"
+    options = ["--checkpoint", faces, "--target", "top:3", "--batch-size", "2", "--out", out, "--resume"]
+    command = [*ATTNGUIDE, "explain", tmp_path / "photos", *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        until_maps(process, out)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert "Traceback" not in errors
+    if number == signal.SIGTERM:
+        assert errors.endswith("Terminated.\n")
+        assert no_leftovers(out)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.startswith("180 maps")
+    assert len(list(out.glob("*_*.png"))) == 180 + 1
+    assert no_leftovers(out)
+
+
+def test_two_runs_into_one_folder(call, photos, faces, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    with reserved(out):
+        result = call("explain", photos, "--checkpoint", faces, "--out", out, status=2)
+    assert f"another run writes to {out} (process {os.getpid()})" in result.stderr
+    assert list(out.iterdir()) == []
+    call("explain", photos, "--checkpoint", faces, "--out", out)
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_run_does_not_explain_what_an_earlier_run_drew(call, photos, faces, tmp_path):
+    (photos / "raw.cr2").touch()
+    for number in range(3):
+        # The target changes, so that the index does not list the maps of the run before.
+        out = photos / "out" if number else photos
+        result = call("explain", photos, "--checkpoint", faces, "--target", number, "--out", out)
+        assert result.stdout.startswith("5 maps, 0 images skipped")
+        expected = f"{6 * number} pictures that attnguide has drawn" if number else ""
+        assert expected in result.stderr
+        assert "1 images of formats that are not read (1 .cr2); convert them." in result.stderr
+    assert call("explain", "", "--checkpoint", faces, status=2).stderr.startswith("Error: a path is ''")
+
+
+def test_the_embedded_model_says_what_it_knows(call, photos, faces, tmp_path):
+    out = tmp_path / "out"
+    result = call("explain", photos, "--target", "0", "--out", out)
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("No --model")]
+    assert "attributes of drawn faces" in line
+    assert "No --model" not in call("explain", photos, "--checkpoint", faces, "--out", out).stderr
+
+
+def test_the_page_of_an_earlier_run_does_not_outlive_an_interruption(
+    call, photos, faces, tmp_path, monkeypatch
+):
+    out = tmp_path / "out"
+    arguments = ("explain", photos, "--checkpoint", faces, "--target", "0", "--out", out, "--resume")
+    call(*arguments)
+    picture(photos / "new.png", 9)
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sheet, "write_sheet", interrupted)
+        call(*arguments, status=130)
+    assert len(index_of(out)) == 6
+    assert not (out / sheet.NAME).exists()
+    call(*arguments)
+    assert (out / sheet.NAME).exists()
+
+
+def test_a_damaged_map_is_named(call, photos, faces, tmp_path):
+    out = tmp_path / "out"
+    options = ("--checkpoint", faces, "--target", "0", "--format", "npy", "--out", out, "--resume")
+    call("explain", photos, *options)
+    (out / sheet.NAME).unlink()
+    (out / "2_smiling.npy").write_bytes(b"no array")
+    result = call("explain", photos, *options, status=2)
+    assert "2_smiling.npy is not a map that attnguide wrote" in result.stderr
 
 
 def test_an_interruption_while_a_picture_is_written(call, photos, faces, tmp_path, monkeypatch):

@@ -99,3 +99,7 @@ def test_targets_that_are_refused(text, error, expected):
 def test_top_takes_the_highest_first():
     logits = torch.tensor([[0.0, 3, 1, 2, -1]])
     assert parse_target("top:2", CLASSES, multi_label=False).of(logits) == [(0, 1), (0, 3)]
+
+
+def test_names_are_on_one_line():
+    assert list(image_names([Path("x/a\nb.png"), Path("x/c\u2028\td.png")], {}).values()) == ["a-b", "c--d"]

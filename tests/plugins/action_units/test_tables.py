@@ -144,3 +144,27 @@ def test_folders_tell_equal_names_apart() -> None:
     with pytest.raises(DataError, match=r"several entries .* match 'a\.png'"):
         table.of("a.png")
     assert table.of("c.png") is None
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_a_table_of_windows(tmp_path: Path, delimiter: str) -> None:
+    points = np.arange(136, dtype=np.float32)
+    row = delimiter.join(["faces\\a.jpg", *(f"{value:g}" for value in points)])
+    (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbf" + row.encode() + b"\r\n")
+    found = read_landmarks(tmp_path / "a.csv").of("elsewhere/faces/a.jpg")
+    assert found is not None
+    np.testing.assert_array_equal(found.numpy(), points.reshape(68, 2))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.pts", "n_points: " + "9" * 5000 + " { 1 2 }"),
+        ("a.csv", "x_" + "9" * 5000 + ",y_0\n1,2\n"),
+        ("a.csv", "a," + "1" * 200_000),
+    ],
+)
+def test_numbers_of_thousands_of_digits(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=name):
+        read_landmarks(tmp_path / name)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import re
 import signal
 import socket
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import pytest
+from click.testing import CliRunner
 from tests.helpers.browser import annotating
 from tests.plugins.gradcam_iou.helpers import Served, invoke, picture
 
 from attnguide import models
+from attnguide.cli.main import main
 
 
 def test_ctrl_c_ends_it(tmp_path: Path) -> None:
@@ -22,6 +28,34 @@ def test_ctrl_c_ends_it(tmp_path: Path) -> None:
         assert process.wait(20) == 0
         assert process.stderr is not None
         assert "Traceback" not in process.stderr.read()
+
+
+def test_the_token_is_on_no_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The browser is started with a page that only the owner can read, and that leads to the address."""
+    picture(tmp_path / "one.png")
+    opened: list[str] = []
+    seen: list[tuple[str, int]] = []
+
+    def record(url: str) -> bool:
+        page = Path(url2pathname(urlsplit(url).path))
+        opened.append(url)
+        seen.append((page.read_text(), page.parent.stat().st_mode & 0o077))
+        os.kill(os.getpid(), signal.SIGINT)
+        return True
+
+    monkeypatch.setattr("webbrowser.open", record)
+    done = CliRunner().invoke(
+        main, ["annotate", str(tmp_path / "one.png"), "--out", str(tmp_path / "m"), "--port", "0"]
+    )
+    assert done.exit_code == 0, done.output
+    (address,) = re.findall(r"http://\S+", done.stdout)
+    token = address.partition("token=")[2]
+    assert opened[0].startswith("file://")
+    assert token not in opened[0]
+    text, others_may = seen[0]
+    assert f'content="0; url={address}"' in text
+    assert others_may == 0
+    assert not Path(url2pathname(urlsplit(opened[0]).path)).exists()
 
 
 def test_without_a_model_no_torch_is_loaded(tmp_path: Path) -> None:

@@ -1,7 +1,13 @@
 // The page: tools, history, saving, and requests to the server.
 const $ = (id) => document.getElementById(id);
 const on = (id, type, action) => $(id).addEventListener(type, action);
-const token = new URLSearchParams(location.search).get("token");
+// The token leaves the address bar, and stays for a reload of this tab only.
+const given = new URLSearchParams(location.search).get("token");
+if (given) {
+  sessionStorage.setItem("token", given);
+  history.replaceState(null, "", "/");
+}
+const token = given || sessionStorage.getItem("token") || "";
 
 async function ask(path, options = {}) {
   const response = await fetch(path, {...options, headers: {"X-Token": token, ...options.headers}});
@@ -92,7 +98,7 @@ function showProgress() {
 
 // The state of a mask before each change, packed; for the masks that were changed last.
 const histories = new Map();
-function history() {
+function undoSteps() {
   const key = `${sheet}/${cls}`, past = histories.get(key) || {undo: [], redo: []};
   histories.delete(key);
   histories.set(key, past);
@@ -103,7 +109,7 @@ function history() {
 function changed(before) {
   const now = Raster.pack(mask);
   if (before.length === now.length && before.every((byte, place) => byte === now[place])) return;
-  const past = history();
+  const past = undoSteps();
   past.undo.push(before);
   if (past.undo.length > 100) past.undo.shift();
   past.redo = [];
@@ -112,7 +118,7 @@ function changed(before) {
 }
 
 function step(from, to) {
-  const past = history();
+  const past = undoSteps();
   if (stroke || !mask || !past[from].length) return;
   past[to].push(Raster.pack(mask));
   const bits = past[from].pop();
@@ -124,7 +130,7 @@ function step(from, to) {
 }
 
 function shown() {
-  const past = history();
+  const past = undoSteps();
   $("undo").disabled = !past.undo.length;
   $("redo").disabled = !past.redo.length;
   const inside = mask.reduce((sum, value) => sum + value, 0);

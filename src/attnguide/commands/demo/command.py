@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from attnguide.cli.console import progress, table_console
+from attnguide.cli.options import PATH
 
 __all__ = ["demo"]
 
@@ -23,7 +24,7 @@ _ROWS = {
 @click.command(short_help="Train a classifier twice: misled by a shortcut, and guided.")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=PATH,
     default=Path("attnguide-demo"),
     show_default=True,
     metavar="DIR",
@@ -42,9 +43,11 @@ def demo(out: Path, seed: int) -> None:
 
     Everything is generated; nothing is downloaded.
     """
-    from attnguide.commands.explain.index import check_writable
+    from attnguide.data.files import check_target, check_writable
 
     check_writable(out)
+    for name in ("before_after.png", "report.html", "result.json"):
+        check_target(out / name)
     with progress("Starting", 1.0, keep=True) as advance:
         from attnguide.commands.demo.story import run_demo
 

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from attnguide import metrics, visual
 from attnguide.capture.model_state import evaluating
 from attnguide.data.files import atomic_write
+from attnguide.data.images import save_picture
 from attnguide.data.procedural.faces import ATTRIBUTES, ProceduralFaces, template
 from attnguide.errors import InputError
 from attnguide.explanation import explain
@@ -143,7 +144,7 @@ def run_demo(out: str | Path, *, seed: int = 0, report: Report | None = None) ->
     notify("writing the report", 0.99)
     compared = _compare(before, after, unbiased)
     with atomic_write(folder / "before_after.png") as path:
-        _sheet(compared).save(path)
+        save_picture(_sheet(compared), path)
     with atomic_write(folder / "report.html") as path:
         path.write_text(_html(result, compared), encoding="utf-8")
     with atomic_write(folder / "result.json") as path:

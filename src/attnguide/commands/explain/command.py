@@ -9,8 +9,16 @@ from typing import Any
 import click
 
 from attnguide import __version__
-from attnguide.cli.console import exit_if, note_skipped, progress, warn_of_random_weights
-from attnguide.cli.options import ModelChoice, device_option, layers_of, model_options, pick_device
+from attnguide.cli.console import exit_if, note_default_model, note_skipped, progress, warn_of_random_weights
+from attnguide.cli.options import (
+    PATH,
+    FiniteRange,
+    ModelChoice,
+    device_option,
+    layers_of,
+    model_options,
+    pick_device,
+)
 
 __all__ = ["explain"]
 
@@ -57,7 +65,7 @@ _FORMATS = ("png", "npz", "npy")
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=PATH,
     default=Path("attnguide-maps"),
     show_default=True,
     metavar="DIR",
@@ -79,9 +87,7 @@ _FORMATS = ("png", "npz", "npy")
     show_default=True,
     help="Size of raw maps: that of the model's input, or of the layer.",
 )
-@click.option(
-    "--alpha", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Opacity of overlays."
-)
+@click.option("--alpha", type=FiniteRange(0, 1), default=0.5, show_default=True, help="Opacity of overlays.")
 @device_option
 @click.option(
     "--batch-size",
@@ -125,8 +131,10 @@ def explain(
       attnguide explain cat.jpg --model resnet18 --checkpoint mine.safetensors --class-names names.txt
     """  # noqa: D301  (click's mark for "leave these lines as they are")
     # Checks that fail at once come first; loading torch and the model takes seconds.
-    from attnguide.commands.explain.index import Index, check_writable
+    from attnguide.commands.explain.index import Index
     from attnguide.commands.explain.names import image_names
+    from attnguide.commands.explain.reserving import reserved
+    from attnguide.data.files import check_writable
     from attnguide.data.images import find_images
     from attnguide.parts.registry import registry
 
@@ -145,11 +153,13 @@ def explain(
         "alpha": alpha,
         "attnguide": __version__,
     }
-    index = Index(out, settings, resume=resume)
-    names = image_names(paths, index.names)
-    done = index.names.values()
-    left = [(path, name) for path, name in names.items() if name not in done]
-    skipped = _run(choice, left, index, target, device, settings, batch_size)
+    with reserved(out):
+        index = Index(out, settings, resume=resume)
+        known = index.names
+        names = image_names(paths, known)
+        done = set(known.values())
+        left = [(path, name) for path, name in names.items() if name not in done]
+        skipped = _run(choice, left, index, target, device, settings, batch_size)
     _report(index, len(paths) - len(left), skipped)
     exit_if(skipped)
 
@@ -172,6 +182,7 @@ def _run(
     used_device = pick_device(device)
     loaded = choice.load()
     warn_of_random_weights(loaded)
+    note_default_model(choice, loaded)
     request = Request(
         source=settings["source"],
         target=parse_target(target, loaded.classes, loaded.multi_label),
@@ -184,6 +195,8 @@ def _run(
         device=used_device,
     )
     index.begin()
+    # An interruption must not leave the page of an earlier run, which lacks what this one adds.
+    (index.folder / NAME).unlink(missing_ok=True)
     skipped = []
     if left:
         with progress("Explaining", len(left), unit="images", keep=True) as advance:

@@ -61,9 +61,9 @@ def image_names(images: Iterable[Path], known: dict[str, str]) -> dict[Path, str
             names[image] = known[path]
             continue
         relative = Path(os.path.relpath(path, root) if root else image.name)
-        folders = [_cut(part, _BYTES) for part in relative.parts[:-1]]
-        stem = _cut(relative.stem, _BYTES)
-        suffix = relative.suffix.removeprefix(".")
+        folders = [_cut(_on_one_line(part), _BYTES) for part in relative.parts[:-1]]
+        stem = _cut(_on_one_line(relative.stem), _BYTES)
+        suffix = _on_one_line(relative.suffix).removeprefix(".")
         candidates = [stem, f"{stem}-{suffix}"]
         name = next((n for n in (_joined(folders, c) for c in candidates) if n.casefold() not in used), None)
         number = 2
@@ -83,6 +83,11 @@ def _common_folder(paths: Iterable[str]) -> str:
 
 def _joined(folders: Sequence[str], stem: str) -> str:
     return "/".join([*folders, stem])
+
+
+def _on_one_line(text: str) -> str:
+    """Replace control characters and line breaks, which file systems allow, by hyphens."""
+    return "".join("-" if unicodedata.category(letter) in ("Cc", "Zl", "Zp") else letter for letter in text)
 
 
 def _cut(text: str, limit: int) -> str:

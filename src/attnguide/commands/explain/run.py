@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from attnguide.capture.model_state import evaluating
 from attnguide.commands.explain.index import Index, writing
 from attnguide.commands.explain.names import class_slugs
 from attnguide.commands.explain.targets import Target
+from attnguide.data.images import save_picture
 from attnguide.errors import AttnGuideError, DataError, InputError
 from attnguide.explanation import Explanation, explain
 from attnguide.models import LoadedModel
@@ -97,7 +99,10 @@ def explain_files(
                 if good:
                     explanation = _explained(loaded, torch.stack(tensors), request)
                     jobs, bad = _jobs(loaded, good, explanation, slugs)
-                    index.add(pool.map(lambda job: _save(job, index.folder, request), jobs))
+                    saved = pool.map(lambda job: _save(job, index.folder, request), jobs)
+                    # Image by image: after an interruption one is done only if all of its maps are there.
+                    for _, lines in groupby(saved, key=lambda line: line["name"]):
+                        index.add(list(lines))
                     skipped += bad
                 advance(len(batch))
         finally:
@@ -226,11 +231,11 @@ def _save(job: _Job, folder: Path, request: Request) -> dict[str, Any]:
     raw = (sized[0] if request.full_size else job.map).numpy()
     files = [f"{job.name}_{job.slug}.{suffix}" for suffix in request.formats]
     for file, suffix in zip(files, request.formats, strict=True):
-        with writing(folder / file) as temporary:
+        with writing(folder, file) as temporary:
             if suffix == "png":
                 overlay = visual.overlay(job.picture[None], functional.min_max(sized)[None], request.alpha)
                 # Three times as fast as Pillow's default, and the files are hardly larger.
-                visual.to_pil(overlay[0, 0]).save(temporary, compress_level=3)
+                save_picture(visual.to_pil(overlay[0, 0]), temporary, compress_level=3)
             elif suffix == "npy":
                 np.save(temporary, raw)
             else:

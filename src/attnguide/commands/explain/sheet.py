@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
 
 from attnguide import functional, visual
 from attnguide.commands.explain.index import writing
-from attnguide.data.images import read_image
+from attnguide.data.images import read_image, save_picture
 from attnguide.errors import DataError
 from attnguide.models import LoadedModel
 
@@ -65,8 +66,8 @@ def write_sheet(folder: Path, lines: Sequence[dict[str, Any]], loaded: LoadedMod
         pictures += [None] * padding
         captions += [""] * padding
     page = visual.contact_sheet(pictures, captions, cell=_CELL, group=width)
-    with writing(folder / NAME) as temporary:
-        page.save(temporary)
+    with writing(folder, NAME) as temporary:
+        save_picture(page, temporary)
     return folder / NAME
 
 
@@ -87,10 +88,25 @@ def _overlay(folder: Path, line: dict[str, Any], original: Tensor | None, alpha:
         return read_image(files[".png"])
     if original is None:
         return None
-    if ".npy" in files:
-        raw = np.load(files[".npy"])
-    else:
-        with np.load(files[".npz"]) as saved:
-            raw = saved["map"]
-    sized = functional.resize(torch.from_numpy(raw)[None], (original.shape[-2], original.shape[-1]))
+    raw = torch.from_numpy(_raw_map(next(iter(files.values()))))
+    sized = functional.resize(raw[None], (original.shape[-2], original.shape[-1]))
     return visual.to_pil(visual.overlay(original[None], functional.min_max(sized)[None], alpha)[0, 0])
+
+
+def _raw_map(file: Path) -> npt.NDArray[np.float32]:
+    """Read the raw map `(h, w)` of a file, which an earlier run may have written."""
+    try:
+        return _read_map(file)
+    # A damaged file can make numpy fail in many ways: EOFError, BadZipFile, ValueError, KeyError, …
+    except Exception as error:
+        raise DataError(
+            f"{file} is not a map that attnguide wrote ({error}). Remove it, and go on with --resume."
+        ) from error
+
+
+def _read_map(file: Path) -> npt.NDArray[np.float32]:
+    saved = np.load(file)
+    raw = np.asarray(saved if file.suffix == ".npy" else saved["map"])
+    if raw.ndim != 2 or raw.dtype != np.float32 or not np.isfinite(raw).all():
+        raise ValueError(f"{raw.dtype} values of shape {raw.shape}")
+    return raw

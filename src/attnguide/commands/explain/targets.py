@@ -67,7 +67,7 @@ def parse_target(text: str, classes: Sequence[str], multi_label: bool) -> Target
         return Target("all")
     if text == "predicted":
         return Target(None) if multi_label and len(classes) > 1 else Target("predicted")
-    if match := re.fullmatch(r"top:?(\d+)", text):
+    if match := re.fullmatch(r"top:?([0-9]{1,9})", text):
         if not int(match[1]):
             raise InputError(f"--target {text} selects no class. Write top:1 or more.")
         return Target(None, top=min(int(match[1]), len(classes)))
@@ -81,9 +81,10 @@ def parse_target(text: str, classes: Sequence[str], multi_label: bool) -> Target
 
 def _class(text: str, classes: Sequence[str]) -> int:
     if text.isascii() and text.isdigit():
-        if int(text) >= len(classes):
+        # Python reads no number of thousands of digits.
+        if len(text) > 9 or int(text) >= len(classes):
             raise InputError(
-                f"--target {text} is out of range: the model has classes 0 to {len(classes) - 1}."
+                f"--target {text:.40} is out of range: the model has classes 0 to {len(classes) - 1}."
             )
         return int(text)
     indices = _matches(text, classes)

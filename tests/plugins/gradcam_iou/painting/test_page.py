@@ -125,6 +125,17 @@ class Page:
         assert all(url.startswith((own, "data:", "blob:")) for url in asked), asked
 
 
+def test_the_token_leaves_the_address_bar_and_a_reload_works(driver: Any, tmp_path: Path) -> None:
+    picture(tmp_path / "one.png", 60, 40)
+    with annotating(tmp_path / "one.png", "--out", tmp_path / "masks") as (_, address):
+        page = Page(driver, address)
+        own = address.split("?")[0]
+        assert driver.current_url == own
+        driver.refresh()
+        page.until(lambda: page.js("return document.body.dataset.ready === 'true'"))
+        assert driver.current_url == own
+
+
 @pytest.fixture(scope="module")
 def driver() -> Iterator[Any]:
     with browser() as found:

@@ -43,6 +43,31 @@ def test_a_mask_is_kept_and_given_back(served: Served) -> None:
     assert served.ask("/")[1].startswith(b"<!doctype html>")
 
 
+def test_a_reload_brings_a_cookie_that_opens_the_page_and_nothing_else(served: Served) -> None:
+    def ask(path: str, method: str = "GET", **headers: str) -> tuple[int, str]:
+        connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=30)
+        connection.request(method, path, headers=headers)
+        answer = connection.getresponse()
+        answer.read()
+        connection.close()
+        return answer.status, answer.headers.get("Set-Cookie", "")
+
+    status, cookie = ask(f"/?token={served.token}")
+    name, _, rest = cookie.partition("=")
+    key = rest.split(";")[0]
+    assert (status, name) == (200, f"attnguide-{served.port}")
+    assert served.token not in cookie
+    assert "HttpOnly" in cookie
+    assert ask("/", Cookie=f"other=1; {name}={key}")[0] == 200
+    for path in ("/api/state", "/api/image/0", "/api/coco", f"/api/state?token={key}"):
+        assert ask(path, Cookie=f"{name}={key}")[0] == 403
+    assert ask("/", "POST", Cookie=f"{name}={key}")[0] == 403
+    assert ask("/")[0] == ask("/", Cookie=f"{name}=guessed")[0] == 403
+    assert ask("/", Cookie=f"{name}={key}; {name}={key}")[0] == 403
+    assert ask("/?token=guessed", Cookie=f"{name}={key}")[0] == 403
+    assert ask("/", Cookie=f"{name}={key}", Host="evil.example")[0] == 403
+
+
 @pytest.mark.parametrize(
     ("path", "headers", "status"),
     [
@@ -63,6 +88,9 @@ def test_a_mask_is_kept_and_given_back(served: Served) -> None:
         ("/api/part/0/0", {}, 404),
         ("/api/tuning", {}, 404),
         ("/page/app.js", {}, 404),
+        (f"/api/image/{'9' * 5000}", {}, 404),
+        (f"/api/mask/0/{'9' * 5000}", {}, 404),
+        (f"/api/part/{'1' * 10}/0", {}, 404),
     ],
 )
 def test_what_is_refused(served: Served, path: str, headers: dict[str, str], status: int) -> None:
