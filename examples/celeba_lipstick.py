@@ -91,7 +91,8 @@ def main() -> None:
     model, train, validation, classes = (on_celeba if options.data else on_drawn_faces)(options)
     lipstick = classes.index("Wearing_Lipstick" if options.data else "lipstick")
     if options.template:
-        template = load_template(options.template, classes).masks
+        # The images are squeezed into a square, and the template with them.
+        template = load_template(options.template, classes, 224).masks
     else:
         mouth = mouth_of_celeba(224) if options.data else ProceduralFaces(1).region_mask("lipstick")
         template = torch.full((len(classes), *mouth.shape), torch.nan)  # NaN: no region for the others

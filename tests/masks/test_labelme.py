@@ -122,6 +122,9 @@ def test_masks_of_the_assistant(tmp_path):
     ("entry", "reason"),
     [
         (shape("Bald", "polygn", [[0, 0], [4, 0], [4, 4]]), "polygn"),
+        (without(shape("Bald", "cuboid3d", []), "points"), "cuboid3d"),
+        (shape("Bald", "line", "nothing"), "line"),
+        ({**shape("Bald", "mask", [[5, 2], [7, 5]]), "mask": "é"}, "mask that cannot be read"),
         (shape("Bald", "x" * 100, []), "x" * 60 + "…"),
         (shape("Bald", "points", [[0, 0], [4, 0], [4, 4]]), "points"),
         (shape("Bald", "polygon", []), "polygon of 0 points"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import math
 from collections import Counter
 from pathlib import Path
@@ -12,7 +11,6 @@ import numpy as np
 
 from attnguide.data.files import read_json
 from attnguide.data.images import decode_image
-from attnguide.errors import DataError
 from attnguide.masks._entries import as_point, get_size, get_value
 from attnguide.masks._shapes import Bitmap, Circle, Polygon, Shape
 from attnguide.masks.annotations import LabeledMasks
@@ -21,6 +19,8 @@ __all__ = ["read_labelme"]
 
 #: Names under which LabelMe and tools that write its format keep four corners in any direction.
 _TURNED = frozenset({"oriented_rectangle", "rotated_rectangle", "rotation"})
+#: Types of shapes that have an area. Points and lines enclose nothing.
+_REGIONS = frozenset({"polygon", "rectangle", "circle", "mask"}) | _TURNED
 
 
 def read_labelme(path: str | Path) -> LabeledMasks:
@@ -49,6 +49,9 @@ def read_labelme(path: str | Path) -> LabeledMasks:
         # Files older than the other shapes do not name the type.
         named = entry.get("shape_type") is not None
         kind = get_value(entry, "shape_type", str, where) if named else "polygon"
+        if kind.replace(" ", "_") not in _REGIONS:
+            skipped[kind if len(kind) <= 60 else f"{kind[:60]}…"] += 1
+            continue
         points = [as_point(point, where) for point in get_value(entry, "points", list, where)]
         shape = _bitmap(entry, points, where) if kind == "mask" else _outline(kind, points)
         if isinstance(shape, str):
@@ -73,10 +76,8 @@ def _outline(kind: str, points: list[tuple[float, float]]) -> Shape | str:
         case "circle", [centre, rim]:
             radius = math.dist(centre, rim)
             return Circle(centre, radius) if radius > 0 else "circle without area"
-        case "polygon" | "rectangle" | "circle", _:
-            return f"{kind} of {_counted(len(points))}"
         case _:
-            return kind if len(kind) <= 60 else f"{kind[:60]}…"
+            return f"{kind} of {_counted(len(points))}"
     return f"{kind} without area" if shape.is_flat else shape
 
 
@@ -92,7 +93,7 @@ def _bitmap(entry: object, points: list[tuple[float, float]], where: str) -> Sha
     try:
         content = base64.b64decode(get_value(entry, "mask", str, where), validate=True)
         pixels = np.asarray(decode_image(content, f"{where}: its mask")) > 0
-    except (DataError, binascii.Error):
+    except ValueError:  # `DataError`, and what is not base64
         return "mask that cannot be read"
     if pixels.shape != (bottom - top + 1, right - left + 1):
         return "mask of another size than its corners"

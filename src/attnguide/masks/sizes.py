@@ -76,8 +76,7 @@ def check_proportions(masks: tuple[int, ...], images: tuple[int, ...], what: str
         raise InputError(
             f"{what} has {masks[-2]} rows and {masks[-1]} columns, the images have {images[-2]} and "
             f"{images[-1]}: these are other proportions. Transform masks as the images; if these were "
-            "squeezed, "
-            "resize the masks to their size."
+            "squeezed, give the masks their size, as by size= of load_template and MaskFolder."
         )
 
 
