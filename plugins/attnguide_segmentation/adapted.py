@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from attnguide.adapters import AdapterSet, SavedAdapters, feature_sizes
 from attnguide.capture.logits import find_logits
+from attnguide.capture.model_state import unwrap
 from attnguide.errors import InputError, UnknownNameError
 from attnguide.interfaces import Adapter
 from attnguide_segmentation._hosts import find_gate, first_convolution
@@ -102,15 +103,16 @@ def attach(
             "boxes are 16 regions, and ssg and mask_channels take seven: attach them to different models."
         )
     finder = _finder(regions, 16 if "boxes" in methods else 7)
+    inner = unwrap(model)  # names of layers and their sizes are those of the model itself
     adapters: list[Adapter] = []
     with torch.inference_mode(False):  # else the weights could not be trained
         if "mask_channels" in methods:
-            name, first = first_convolution(model, images)
+            name, first = first_convolution(inner, images)
             padding = first.padding if isinstance(first.padding, str) else tuple(first.padding)
             sizes = (first.kernel_size, first.stride, padding, first.dilation)
             adapters.append(MaskChannels(first.out_channels, *sizes, after=name, regions=finder))
         if "ssg" in methods:
-            place = find_gate(model, images, gate)
+            place = find_gate(inner, images, gate)
             adapters.append(
                 SSG(
                     place.channels,
@@ -125,7 +127,7 @@ def attach(
         if len(pooling) > 1:
             raise InputError(f"{', '.join(pooling)} all replace the model's logits; name one of them.")
         if pooling:
-            channels, outputs = feature_sizes(model, images, layer)
+            channels, outputs = feature_sizes(inner, images, layer)
             outputs = outputs if classes is None else classes
             if pooling[0] in ("average", "pyramid"):
                 levels = (1,) if pooling[0] == "average" else (1, 2)

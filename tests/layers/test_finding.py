@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -675,3 +676,28 @@ def test_layer_attention_does_not_take_rounding_for_a_map() -> None:
             if isinstance(module, torch.nn.LayerNorm):
                 module.weight.normal_()
     assert ag.explain(model, images, "layer_attention", layer=last, size=None).maps.any()
+
+
+class Frozen(nn.Module):
+    """A trunk that runs without gradients, as in linear probing, and a head."""
+
+    def __init__(self, mode: Callable[[], AbstractContextManager[object]]) -> None:
+        super().__init__()
+        self.trunk, self.head, self.mode = cnn()[:4], nn.LazyLinear(CLASSES), mode
+
+    def forward(self, images: Tensor) -> Tensor:
+        with self.mode():
+            features = self.trunk(images).mean(dim=(2, 3))
+        return self.head(features.clone())
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_trunk_without_gradients(mode: Callable[[], AbstractContextManager[object]]) -> None:
+    model, (images, *_) = Frozen(mode).eval(), batch()
+    model(images)
+    with pytest.raises(LayerError, match=r"requires_grad_\(False\)"):
+        ag.explain(model, images)
+    with ag.Guide(model), pytest.raises(LayerError, match=r"requires_grad_\(False\)"):
+        model(images)
+    # A source that needs no gradient sees the trunk.
+    assert ag.explain(model, images, "layer_attention").layer.startswith("trunk")

@@ -322,7 +322,7 @@ def first_pass(subject: Subject, wanted: Callable[[list[Output]], list[Output]] 
     def look_at(name: str, tap: Tap, tensor: Tensor, args: tuple[Any, ...]) -> Tensor | None:
         given = _first(args)
         known, _, version = handed_on.get(id(tensor), (None, None, 0))
-        if known is not None and tensor._version == version:
+        if known is not None and _version(tensor) == version:
             if isinstance(modules[name], _PASS_ON):  # no layer to name: what it hands on is another's
                 dropout = isinstance(modules[name], nn.modules.dropout._DropoutNd)
                 known.dropped |= dropout and modules[name].p > 0
@@ -340,7 +340,7 @@ def first_pass(subject: Subject, wanted: Callable[[list[Output]], list[Output]] 
             seen.append(Output([tap], tensor, given=[given]))
             # A copy goes on, lest the next layer works in place and overwrites what this one gave.
             passed_on = tensor.clone()
-            handed_on[id(passed_on)] = seen[-1], passed_on, passed_on._version
+            handed_on[id(passed_on)] = seen[-1], passed_on, _version(passed_on)
             return passed_on
         return None
 
@@ -388,6 +388,11 @@ def first_pass(subject: Subject, wanted: Callable[[list[Output]], list[Output]] 
         output.value = output.value.detach()
     repeated = frozenset(name for name, call in counts.items() if call)
     return FirstPass(outputs, vectors, tail, head or None, only_logits, repeated)
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was changed in place; tensors made in inference mode do not count it."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _check_end(model: nn.Module, weighted: Sequence[nn.Module]) -> None:

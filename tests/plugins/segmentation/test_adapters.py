@@ -16,6 +16,7 @@ import torch.nn.functional as F
 import torch.utils.checkpoint
 import torchvision
 from tests.helpers.hosts import nightly_vgg
+from tests.helpers.processes import run_in_processes
 from tests.helpers.state import hooks
 from torch import Tensor, nn
 
@@ -549,3 +550,26 @@ def test_small_parts_are_resized_by_their_maximum() -> None:
     masks = stripes(torch.zeros(1, 3, 56, 56))
     assert torch.equal(resized(masks, (4, 4))[:, 3:], F.adaptive_max_pool2d(masks, 4)[:, 3:])
     assert torch.equal(resized(masks, (4, 4))[:, :3], F.adaptive_avg_pool2d(masks, 4)[:, :3])
+
+
+ATTACHED = """
+import timm
+from attnguide_segmentation.adapted import attach
+
+
+def work(rank, world, method):
+    torch.manual_seed(0)
+    model = timm.create_model("resnet10t", num_classes=4)
+    images, masks = torch.rand(2, 3, 64, 64), torch.rand(2, 7, 64, 64)
+    adapted = attach(DDP(model), images, method)
+    adapted.finder.give(masks)
+    logits = adapted.model(images)
+    (logits.sum() + adapted.loss(torch.tensor([0, 1]))).backward()
+    assert logits.shape == (2, 4)
+    assert all(parameter.grad is not None for parameter in adapted.parameters())
+"""
+
+
+@pytest.mark.parametrize("method", ["ssg", "ssp", "mask_channels"])
+def test_on_a_model_wrapped_for_parallel_training(method: str, tmp_path: Path) -> None:
+    run_in_processes(ATTACHED, tmp_path, 1, method)
