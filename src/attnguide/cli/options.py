@@ -255,7 +255,8 @@ def pair_of_sizes(text: str) -> tuple[int, int]:
         re.fullmatch("[0-9]{1,5}", part) and 0 < int(part) <= 10_000 for part in parts
     ):
         raise InputError(
-            f"--size {text:.40} is not a size. Write a number of pixels such as 224, or rows x columns: 192x256."
+            f"--size {text:.40} is not a size. Write a number of pixels such as 224, or rows x columns: "
+            "192x256."
         )
     return int(parts[0]), int(parts[-1])
 
