@@ -140,13 +140,15 @@ def _as_68(path: Path, points: Any) -> Tensor:
 
 
 def _read_npz(path: Path) -> tuple[Sequence[str], Any]:
+    if not zipfile.is_zipfile(path):
+        raise DataError(f"{path} cannot be read as .npz: it is not an archive.")
     try:
-        if not zipfile.is_zipfile(path):
-            raise DataError(f"{path} cannot be read as .npz: it is not an archive.")
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here, since numpy leaves a damaged file open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files if name in (*_ARRAYS, *_NAMES)}
             there = archive.files
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    # A damaged file can make numpy fail in many ways: BadZipFile, zlib.error, tokenize.TokenError, …
+    except Exception as error:
         raise DataError(f"{path} cannot be read as .npz: {error}") from error
     key = next((name for name in _ARRAYS if name in arrays), None)
     if key is None:
@@ -158,8 +160,9 @@ def _read_npz(path: Path) -> tuple[Sequence[str], Any]:
 
 def _read_npy(path: Path) -> tuple[Sequence[str], Any]:
     try:
-        return (), np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        with path.open("rb") as file:
+            return (), np.load(file, allow_pickle=False)
+    except Exception as error:
         raise DataError(f"{path} cannot be read as .npy: {error}") from error
 
 

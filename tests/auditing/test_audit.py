@@ -326,3 +326,28 @@ def test_bad_input() -> None:
         ag.audit(model, images, labels, masks * torch.nan)
     with ag.Guide(model) as guide, pytest.raises(InputError, match="mask"):
         guide.audit(images, labels)
+
+
+@pytest.mark.parametrize("term", [5, -1, "0", None])
+def test_a_term_that_is_not_there(term: Any) -> None:
+    model, (images, labels, masks) = cnn(), batch()
+    with ag.Guide(model) as guide, pytest.raises(InputError, match=f"term={term!r} is not one of the terms"):
+        guide.audit(images, labels, term=term, mask=masks)
+
+
+@pytest.mark.parametrize(
+    ("setting", "values"),
+    [
+        ("tolerance", (float("nan"), -1, 2, "a")),
+        ("window", (0, -1, 1.5, "a")),
+        ("batch_size", (0, -1, "a", None)),
+        ("before", (3,)),
+    ],
+)
+def test_settings_out_of_range(setting: str, values: tuple[Any, ...]) -> None:
+    model, (images, labels, masks) = cnn(), batch()
+    for value in values:
+        with pytest.raises(InputError, match=f"{setting}="):
+            ag.audit(model, images, labels, masks, **{setting: value})
+    with pytest.raises(InputError, match="images must be a tensor"):
+        ag.audit(model, images[0], labels, masks)

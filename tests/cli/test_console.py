@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import click
 import pytest
 
-from attnguide.cli.console import exit_if, note_skipped, print_json, progress, table_console, track, warn
+from attnguide.cli.console import (
+    exit_if,
+    note_skipped,
+    print_json,
+    progress,
+    table_console,
+    track,
+    warn,
+    warnings_as_lines,
+)
 
 
 def test_progress_counts_items_on_stderr(capsys):
@@ -82,3 +92,18 @@ def test_exit_if():
     with pytest.raises(click.exceptions.Exit) as error:
         exit_if(["a.png"])
     assert error.value.exit_code == 1
+
+
+def test_warnings_of_the_library_are_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    with warnings.catch_warnings(record=True) as others:
+        warnings.simplefilter("always")
+        with warnings_as_lines():
+            warnings.warn("2 files were left out.", stacklevel=1)
+            warnings.warn("old", DeprecationWarning, stacklevel=1)
+    assert capsys.readouterr().err == "Warning: 2 files were left out.\n"
+    assert [str(other.message) for other in others] == ["old"]
+
+
+def test_skipped_files_take_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    note_skipped(["a\nb.png is empty", "c.png\x1b[31m"])
+    assert capsys.readouterr().err == "Skipped: a\\nb.png is empty\nSkipped: c.png\\x1b[31m\n"

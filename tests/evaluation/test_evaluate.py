@@ -275,3 +275,11 @@ def test_a_folder_that_is_no_class(checkpoint: Path, data: Path) -> None:
     result = call(data, "--checkpoint", checkpoint)
     assert result.exit_code == 2
     assert "horse" in result.stderr
+
+
+def test_a_class_whose_images_are_not_read_is_not_left_out(checkpoint: Path, data: Path) -> None:
+    for path in (data / "cat").iterdir():
+        path.rename(path.with_suffix(".heic"))
+    result = call(data, "--checkpoint", checkpoint)
+    assert result.exit_code == 2
+    assert "images of formats that are not read" in result.stderr

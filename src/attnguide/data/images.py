@@ -58,7 +58,7 @@ IMAGE_SUFFIXES = frozenset(suffix for suffixes in _FORMATS.values() for suffix i
 
 #: Suffixes of images that are not read: raw photographs, layered and vector graphics, medical scans, and what
 #: Pillow lacks a library for. Such files in a folder are counted.
-_OTHER_SUFFIXES = (
+OTHER_SUFFIXES = (
     frozenset(
         suffix
         for suffixes in (
@@ -307,7 +307,7 @@ class _LeftOut:
         if path.name.startswith("."):
             return False
         suffix = path.suffix.lower()
-        if suffix in _OTHER_SUFFIXES:
+        if suffix in OTHER_SUFFIXES:
             self._others.add(path)
         elif suffix == ".png" and _is_drawn(path):
             self._drawn.add(path)
@@ -326,9 +326,9 @@ def _is_drawn(path: Path) -> bool:
 
 
 def _expand(argument: str | Path, left_out: _LeftOut) -> list[Path]:
-    if not str(argument):
+    if not str(argument) or "\0" in str(argument):
         raise InputError(
-            "a path is empty (''). Give a file, a folder or a pattern; '.' is the current folder."
+            f"a path is {argument!r:.60}. Give a file, a folder or a pattern; '.' is this folder."
         )
     path = Path(argument)
     # Unlike those of Path, these return False for a pattern that is too long for the name of a file.

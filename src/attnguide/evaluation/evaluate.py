@@ -14,7 +14,7 @@ from torch import Tensor
 from attnguide import metrics
 from attnguide.capture.logits import find_logits
 from attnguide.capture.model_state import evaluating
-from attnguide.data.images import IMAGE_SUFFIXES, find_images, image_size, read_image
+from attnguide.data.images import IMAGE_SUFFIXES, OTHER_SUFFIXES, find_images, image_size, read_image
 from attnguide.errors import DataError, InputError
 from attnguide.explanation import explain
 from attnguide.masks.class_names import ClassNames
@@ -243,7 +243,8 @@ def labeled_images(root: Path, classes: Sequence[str], *, named: bool) -> list[L
     images = [
         LabeledImage(path, cls)
         for folder, cls in zip(folders, indices, strict=True)
-        if any(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.rglob("*"))
+        # A class of which no image can be read, by its format, is an error of `find_images`, not left out.
+        if any(path.suffix.lower() in IMAGE_SUFFIXES | OTHER_SUFFIXES for path in folder.rglob("*"))
         for path in find_images([folder])
     ]
     if not images:

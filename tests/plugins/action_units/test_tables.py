@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -168,3 +169,19 @@ def test_numbers_of_thousands_of_digits(tmp_path: Path, name: str, content: str)
     (tmp_path / name).write_text(content)
     with pytest.raises(DataError, match=name):
         read_landmarks(tmp_path / name)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".npy"])
+def test_damaged_arrays(tmp_path: Path, suffix: str) -> None:
+    points = np.zeros((2, 68, 2), np.float32)
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".npz":
+        np.savez_compressed(path, landmarks68=points)
+    else:
+        np.save(path, points)
+    whole = path.read_bytes()
+    generator = np.random.default_rng(0)
+    for place in generator.integers(0, len(whole), 200):
+        path.write_bytes(whole[:place] + bytes([generator.integers(256)]) * 8 + whole[place + 8 :])
+        with contextlib.suppress(DataError):
+            assert read_landmarks(path).points.shape[1:] == (68, 2)

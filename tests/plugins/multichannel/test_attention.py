@@ -328,3 +328,12 @@ def test_wrong_rankings() -> None:
         assert torch.equal(whole.model(images()), adapted.model(images()))
     with pytest.raises(InputError, match="hold no multi-channel attention"):
         multichannel_of(ag.Guide(small()).adapters)
+
+
+def test_channels_that_torch_pruning_cannot_follow() -> None:
+    host = torchvision.models.shufflenet_v2_x0_5(num_classes=CLASSES).eval()
+    with attach(host, images(2)) as adapted:
+        channels = multichannel_of(adapted).places.in_channels
+        with pytest.raises(LayerError, match=r"torch-pruning cannot follow the channels of 'conv5\.0'"):
+            prune(adapted, images(2), range(channels), 0.3)
+        adapted.model(images(2))

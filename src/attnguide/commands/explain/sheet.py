@@ -105,8 +105,9 @@ def _raw_map(file: Path) -> npt.NDArray[np.float32]:
 
 
 def _read_map(file: Path) -> npt.NDArray[np.float32]:
-    saved = np.load(file)
-    raw = np.asarray(saved if file.suffix == ".npy" else saved["map"])
+    with file.open("rb") as opened:
+        saved = np.load(opened)
+        raw = np.asarray(saved if file.suffix == ".npy" else saved["map"])
     if raw.ndim != 2 or raw.dtype != np.float32 or not np.isfinite(raw).all():
         raise ValueError(f"{raw.dtype} values of shape {raw.shape}")
     return raw
