@@ -22,7 +22,7 @@ USED_BY_PLUGINS = {
     "attnguide.__version__",
     "attnguide.capture.calls.Call",
     "attnguide.capture.calls.Tap",
-    "attnguide.capture.calls.find_logits",
+    "attnguide.capture.logits.find_logits",
     "attnguide.capture.model_state.evaluating",
     "attnguide.capture.model_state.muting",
     "attnguide.capture.model_state.muted",

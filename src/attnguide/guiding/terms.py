@@ -305,6 +305,7 @@ class BoundTerm:
 def _generator(device: torch.device, *entropy: int) -> torch.Generator:
     """Make a generator from numbers that say when and where it is used, so that it has no state to keep."""
     mixed = np.random.SeedSequence(entropy).generate_state(1)[0]
+    device = torch.device("cpu") if device.type == "meta" else device  # where nothing can be drawn
     return torch.Generator(device).manual_seed(int(mixed))
 
 

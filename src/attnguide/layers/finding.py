@@ -147,7 +147,7 @@ def find_layers(
     if not isinstance(images, Tensor) or images.ndim != 4:
         check_images(images)
     # What was found was checked: asking again must cost nothing.
-    asked = layer if type(layer) is tuple else _asked(layer)
+    asked = layer if layer and type(layer) is tuple and {*map(type, layer)} == {str} else _asked(layer)
     of_images = (INPUT, images_name(model))
     if any(name in of_images for name in asked):
         each = [

@@ -141,7 +141,8 @@ class Registry:
         part = what
         if isinstance(what, str):
             factory = self.load_part(kind, what)
-            _check_switches(f"{kind} {what!r}", factory, options)
+            if options and callable(factory):
+                _check_switches(f"{kind} {what!r}", factory, options)
             try:
                 part = factory(**options)
             except AttnGuideError:
@@ -169,8 +170,6 @@ class Registry:
 
 def _check_switches(where: str, factory: Any, options: Mapping[str, Any]) -> None:
     """Refuse a switch that is not true or false: in Python any text, even "no", would turn it on."""
-    if not options or not callable(factory):
-        return
     try:
         parameters = signature(factory).parameters
     except (TypeError, ValueError):  # some factories have none that can be read

@@ -89,7 +89,8 @@ class MaskPrior(TargetPrior):
             return self._of_list(mask, trace, pairs, size)
         else:
             planes, index = self._of_tensor(mask, trace, pairs)
-            _check_proportions(planes, trace, "mask")
+            if planes.shape[-2:] != trace.images.shape[-2:]:
+                _check_proportions(planes, trace, "mask")
             maps, weights = self._prepared(planes, index, size, lambda plane: _subject(plane, index, pairs))
         maps, weights = maps.to(device, non_blocking=True), weights.to(device, non_blocking=True)
         if index is pairs.sample:

@@ -154,5 +154,5 @@ def test_without_mediapipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "mediapipe", types.SimpleNamespace(__version__="0.10.30"))
     with pytest.raises(InputError, match=r"mediapipe 0\.10\.30 contains no model.*face_landmarker\.task"):
         extraction.face_mesh()
-    with pytest.raises(InputError, match=r"none\.task does not exist"):
+    with pytest.raises(DataError, match=r"none\.task does not exist"):
         extraction.face_mesh(tmp_path / "none.task")
