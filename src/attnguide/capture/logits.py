@@ -109,7 +109,7 @@ def replace_logits(output: Any, logits: Tensor, which: LogitsSpec = None) -> Any
     """Return the output with other logits where `find_logits` finds them.
 
     Raises:
-        GuidanceError: If a function computes the logits, so that they are no part of the output.
+        GuidanceError: If a function computes the logits, so that the output does not contain them.
     """
     if isinstance(output, Tensor) and which is None:
         return _like(output, logits)
