@@ -82,6 +82,15 @@ def test_an_image_that_is_all_inside_is_partner_to_none_and_stays_as_it_is() -> 
     torch.testing.assert_close(swapped.images[1], images[1])
 
 
+def test_a_mask_that_lost_its_object_can_be_skipped() -> None:
+    images, labels, masks = scenes()
+    masks[2] = 0
+    swapped = SwapOutside("any", empty="skip")(images, labels, masks)
+    assert swapped.exchanged.tolist() == [True, True, False, True, True, True]
+    assert 2 not in swapped.partner[torch.arange(6) != 2].tolist()
+    torch.testing.assert_close(swapped.images[2], images[2], rtol=0, atol=0)
+
+
 def test_one_label_alone_takes_any_partner_and_several_labels_differ_in_any() -> None:
     images, _, masks = scenes()
     assert bool(SwapOutside()(images, torch.zeros(6), masks).exchanged.all())
@@ -140,6 +149,7 @@ def test_where_no_image_finds_a_partner_it_says_so() -> None:
         ({"masks": torch.ones(6, SIDE, SIDE) * 255}, r"mask 0 has values outside \[0, 1\].*divide"),
         ({"masks": torch.eye(SIDE).log().nan_to_num(nan=0, neginf=torch.nan).expand(6, -1, -1)}, "in places"),
         ({"masks": torch.ones(6, SIDE, 2 * SIDE)}, "proportions"),
+        ({"masks": torch.zeros(6, SIDE, SIDE)}, "mask 0 is empty.*empty='skip'"),
         ({"masks": [None] * 5}, "5 masks for 6 images"),
         ({"masks": [None] * 5 + [torch.ones(2, SIDE, SIDE)]}, "mask 5 has shape"),
         ({"masks": "mask"}, "masks='mask' must be a tensor"),
@@ -158,6 +168,8 @@ def test_what_does_not_fit_is_named(change: dict[str, Any], message: str) -> Non
 def test_settings_are_checked() -> None:
     with pytest.raises(InputError, match="partners='others'"):
         SwapOutside("others")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="empty='drop'"):
+        SwapOutside(empty="drop")  # type: ignore[arg-type]
     for wrong in (1.5, float("nan"), "all"):
         with pytest.raises(InputError, match="probability="):
             SwapOutside(probability=wrong)  # type: ignore[arg-type]

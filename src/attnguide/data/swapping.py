@@ -56,6 +56,9 @@ class SwapOutside:
         partners: `"other"`: an image with another label, if there is one, so that surroundings that go with a
             label come with the wrong one; `"any"`: any other image.
         probability: Share of the images that are exchanged, in [0, 1].
+        empty: What to do with a mask that is zero everywhere, so that nothing of the image would be left:
+            `"error"`, or `"skip"`, for pipelines whose crops may lose the object; the image then stays as it
+            is.
 
     Raises:
         InputError: If a setting has a wrong value.
@@ -63,10 +66,13 @@ class SwapOutside:
 
     partners: Literal["other", "any"] = "other"
     probability: float = 1.0
+    empty: Literal["error", "skip"] = "error"
 
     def __post_init__(self) -> None:
         if self.partners not in ("other", "any"):
             raise InputError(f"partners={self.partners!r} must be 'other' or 'any'.")
+        if self.empty not in ("error", "skip"):
+            raise InputError(f"empty={self.empty!r} must be 'error' or 'skip'.")
         # Written so that NaN fails too.
         if not isinstance(self.probability, (int, float)) or not 0 <= self.probability <= 1:
             raise InputError(f"probability={self.probability!r} must be in [0, 1].")
@@ -93,7 +99,7 @@ class SwapOutside:
             The new batch, without a graph.
 
         Raises:
-            InputError: If something does not fit the images, or a mask has values outside [0, 1].
+            InputError: If something does not fit the images, or a mask has values outside [0, 1] or is empty.
 
         Warns:
             UserWarning: If there are masks, and yet no image could be exchanged.
@@ -114,6 +120,13 @@ class SwapOutside:
                 f"({len(images)},) or ({len(images)}, K)."
             )
         regions, given = _regions(masks, images)
+        full = (regions > 0).flatten(1).any(dim=1)
+        if self.empty == "error" and may_read(full) and bool((given & ~full).any()):
+            raise InputError(
+                f"mask {int((given & ~full).nonzero()[0])} is empty: nothing of its image would be left; "
+                "give None (or NaN) for 'no mask', or build SwapOutside(empty='skip')."
+            )
+        given = given & full
         gives = given & (regions < 0.5).flatten(1).any(dim=1)
         partner, found = self._draw(labels, gives, generator)
         lucky = torch.rand(len(images), generator=generator, device=images.device) < self.probability
@@ -157,7 +170,7 @@ def _regions(masks: Any, images: Tensor) -> tuple[Tensor, Tensor]:
             raise InputError(f"there are {len(masks)} masks for {batch} images; give None for a missing one.")
         parts = [_of_one(mask, images[:1], number) for number, mask in enumerate(masks)]
         return torch.cat([region for region, _ in parts]), torch.cat([each for _, each in parts])
-    mask = as_tensor(masks, "masks").detach().to(images.device, kind)
+    mask = as_tensor(masks, "masks").detach().as_subclass(Tensor).to(images.device, kind)
     if mask.ndim == 2:
         mask = mask.expand(batch, -1, -1)
     if mask.ndim == 4 and mask.shape[1] == 1:
