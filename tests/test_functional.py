@@ -275,3 +275,72 @@ def test_descent_leads_to_the_prior(loss: object) -> None:
         optimiser.step()
     found = F.unit(attribution.detach())
     assert float((found * prior).sum() / found.sum()) > 0.95
+
+
+# ---------------------------------------------------------------- interventions
+
+
+def test_divergences_of_two_predictions() -> None:
+    first, second = torch.tensor([[0.9, 0.1]]).log(), torch.tensor([[0.2, 0.8]]).log()
+    kl = 0.9 * math.log(0.9 / 0.2) + 0.1 * math.log(0.1 / 0.8)
+    js = (
+        0.9 * math.log(0.9 / 0.55)
+        + 0.1 * math.log(0.1 / 0.45)
+        + 0.2 * math.log(0.2 / 0.55)
+        + 0.8 * math.log(0.8 / 0.45)
+    ) / 2
+    assert float(F.divergence(first, second, "kl")) == pytest.approx(kl)
+    assert float(F.divergence(first, second)) == pytest.approx(js)
+    # What all logits have in common is no part of a softmax.
+    for how in F.DIVERGENCES:
+        assert float(F.divergence(first, first + 3, how)) == pytest.approx(0, abs=1e-6)
+    logits = torch.tensor([[1.0, 4.0, -1.0]]), torch.tensor([[3.0, 0.0, -1.0]])
+    assert float(F.divergence(*logits, "logits", independent=True)) == pytest.approx((4 + 16 + 0) / 3)
+    # The largest: two predictions that are certain of different classes. Extreme logits stay finite.
+    far = torch.tensor([[1e4, -1e4]], requires_grad=True)
+    largest = F.divergence(far, -far.detach())
+    assert largest.item() == pytest.approx(math.log(2))
+    largest.backward()
+    assert far.grad is not None
+    assert bool(far.grad.isfinite().all())
+
+
+def test_divergence_of_classes_that_are_predicted_by_themselves() -> None:
+    chances = torch.tensor([[0.9, 0.5]]), torch.tensor([[0.2, 0.5]])
+    logits = [torch.logit(each) for each in chances]
+    kl = 0.9 * math.log(0.9 / 0.2) + 0.1 * math.log(0.1 / 0.8)
+    assert float(F.divergence(*logits, "kl", independent=True)) == pytest.approx(kl / 2)
+
+
+def test_divergence_refuses_what_it_does_not_know() -> None:
+    logits = torch.zeros(2, 3)
+    with pytest.raises(InputError, match=r"divergence='tv' is unknown: js, kl, logits\."):
+        F.divergence(logits, logits, "tv")
+    with pytest.raises(InputError, match=r"\(2, 3\) and \(3, 3\)"):
+        F.divergence(logits, torch.zeros(3, 3))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 8), (16, 16), (3, 33)])
+def test_inpaint_keeps_the_outside_and_goes_on_with_it(size: tuple[int, int]) -> None:
+    images = torch.rand(2, 3, *size) + 1
+    masks = torch.zeros(2, 1, *size)
+    torch.testing.assert_close(F.inpaint(images, masks), images)
+    masks[0, :, : (size[0] + 1) // 2] = 1
+    masks[1] = 0.01  # an edge holds something of the object
+    filled = F.inpaint(torch.where(masks > 0, 1e6, images), masks)
+    outside = (masks[0] == 0).expand(3, -1, -1)
+    torch.testing.assert_close(filled[0][outside], images[0][outside])
+    assert bool((filled[1] == 0).all())
+    if size[0] > 1:
+        # Averages of what is outside never leave its range.
+        assert bool((filled[0] >= images[0][outside].min() - 1e-5).all())
+        assert bool((filled[0] <= images[0][outside].max() + 1e-5).all())
+
+
+def test_inpaint_takes_what_is_near() -> None:
+    images = torch.zeros(1, 1, 16, 16)
+    images[..., 8:] = 1  # the left half is dark, the right one bright
+    masks = torch.zeros(1, 1, 16, 16)
+    masks[..., 6:10, 2:4] = masks[..., 6:10, 12:14] = 1
+    filled = F.inpaint(torch.where(masks > 0, 9.0, images), masks)
+    torch.testing.assert_close(filled, images)

@@ -4,6 +4,7 @@ from .errors import AttnGuideError as AttnGuideError
 from .explanation import Explanation as Explanation, explain as explain
 from .guiding.check import CheckReport as CheckReport
 from .guiding.guide import Guide as Guide
+from .guiding.intervention import Intervened as Intervened, Intervention as Intervention
 from .guiding.recipe import Recipe as Recipe, load_recipe as load_recipe
 from .guiding.terms import Term as Term, TermRecord as TermRecord
 from .interfaces import (

@@ -8,6 +8,7 @@ scale of the attribution and (up to resampling) to its resolution.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ __all__ = [
     "correlation_loss",
     "cosine_loss",
     "dice_loss",
+    "divergence",
     "energy_loss",
     "full_precision",
     "full_precision_mode",
@@ -36,6 +38,7 @@ __all__ = [
     "grad_cam_plus_plus",
     "gradient_norm",
     "hires_cam",
+    "inpaint",
     "iou_loss",
     "kl_loss",
     "layer_cam",
@@ -601,3 +604,82 @@ def _mismatch(attribution: Tensor, prior: Tensor) -> InputError:
         f"attribution {tuple(attribution.shape)} and prior {tuple(prior.shape)} cannot be compared: "
         "both must be (N, h, w) of one shape. Resize one with attnguide.functional.resize."
     )
+
+
+# ---------------------------------------------------------------- interventions
+
+
+def inpaint(images: Tensor, masks: Tensor) -> Tensor:
+    """Fill what is inside masks from around it, smoothly: the object is gone, its surroundings go on.
+
+    Each pixel is an average of pixels outside, weighted by how far outside they are, over the smallest
+    neighbourhood that has any: averages over areas that double step by step (a pull-push pyramid).
+
+    Args:
+        images: `(B, C, H, W)`.
+        masks: What to fill, `(B, 1, H, W)` in [0, 1]; soft edges hold something of the object and are filled
+            too.
+
+    Returns:
+        `(B, C, H, W)`, in full precision; unchanged where the mask is 0, and zero where all of the image is
+        inside.
+    """
+    images = full_precision(images)
+    known = (masks == 0).to(images.dtype)
+    levels = [(images * known, known)]
+    while max(levels[-1][1].shape[-2:]) > 1:
+        levels.append(
+            tuple(F.avg_pool2d(part, 2, ceil_mode=True, count_include_pad=False) for part in levels[-1])  # type: ignore[arg-type]
+        )
+    filled = torch.zeros_like(levels[-1][0])
+    for total, weight in reversed(levels):
+        if filled.shape != total.shape:
+            filled = F.interpolate(filled, total.shape[-2:], mode="bilinear", align_corners=False)
+        filled = torch.where(weight > 0, total / torch.where(weight > 0, weight, 1.0), filled)
+    return filled
+
+
+#: How two predictions are compared.
+DIVERGENCES = ("js", "kl", "logits")
+
+
+def divergence(first: Tensor, second: Tensor, how: str = "js", *, independent: bool = False) -> Tensor:
+    """How much two predictions differ: 0 if they are the same.
+
+    Args:
+        first: Logits `(B, K)`.
+        second: Logits `(B, K)`.
+        how: `"js"`, the divergence of Jensen and Shannon, in [0, ln 2]; `"kl"`, that of Kullback and Leibler,
+            of the second from the first, unbounded; `"logits"`, the mean squared difference of the logits.
+        independent: Whether each class is predicted by itself (sigmoid); the divergence is then the mean over
+            the classes. Otherwise the classes exclude each other (softmax), and what all logits of a sample
+            have in common does not count.
+
+    Returns:
+        `(B,)`, in nats for `"js"` and `"kl"`.
+
+    Raises:
+        InputError: If shapes differ, or `how` is unknown.
+    """
+    if first.shape != second.shape or first.ndim != 2:
+        raise InputError(
+            f"logits to compare have shapes {tuple(first.shape)} and {tuple(second.shape)}; both must be "
+            "(B, K)."
+        )
+    if how not in DIVERGENCES:
+        raise InputError(f"divergence={how!r} is unknown: {', '.join(DIVERGENCES)}.")
+    first, second = full_precision(first), full_precision(second)
+    if how == "logits":
+        difference = first - second
+        if not independent:
+            difference = difference - difference.mean(dim=1, keepdim=True)
+        return difference.square().mean(dim=1)
+    if independent:
+        first, second = (torch.stack([logits, torch.zeros_like(logits)], dim=2) for logits in (first, second))
+    p, q = first.log_softmax(dim=-1), second.log_softmax(dim=-1)
+    if how == "kl":
+        per = (p.exp() * (p - q)).sum(dim=-1)
+    else:
+        middle = torch.logaddexp(p, q) - math.log(2)
+        per = (p.exp() * (p - middle) + q.exp() * (q - middle)).sum(dim=-1) / 2
+    return per.mean(dim=1) if independent else per
