@@ -2,6 +2,7 @@
 
     python benchmarks/effect.py --data mnist.npz                       # goes on where it stopped
     python benchmarks/effect.py --data mnist.npz --tasks decoy-cdep --methods unguided rrr --seeds 0 1
+    python benchmarks/effect.py --data waterbirds/ --tasks birds --methods unguided swap intervention
     python benchmarks/effect.py --data mnist.npz --cost                # seconds of a step, not of all that
     python benchmarks/effect.py --summary decoy-cdep                   # runs nothing, prints what was found
     python benchmarks/effect.py --figures                              # the same, as docs/images/effect-*.png
@@ -27,13 +28,14 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import attnguide as ag
+from attnguide.data import SwapOutside
 from attnguide.guiding.recipe import load_recipe
 from attnguide.losses.pointwise import MSE, Outside
 from attnguide.sources.grad_cam import HiResCAM
@@ -59,6 +61,8 @@ class Method:
         weights: λ to choose from.
         every: Guide in every n-th step, with n times λ.
         like: The method whose λ is taken; None to choose it.
+        exchange: What is outside the masks is exchanged between images, and the network learns from
+            `"images"` like these; or from these and from how its `"predictions"` differ.
     """
 
     title: str
@@ -66,6 +70,12 @@ class Method:
     weights: tuple[float, ...] = (1.0,)
     every: int = 1
     like: str | None = None
+    exchange: Literal["images", "predictions"] | None = None
+
+    @property
+    def masked(self) -> bool:
+        """Whether it uses masks."""
+        return self.guide is not None or self.exchange is not None
 
 
 def _signed(**more: Any) -> dict[str, Any]:
@@ -140,6 +150,15 @@ METHODS: dict[str, Method] = {
         lambda: {"source": "layer_attention", "loss": "cosine"},
         (0.1, 1.0, 10.0),
     ),
+    "swap": Method(
+        "`SwapOutside`: images with the outside of others, as augmentation", None, exchange="images"
+    ),
+    "intervention": Method(
+        "`Intervention`: images with the outside of others, and the divergence of the predictions",
+        None,
+        (1.0, 4.0, 10.0),
+        exchange="predictions",
+    ),
 }
 
 
@@ -181,15 +200,29 @@ class Trainer:
     """
 
     def __init__(self, method: Method, task: Task, weight: float) -> None:
-        self.model = task.network()
+        self.model, self.flips = task.network(), task.flips
         self.every, self.steps = method.every, 0
+        self.swap = SwapOutside(partners="any") if method.exchange == "images" else None
+        self.intervention: ag.Intervention | None = None
+        if method.exchange == "predictions":
+            self.intervention = ag.Intervention(self.model, weight=weight)
         self.guide: ag.Guide | None = None
         if method.guide is not None:
             self.guide = ag.Guide(self.model, weight=weight * method.every, **method.guide())
         self.optimizer = task.optimizer(self.model.parameters())
 
     def step(self, part: Part) -> None:
-        loss = F.cross_entropy(self.model(part.images), part.labels)
+        if self.flips:
+            part = flipped(part)
+        masks = part.masks
+        if part.annotated is not None:
+            masks = torch.where(part.annotated[:, None, None] > 0, masks, torch.nan)
+        if self.intervention is not None:
+            both = self.intervention(part.images, part.labels, mask=masks)
+            loss = F.cross_entropy(both.swapped, part.labels) + both.loss
+        else:
+            images = part.images if self.swap is None else self.swap(part.images, part.labels, masks).images
+            loss = F.cross_entropy(self.model(images), part.labels)
         if self.guide is not None and self.steps % self.every == 0:
             loss = loss + self.guide.loss(part.labels, mask=part.masks, sample_weight=part.annotated)
         self.steps += 1
@@ -198,14 +231,27 @@ class Trainer:
         self.optimizer.step()
 
 
+def flipped(part: Part) -> Part:
+    """Mirror half of the images, with their masks."""
+    chosen = (torch.rand(len(part)) < 0.5)[:, None, None]
+    images = torch.where(chosen[:, None], part.images.flip(-1), part.images)
+    return replace(part, images=images, masks=torch.where(chosen, part.masks.flip(-1), part.masks))
+
+
 @torch.no_grad()
 def predicted(model: nn.Module, part: Part) -> Tensor:
     model.eval()
     return torch.cat([model(images).argmax(dim=1) for images in part.images.split(1000)])
 
 
-def exchanged(part: Part) -> Part:
+def exchanged(part: Part, task: Task) -> Part:
     """Images with what is outside their masks taken from others."""
+    if task.inpainted:
+        generator, several = torch.Generator().manual_seed(0), torch.arange(len(part)).repeat(4)
+        draws = [  # few images, so several partners for each
+            SwapOutside()(part.images, part.labels, part.masks, generator=generator).images for _ in range(4)
+        ]
+        return replace(part.select(several), images=torch.cat(draws))
     others = torch.randperm(len(part), generator=torch.Generator().manual_seed(0))
     masks = part.masks[:, None]
     return replace(part, images=part.images * masks + part.images[others] * (1 - masks))
@@ -231,7 +277,7 @@ def run(what: Run) -> dict[str, Any]:
         for index in torch.randperm(len(train)).split(task.batch):
             trainer.step(train.select(index))
         schedule.step()
-        for name, some in (("valid", valid), ("exchanged", exchanged(valid))):
+        for name, some in (("valid", valid), ("exchanged", exchanged(valid, task))):
             curve[name].append(float((predicted(model, some) == some.labels).float().mean()))
         if not what.choosing:
             predictions = predicted(model, test)
@@ -332,7 +378,7 @@ def summary(task: str) -> str:
         f"|---|--:|{'--:|' * (len(titles) + 2)}",
     ]
     for name, found in rows.items():
-        weight = "" if METHODS[name].guide is None else f"{found[0]['weight']:g}"
+        weight = f"{found[0]['weight']:g}" if len(METHODS[METHODS[name].like or name].weights) > 1 else ""
         cells = []
         for part in parts:
             cells.append(spread([r["curve"][part][-1] for r in found]))
@@ -460,8 +506,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--data", type=Path, help="mnist.npz, or the folder of torchvision's MNIST")
-    add("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
+    add("--data", type=Path, help="mnist.npz, or the folder of torchvision's MNIST; the folder of birds")
+    add(
+        "--tasks", nargs="+", choices=list(TASKS), default=[n for n, task in TASKS.items() if not task.folder]
+    )
     add("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     add("--variants", nargs="+", choices=list(VARIANTS), default=["all"], help="what is done to the masks")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
@@ -508,8 +556,7 @@ def main() -> None:
             for seed in options.seeds
             for task in options.tasks
             for method in options.methods
-            if (weight := chosen(task, method)) is not None
-            and (variant == "all" or METHODS[method].guide is not None)
+            if (weight := chosen(task, method)) is not None and (variant == "all" or METHODS[method].masked)
         ],
         options.processes,
     )

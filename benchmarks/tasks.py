@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import csv
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+import numpy as np
+import timm
 import torch
+from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from attnguide.data.decoy import DecoyMNIST, Protocol
@@ -60,6 +66,10 @@ class Task:
         published: Accuracies that others report, in per cent.
         decay: Whether the learning rate falls to a twentieth, epoch by epoch.
         weights_of: The task whose λ are taken; None to choose them here.
+        flips: Whether half of the images of a step are mirrored, with their masks.
+        inpainted: Whether the other image's own object is filled from around it where the outside of
+            validation images is exchanged; it lies anywhere in the image, not always at the same place.
+        folder: Whether the data is a folder of its own, rather than the digits' file.
     """
 
     about: str
@@ -72,6 +82,9 @@ class Task:
     published: dict[str, str]
     decay: bool = False
     weights_of: str | None = None
+    flips: bool = False
+    inpainted: bool = False
+    folder: bool = False
 
 
 def digits_network() -> nn.Module:
@@ -113,6 +126,81 @@ def faces(data: Path, seed: int, quick: bool) -> tuple[Part, Part, Part]:
 
     train, some = (128, 64) if quick else (2400, 600)
     return drawn(train, 0, 0.98), drawn(some, 1, 0.98), drawn(some if quick else 1200, 2, 0.5)
+
+
+#: Side of the photographs of birds, in pixels.
+BIRDS = 128
+
+
+def birds(data: Path, seed: int, quick: bool) -> tuple[Part, Part, Part]:
+    """Birds on land and water after Sagawa et al. (ICLR 2020): a folder with `metadata.csv`.
+
+    In training nearly all landbirds are on land and nearly all waterbirds on water; in the test every bird is
+    in both places. Columns `split` (0 to 2, or train, val, test), `label` or `y`, `place`, `image` or
+    `img_filename`, and `mask`. For validation only the birds of the training's distribution are taken: one
+    photograph of each pair, in the place that goes with its label.
+    """
+    with (data / "metadata.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    label, image = ("label", "image") if "image" in rows[0] else ("y", "img_filename")
+    parts = []
+    for number, split in enumerate(("train", "val", "test")):
+        some = [row for row in rows if row["split"] in (split, str(number))]
+        if split == "val":
+            some = [row for row in some if row[label] == row["place"]]
+        some = some[:: max(1, len(some) // 64)] if quick else some
+        labels = torch.tensor([int(row[label]) for row in some])
+        places = torch.tensor([int(row["place"]) for row in some])
+        images = torch.stack([_photograph(data / row[image], "RGB") for row in some])
+        masks = torch.stack([_photograph(data / row["mask"], "L") for row in some])[:, 0]
+        parts.append(Part((images - 0.5) / 0.5, labels, masks, 2 * labels + places))
+    train, valid, test = parts
+    return train, valid, test
+
+
+def _photograph(path: Path, mode: str) -> Tensor:
+    """Read a picture or a mask, `(C, BIRDS, BIRDS)` in [0, 1]."""
+    with Image.open(path) as image:
+        values = np.asarray(image.convert(mode).resize((BIRDS, BIRDS), Image.Resampling.BILINEAR))
+    return torch.from_numpy(values.copy()).view(BIRDS, BIRDS, -1).permute(2, 0, 1).float() / 255
+
+
+class Frozen(nn.Module):
+    """A network of timm whose stem and first blocks stay as they are, statistics of normalization included.
+
+    Args:
+        model: The network.
+        blocks: Number of blocks.
+    """
+
+    def __init__(self, model: nn.Module, blocks: int) -> None:
+        super().__init__()
+        self.model = model
+        parts = (
+            model.get_submodule(name)
+            for name in ("conv_stem", "bn1", *(f"blocks.{n}" for n in range(blocks)))
+        )
+        self._still = [part.requires_grad_(False) for part in parts]
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        for part in self._still:
+            part.eval()
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.model(images)
+        return logits
+
+
+def birds_network() -> nn.Module:
+    """EfficientNet-Lite0, pretrained on ImageNet: timm's weights, or the file in `$ATTNGUIDE_LITE0`."""
+    file = os.environ.get("ATTNGUIDE_LITE0")
+    model = timm.create_model("tf_efficientnet_lite0", pretrained=file is None)
+    if file is not None:
+        model.load_state_dict(load_file(file))
+    model.reset_classifier(2)
+    return Frozen(model, 4)
 
 
 def _annotated(share: float, part: Part, generator: torch.Generator) -> Part:
@@ -188,5 +276,19 @@ TASKS: dict[str, Task] = {
         held_out=600,
         published={},
         decay=True,
+    ),
+    "birds": Task(
+        "Waterbirds after Sagawa et al. (2020), small: photographs, a network pretrained on ImageNet",
+        birds,
+        birds_network,
+        epochs=6,
+        batch=32,
+        optimizer=partial(torch.optim.AdamW, lr=5e-4),
+        held_out=70,
+        published={},
+        decay=True,
+        flips=True,
+        inpainted=True,
+        folder=True,
     ),
 }
