@@ -1,2 +1,2 @@
 from . import finetune as finetune
-from .finetune import Epoch as Epoch, WithMasks as WithMasks, prepare as prepare
+from .finetune import Epoch as Epoch, prepare as prepare

@@ -1,2 +1,1 @@
-from .data import WithMasks as WithMasks
 from .finetuning import Epoch as Epoch, finetune as finetune, prepare as prepare
