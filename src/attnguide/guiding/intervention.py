@@ -48,7 +48,7 @@ class Intervention:
     """Guides a classifier by what its predictions depend on: the outside is exchanged, not attributed.
 
     ```python
-    intervention = ag.Intervention(model, weight=4.0)
+    intervention = ag.Intervention(model, weight=10.0)
     for images, labels, masks in loader:
         both = intervention(images, labels, mask=masks)
         loss = criterion(both.swapped, labels) + both.loss
