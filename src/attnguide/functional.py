@@ -625,18 +625,30 @@ def inpaint(images: Tensor, masks: Tensor) -> Tensor:
         inside.
     """
     images = full_precision(images)
-    known = (masks == 0).to(images.dtype)
-    levels = [(images * known, known)]
-    while max(levels[-1][1].shape[-2:]) > 1:
-        levels.append(
-            tuple(F.avg_pool2d(part, 2, ceil_mode=True, count_include_pad=False) for part in levels[-1])  # type: ignore[arg-type]
-        )
-    filled = torch.zeros_like(levels[-1][0])
-    for total, weight in reversed(levels):
-        if filled.shape != total.shape:
-            filled = F.interpolate(filled, total.shape[-2:], mode="bilinear", align_corners=False)
-        filled = torch.where(weight > 0, total / torch.where(weight > 0, weight, 1.0), filled)
-    return filled
+    known = masks == 0
+    # What is known of each area, as sums of pixels and shares of the area.
+    total, share = torch.where(known, images, 0.0), known.to(images.dtype)
+    levels = []
+    while max(share.shape[-2:]) > 1:
+        total, share = _halved(total), _halved(share)
+        levels.append((total, share))
+    filled = torch.zeros_like(total)
+    for total, share in reversed(levels):
+        means = total / torch.where(share > 0, share, 1.0)
+        filled = torch.where(share > 0, means, _grown(filled, means))
+    return torch.where(known, images, _grown(filled, images))
+
+
+def _halved(values: Tensor) -> Tensor:
+    """Average 2×2 pixels; at a rim of odd size, those that there are."""
+    return F.avg_pool2d(values, 2, ceil_mode=True, count_include_pad=False)
+
+
+def _grown(values: Tensor, like: Tensor) -> Tensor:
+    """Interpolate to the size of another tensor."""
+    if values.shape == like.shape:
+        return values
+    return F.interpolate(values, like.shape[-2:], mode="bilinear", align_corners=False)
 
 
 #: How two predictions are compared.

@@ -28,7 +28,7 @@ def scenes(batch: int = 6) -> tuple[Tensor, Tensor, Tensor]:
 
 def test_the_inside_stays_and_the_outside_is_that_of_the_partner_without_its_object() -> None:
     images, labels, masks = scenes()
-    swapped = SwapOutside()(images, labels, masks)
+    swapped = SwapOutside("other")(images, labels, masks)
     assert bool(swapped.exchanged.all())
     assert bool((labels[swapped.partner] != labels).all())
     for n, partner in enumerate(swapped.partner.tolist()):
@@ -59,7 +59,7 @@ def test_an_image_without_a_mask_stays_and_gives_nothing(form: str) -> None:
     else:
         given[0] = torch.nan
     given = given[:, None] if form == "channel" else given.numpy() if form == "numpy" else given
-    swapped = SwapOutside("any")(images, labels, given)
+    swapped = SwapOutside()(images, labels, given)
     assert swapped.exchanged.tolist() == [False] + [True] * 5
     assert swapped.partner[0] == 0
     assert 0 not in swapped.partner[1:].tolist()
@@ -77,7 +77,7 @@ def test_without_any_mask_nothing_changes() -> None:
 def test_an_image_that_is_all_inside_is_partner_to_none_and_stays_as_it_is() -> None:
     images, labels, masks = scenes()
     masks[1] = 1
-    swapped = SwapOutside("any")(images, labels, masks)
+    swapped = SwapOutside()(images, labels, masks)
     assert 1 not in swapped.partner[torch.arange(6) != 1].tolist()
     torch.testing.assert_close(swapped.images[1], images[1])
 
@@ -85,7 +85,7 @@ def test_an_image_that_is_all_inside_is_partner_to_none_and_stays_as_it_is() -> 
 def test_a_mask_that_lost_its_object_can_be_skipped() -> None:
     images, labels, masks = scenes()
     masks[2] = 0
-    swapped = SwapOutside("any", empty="skip")(images, labels, masks)
+    swapped = SwapOutside(empty="skip")(images, labels, masks)
     assert swapped.exchanged.tolist() == [True, True, False, True, True, True]
     assert 2 not in swapped.partner[torch.arange(6) != 2].tolist()
     torch.testing.assert_close(swapped.images[2], images[2], rtol=0, atol=0)
@@ -93,9 +93,9 @@ def test_a_mask_that_lost_its_object_can_be_skipped() -> None:
 
 def test_one_label_alone_takes_any_partner_and_several_labels_differ_in_any() -> None:
     images, _, masks = scenes()
-    assert bool(SwapOutside()(images, torch.zeros(6), masks).exchanged.all())
+    assert bool(SwapOutside("other")(images, torch.zeros(6), masks).exchanged.all())
     several = torch.tensor([[1.0, 0], [1, 0], [1, 1], [1, 0], [1, 0], [1, 0]])
-    partner = SwapOutside()(images, several, masks).partner.tolist()
+    partner = SwapOutside("other")(images, several, masks).partner.tolist()
     assert partner[:2] + partner[3:] == [2] * 5
     assert partner[2] != 2
 

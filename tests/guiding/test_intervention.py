@@ -153,6 +153,16 @@ def test_the_logits_may_be_part_of_an_output_and_autocast_may_be_on() -> None:
     assert all(weight.grad is not None for weight in model.parameters())
 
 
+def test_the_outside_comes_from_another_label_unless_asked_otherwise() -> None:
+    images, labels, mask = data(24)
+    other = ag.Intervention(cnn(CLASSES).double())
+    partner = other(images.expand(-1, 3, -1, -1), labels, mask=mask).batch.partner
+    assert bool((labels[partner] != labels).all())
+    drawn = ag.Intervention(cnn(CLASSES).double(), swap=SwapOutside())
+    partner = drawn(images.expand(-1, 3, -1, -1), labels, mask=mask).batch.partner
+    assert bool((labels[partner] == labels).any())
+
+
 def test_a_shortcut_outside_is_unlearned() -> None:
     """The outside says the class clearly, the object less so; guided, the classifier uses the object."""
     torch.manual_seed(0)

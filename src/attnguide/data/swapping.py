@@ -53,8 +53,10 @@ class SwapOutside:
     so does one that finds no partner. `swapped.exchanged` tells which were exchanged.
 
     Attributes:
-        partners: `"other"`: an image with another label, if there is one, so that surroundings that go with a
-            label come with the wrong one; `"any"`: any other image.
+        partners: `"any"`: any other image, so that surroundings say nothing about the label; `"other"`: one
+            with another label, if there is one. Surroundings that go with a label then come with the wrong
+            one, which makes a contrast to the image as it is; a network trained on such images alone learns
+            the reverse.
         probability: Share of the images that are exchanged, in [0, 1].
         empty: What to do with a mask that is zero everywhere, so that nothing of the image would be left:
             `"error"`, or `"skip"`, for pipelines whose crops may lose the object; the image then stays as it
@@ -64,13 +66,13 @@ class SwapOutside:
         InputError: If a setting has a wrong value.
     """
 
-    partners: Literal["other", "any"] = "other"
+    partners: Literal["any", "other"] = "any"
     probability: float = 1.0
     empty: Literal["error", "skip"] = "error"
 
     def __post_init__(self) -> None:
-        if self.partners not in ("other", "any"):
-            raise InputError(f"partners={self.partners!r} must be 'other' or 'any'.")
+        if self.partners not in ("any", "other"):
+            raise InputError(f"partners={self.partners!r} must be 'any' or 'other'.")
         if self.empty not in ("error", "skip"):
             raise InputError(f"empty={self.empty!r} must be 'error' or 'skip'.")
         # Written so that NaN fails too.
@@ -138,9 +140,8 @@ class SwapOutside:
                 stacklevel=2,
             )
         partner = torch.where(exchanged, partner, torch.arange(len(images), device=images.device))
-        inside = regions[:, None]
-        outside = functional.inpaint(images, inside)[partner]
-        mixed = (full_precision(images) * inside + outside * (1 - inside)).to(images.dtype)
+        outside = functional.inpaint(images, regions[:, None])[partner]
+        mixed = torch.lerp(outside, full_precision(images), regions[:, None]).to(images.dtype)
         result = torch.where(exchanged[:, None, None, None], mixed, images)
         missing = torch.where(given[:, None, None], regions, torch.nan)
         return Swapped(result, missing, partner, exchanged)

@@ -48,7 +48,7 @@ class Intervention:
     """Guides a classifier by what its predictions depend on: the outside is exchanged, not attributed.
 
     ```python
-    intervention = ag.Intervention(model, weight=4.0)
+    intervention = ag.Intervention(model, weight=10.0)
     for images, labels, masks in loader:
         both = intervention(images, labels, mask=masks)
         loss = criterion(both.swapped, labels) + both.loss
@@ -70,7 +70,8 @@ class Intervention:
         weight: λ, at least 0.
         divergence: `"js"`, `"kl"` or `"logits"`; see
             [`functional.divergence`][attnguide.functional.divergence].
-        swap: How partners are chosen; see [`SwapOutside`][attnguide.data.SwapOutside].
+        swap: How the outside is exchanged; by default with images of another label,
+            [`SwapOutside("other")`][attnguide.data.SwapOutside].
         seed: Seed of the partners, at least 0. They depend on it, the step and the process alone, and take
             nothing from PyTorch's own random numbers.
         logits: Which part of the model's output is the logits, as in [`explain`][attnguide.explain].
@@ -103,7 +104,7 @@ class Intervention:
             raise InputError(f"swap={swap!r:.60} must be an attnguide.data.SwapOutside.")
         check_spec(logits)
         self.model, self.weight, self.divergence, self.seed = model, weight, divergence, seed
-        self.swap = SwapOutside() if swap is None else swap
+        self.swap = SwapOutside("other") if swap is None else swap
         self._logits, self._process_group = logits, process_group
         self._steps = 0
 
