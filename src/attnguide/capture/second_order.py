@@ -5,7 +5,6 @@ Fused attention is switched off there, and on again; activations without a secon
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.backends import cuda
 
+from attnguide.capture.derivatives import differentiate_gelu
 from attnguide.capture.own_hooks import Handles, is_observed
 
 __all__ = ["Fusion", "SecondOrder", "smooth"]
@@ -266,8 +266,4 @@ class _GeluGradient(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, Tensor]:
-        gradient, values = ctx.saved_tensors
-        square = values.square()
-        density = square.mul(-0.5).exp_()
-        slope = square.neg_().add_(2).mul_(density).mul_(1 / math.sqrt(2 * math.pi))
-        return torch.ops.aten.gelu_backward(outer, values), slope.mul_(gradient).mul_(outer)
+        return differentiate_gelu(outer, *ctx.saved_tensors)
