@@ -26,7 +26,7 @@ Gradients = tuple[Tensor | None, ...]
 #: Gives the gradient of a node's first input another graph, from the gradient of its output.
 Twin = Callable[[Node, Tensor, Tensor], Tensor | None]
 #: Differentiates the product of a gradient and an activation's derivative; see `_Activation`.
-Derivative = Callable[[Tensor, Tensor, Tensor], tuple[Tensor | None, Tensor | None]]
+Derivative = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor | None, Tensor | None]]
 
 
 class Derivatives:
@@ -114,8 +114,9 @@ def _prefers_loop(node: Node, found: Tensor, gradient: Tensor) -> bool:
     """Whether PyTorch's loop over the groups is faster.
 
     Measured on a CPU, batches of 16: written out it takes 1/1.3 to 1/2.6 of the time without groups, 1/2 to
-    1/40 with one channel in a group, 1/1.5 to 1/2.8 with eight or more and with strides, as long with two; with
-    four or six channels in a group and stride 1 it takes 1.3 times as long. On a GPU the loop launches kernels for each group.
+    1/40 with one channel in a group, 1/1.5 to 1/2.8 with eight or more and with strides, as long with two;
+    with four or six channels in a group and stride 1 it takes 1.3 times as long. On a GPU the loop launches
+    kernels for each group.
     """
     groups = node._saved_groups
     return (
@@ -310,15 +311,15 @@ class _Activation(torch.autograd.Function):
         gradient: Gradient of the activation's output.
         values: What the derivative is computed from: the activation's input, of a ReLU its output.
         value: The product.
-        differentiate: Returns from the outer gradient, the gradient and the values the derivatives of the
-            product with respect to the gradient and the values; None for zeros.
+        differentiate: Returns from the outer gradient and these three the derivatives of the product with
+            respect to the gradient and the values; None for zeros.
     """
 
     @staticmethod
     def forward(
         ctx: Any, gradient: Tensor, values: Tensor, value: Tensor, differentiate: Derivative
     ) -> Tensor:
-        ctx.save_for_backward(gradient, values)
+        ctx.save_for_backward(gradient, values, value)
         ctx.differentiate = differentiate
         ctx.set_materialize_grads(False)
         return value.detach()
@@ -338,7 +339,7 @@ def _activation(
     return exchanged
 
 
-def _relu(outer: Tensor, gradient: Tensor, values: Tensor) -> tuple[Tensor, None]:
+def _relu(outer: Tensor, _gradient: Tensor, values: Tensor, _value: Tensor) -> tuple[Tensor, None]:
     """PyTorch's own adds zeros to the gradient of the values, two passes through memory."""
     return torch.ops.aten.threshold_backward(outer, values, 0), None
 
@@ -346,24 +347,25 @@ def _relu(outer: Tensor, gradient: Tensor, values: Tensor) -> tuple[Tensor, None
 def _hard_tanh(node: Node, found: Tensor, gradient: Tensor) -> Tensor | None:
     low, high = node._saved_min_val, node._saved_max_val
 
-    def differentiate(outer: Tensor, gradient: Tensor, values: Tensor) -> tuple[Tensor, None]:
+    def differentiate(
+        outer: Tensor, _gradient: Tensor, values: Tensor, _value: Tensor
+    ) -> tuple[Tensor, None]:
         return torch.ops.aten.hardtanh_backward(outer, values, low, high), None
 
     return _activation(differentiate, node, found, gradient)
 
 
-def _hard_swish(outer: Tensor, gradient: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+def _hard_swish(outer: Tensor, gradient: Tensor, values: Tensor, _value: Tensor) -> tuple[Tensor, Tensor]:
     """The second derivative is ⅓ between the kinks at ±3."""
     slope = torch.ops.aten.hardtanh_backward((gradient * outer).div_(3), values, -3, 3)
     return torch.ops.aten.hardswish_backward(outer, values), slope
 
 
-def _silu(outer: Tensor, gradient: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """With σ the sigmoid of x, the second derivative of x·σ is σ·(1 − σ)·(2 + x·(1 − 2σ))."""
-    sigmoid = values.sigmoid()
-    slope = torch.ops.aten.sigmoid_backward(gradient, sigmoid).mul_(outer)
-    slope.mul_(sigmoid.mul_(-2).add_(1).mul_(values).add_(2))
-    return torch.ops.aten.silu_backward(outer, values), slope
+def _silu(outer: Tensor, gradient: Tensor, values: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """With σ the sigmoid, the second derivative is σ + f·(1 − 2σ), where f is the first."""
+    slope = torch.sub(gradient, value, alpha=2)
+    torch.addcmul(value, slope, values.sigmoid(), out=slope)
+    return torch.ops.aten.silu_backward(outer, values), slope.mul_(outer)
 
 
 def differentiate_gelu(outer: Tensor, gradient: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -386,7 +388,13 @@ def differentiate_gelu(outer: Tensor, gradient: Tensor, values: Tensor) -> tuple
 def _gelu(node: Node, found: Tensor, gradient: Tensor) -> Tensor | None:
     if node._saved_approximate != "none":
         return None
-    return _activation(differentiate_gelu, node, found, gradient)
+
+    def differentiate(
+        outer: Tensor, gradient: Tensor, values: Tensor, _value: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return differentiate_gelu(outer, gradient, values)
+
+    return _activation(differentiate, node, found, gradient)
 
 
 #: What exchanges the graph of a gradient, by the name of the node that computes it.
