@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["Derivatives", "differentiate_gelu"]
+__all__ = ["Derivatives", "differentiate_gelu", "differentiate_silu"]
 
 #: A node of the graph, as `Tensor.grad_fn` gives it.
 Node = Any
@@ -361,8 +361,20 @@ def _hard_swish(outer: Tensor, gradient: Tensor, values: Tensor, _value: Tensor)
     return torch.ops.aten.hardswish_backward(outer, values), slope
 
 
-def _silu(outer: Tensor, gradient: Tensor, values: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """With σ the sigmoid, the second derivative is σ + f·(1 − 2σ), where f is the first."""
+def differentiate_silu(
+    outer: Tensor, gradient: Tensor, values: Tensor, value: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Differentiate the gradient of SiLU: with σ the sigmoid and f its derivative, σ + f·(1 − 2σ).
+
+    Args:
+        outer: Gradient with respect to the gradient of `values`.
+        gradient: Gradient of the SiLU's output.
+        values: The SiLU's input.
+        value: The gradient of `values`.
+
+    Returns:
+        The gradients of `gradient` and `values`.
+    """
     slope = torch.sub(gradient, value, alpha=2)
     torch.addcmul(value, slope, values.sigmoid(), out=slope)
     return torch.ops.aten.silu_backward(outer, values), slope.mul_(outer)
@@ -405,6 +417,6 @@ _TWINS: dict[str, Twin] = {
     "ReluBackward0": partial(_activation, _relu, saved="result"),
     "HardtanhBackward0": _hard_tanh,
     "HardswishBackward0": partial(_activation, _hard_swish),
-    "SiluBackward0": partial(_activation, _silu),
+    "SiluBackward0": partial(_activation, differentiate_silu),
     "GeluBackward0": _gelu,
 }
