@@ -40,7 +40,16 @@ EXPLAINED = (
 )
 GUIDED = EXPLAINED[:3]
 #: Layers in the middle, to be guided too.
-MIDDLE = {"resnet50": "layer3", "vit_tiny_patch16_224": "blocks.8"}
+MIDDLE = {
+    "resnet50": "layer3",
+    "vit_tiny_patch16_224": "blocks.8",
+    "tf_efficientnet_lite0": "blocks.4",
+    "mobilenetv3_small_100": "blocks.3",
+    "efficientnet_b0": "blocks.4",
+    "convnext_atto": "stages.2",
+}
+#: Networks with depthwise convolutions, guided in the middle and at the images.
+DEPTHWISE = ("tf_efficientnet_lite0", "mobilenetv3_small_100", "efficientnet_b0", "convnext_atto")
 MANY = 40
 SECTIONS = ("explain", "many", "guide", "memory")
 #: Kinds of tables, in the order in which they are printed, and what is in them.
@@ -151,12 +160,13 @@ def record(case: Case, settings: Settings) -> dict[str, Any]:
 def cases(
     only: Sequence[str], models: Sequence[str] | None, batch: int, *, peers_many: bool
 ) -> Iterator[Case]:
-    explained, guided = models or EXPLAINED, models or GUIDED
+    explained, guided, inner = models or EXPLAINED, models or GUIDED, models or (*GUIDED, *DEPTHWISE)
     one = [Case("explain", model, n) for model in explained for n in sorted({1, batch})]
     many = [Case("many", model, batch, MANY) for model in explained]
     guiding = [
         *(Case("guide", model, batch) for model in guided),
-        *(Case("guide", model, batch, layer=MIDDLE[model]) for model in guided if model in MIDDLE),
+        *(Case("guide", model, batch, layer=MIDDLE[model]) for model in inner if model in MIDDLE),
+        *(Case("guide", model, batch, layer="input") for model in inner if model in DEPTHWISE),
         *(Case("guide", model, batch, MANY) for model in guided),
     ]
     if "explain" in only:

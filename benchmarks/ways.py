@@ -208,6 +208,8 @@ def ways(case: Case, settings: Settings) -> dict[str, Maker]:
     if not case.memory:
         found["plain again"] = plain
     if case.guided:
+        if case.layer == "input":
+            return {**found, "attnguide": partial(guide, source="input_gradient")}
         found["attnguide"] = guide
         if settings.compile:
             found["plain, compiled"] = train_compiled

@@ -222,7 +222,9 @@ def gradient_norm(gradients: Tensor) -> Tensor:
     Returns:
         Maps `(N, h, w)`, at least 0.
     """
-    norm: Tensor = torch.linalg.vector_norm(full_precision(gradients), dim=1)
+    # Channels last in memory: along another dimension the norm is not vectorized, and takes ten times longer.
+    channels_last = full_precision(gradients).movedim(1, -1).contiguous()
+    norm: Tensor = torch.linalg.vector_norm(channels_last, dim=-1)
     return norm
 
 

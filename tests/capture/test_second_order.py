@@ -61,6 +61,17 @@ def test_gelus_keep_their_values_and_derivatives() -> None:
     assert "GeluBackward" in type(model(values).grad_fn).__name__
 
 
+def test_silus_keep_their_values_and_derivatives() -> None:
+    model = nn.SiLU()
+    hooks = smooth(model)
+    values = torch.linspace(-6, 6, 25, dtype=torch.float64, requires_grad=True)
+    assert torch.equal(model(values), F.silu(values))
+    assert torch.autograd.gradcheck(model, values)
+    assert torch.autograd.gradgradcheck(model, values)
+    hooks[""].remove()
+    assert "SiluBackward0" in type(model(values).grad_fn).__name__
+
+
 def test_hard_sigmoids_keep_their_first_derivative() -> None:
     model = nn.Hardsigmoid()
     values = torch.linspace(-4.95, 4.95, 34, dtype=torch.float64, requires_grad=True)

@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from attnguide.capture.attention_reader import AttentionReader, Note
 from attnguide.capture.calls import Call, Tap, images_name, replace, select
 from attnguide.capture.class_token import ClassToken
+from attnguide.capture.derivatives import Derivatives
 from attnguide.capture.logits import LogitsSpec, find_logits
 from attnguide.capture.model_state import ModelState, empty_caches, muting, state_of, unwrap
 from attnguide.capture.own_hooks import Handles
@@ -98,12 +99,14 @@ class Recording(Shard):
     Attributes:
         calls: Number of calls of each module.
         fusion: Whether attention is fused.
+        derivatives: The second derivatives of what comes after the layers.
         class_token: Names of the modules in which only the first tokens get a graph.
         parallel: The wrapper for several processes that the pass runs in.
     """
 
     calls: Counter[str] = field(default_factory=Counter)
     fusion: Fusion | None = None
+    derivatives: Derivatives | None = None
     class_token: frozenset[str] = frozenset()
     parallel: DistributedDataParallel | None = None
 
@@ -228,6 +231,14 @@ class Recorder:
                 hook = partial(self._record_output, name, outputs, name in targets)
                 self._handles.keep(module.register_forward_hook(hook, prepend=first))
         self._recorded |= {text for taps in wanted.values() for text in taps}
+
+    def prepare(self) -> None:
+        """Make the last pass cheap to differentiate twice; called before the first gradient is taken."""
+        for recording in self.recordings.values():
+            if recording.logits is not None and recording.derivatives is None:
+                # A weight is recorded with the input of its layer; it comes from before all layers.
+                features = (x for x in recording.features.values() if not isinstance(x, nn.Parameter))
+                recording.derivatives = Derivatives(recording.logits, features)
 
     def remove(self) -> None:
         """Remove every hook, and forget the last pass. May be called twice."""

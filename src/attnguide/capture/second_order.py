@@ -5,7 +5,6 @@ Fused attention is switched off there, and on again; activations without a secon
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.backends import cuda
 
+from attnguide.capture.derivatives import differentiate_gelu, differentiate_silu
 from attnguide.capture.own_hooks import Handles, is_observed
 
 __all__ = ["Fusion", "SecondOrder", "smooth"]
@@ -152,7 +152,7 @@ class SecondOrder:
 
 
 def smooth(model: nn.Module) -> dict[str, Handles]:
-    """Give a model's hard sigmoids a second derivative, and its GELUs a cheaper one; their values stay.
+    """Give hard sigmoids of a model a second derivative, GELUs and SiLUs a cheaper one; their values stay.
 
     An activation with hooks of others is left as it is, since these would see the difference.
 
@@ -175,6 +175,8 @@ def _twin(module: nn.Module) -> type[torch.autograd.Function] | None:
         return _HardSigmoid
     if type(module) is nn.GELU and module.approximate == "none":
         return _Gelu
+    if type(module) is nn.SiLU:
+        return _Silu
     return None
 
 
@@ -193,9 +195,12 @@ class _Swap(threading.local):
             or not isinstance(args[0], Tensor)
             or not torch.is_grad_enabled()
             or is_observed([module])
-            # GELUs of vectors cost nothing; and where they lie behind a pooling, gradients are batched, in
+            # These of vectors cost nothing; and where they lie behind a pooling, gradients are batched, in
             # which a function of ours has no second derivative.
-            or (self.twin is _Gelu and args[0].numel() == len(args[0]) * max(args[0].shape[1:], default=1))
+            or (
+                self.twin in (_Gelu, _Silu)
+                and args[0].numel() == len(args[0]) * max(args[0].shape[1:], default=1)
+            )
         ):
             return None
         self.given = args[0]
@@ -266,8 +271,43 @@ class _GeluGradient(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, Tensor]:
-        gradient, values = ctx.saved_tensors
-        square = values.square()
-        density = square.mul(-0.5).exp_()
-        slope = square.neg_().add_(2).mul_(density).mul_(1 / math.sqrt(2 * math.pi))
-        return torch.ops.aten.gelu_backward(outer, values), slope.mul_(gradient).mul_(outer)
+        return differentiate_gelu(outer, *ctx.saved_tensors)
+
+
+class _Silu(torch.autograd.Function):
+    """The SiLU x·σ(x). PyTorch's own first derivative makes large temporary tensors if it gets a graph."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(values: Tensor, output: Tensor) -> Tensor:
+        return output.detach()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, None]:
+        (values,) = ctx.saved_tensors
+        return _SiluGradient.apply(gradient, values), None
+
+
+class _SiluGradient(torch.autograd.Function):
+    """The derivative of the SiLU times a gradient."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(gradient: Tensor, values: Tensor) -> Tensor:
+        result: Tensor = torch.ops.aten.silu_backward(gradient, values)
+        return result
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs, output)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, Tensor]:
+        return differentiate_silu(outer, *ctx.saved_tensors)

@@ -233,6 +233,8 @@ class Guide:
         total = trace.logits.flatten()[:0].sum().float()
         fusions = [r.fusion for r in self._recorder.recordings.values() if r.fusion is not None]
         second_order = self._recorder.second_order
+        if second_order is not None:
+            self._recorder.prepare()
         with (
             full_precision_mode(trace.logits.device),
             nullcontext() if second_order is None else second_order.held(fusions),
