@@ -35,9 +35,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import attnguide as ag
-from attnguide.data import SwapOutside
 from attnguide.guiding.recipe import load_recipe
 from attnguide.losses.pointwise import MSE, Outside
+from attnguide.masks import SwapOutside
 from attnguide.sources.grad_cam import HiResCAM
 from attnguide.sources.gradient import Gradient
 from measuring import alternate, compared, describe, machine

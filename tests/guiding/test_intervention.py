@@ -15,8 +15,8 @@ from tests.helpers.state import hooks
 from torch import Tensor, nn
 
 import attnguide as ag
-from attnguide.data import SwapOutside
 from attnguide.errors import GuidanceError, InputError
+from attnguide.masks import SwapOutside
 
 CLASSES, SIDE = 3, 8
 

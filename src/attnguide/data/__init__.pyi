@@ -28,4 +28,3 @@ from .procedural import (
     ProceduralFaces as ProceduralFaces,
     template as template,
 )
-from .swapping import SwapOutside as SwapOutside, Swapped as Swapped

@@ -233,7 +233,8 @@ class Guide:
         total = trace.logits.flatten()[:0].sum().float()
         fusions = [r.fusion for r in self._recorder.recordings.values() if r.fusion is not None]
         second_order = self._recorder.second_order
-        if second_order is not None:
+        # Behind a pooling there is little to differentiate.
+        if second_order is not None and not all(layer.shortcuts.pooled for layer in self._layers):
             self._recorder.prepare()
         with (
             full_precision_mode(trace.logits.device),

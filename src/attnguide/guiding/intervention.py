@@ -15,9 +15,9 @@ from torch.nn.parallel import DistributedDataParallel
 from attnguide import functional
 from attnguide.capture.logits import LogitsSpec, check_spec, find_logits
 from attnguide.capture.parallel import joint_sum
-from attnguide.data.swapping import SwapOutside, Swapped
 from attnguide.errors import GuidanceError, InputError
 from attnguide.functional import full_precision_mode, reading
+from attnguide.masks.swapping import SwapOutside, Swapped
 from attnguide.pairs import positives
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Intervention:
         divergence: `"js"`, `"kl"` or `"logits"`; see
             [`functional.divergence`][attnguide.functional.divergence].
         swap: How the outside is exchanged; by default with images of another label,
-            [`SwapOutside("other")`][attnguide.data.SwapOutside].
+            [`SwapOutside("other")`][attnguide.masks.SwapOutside].
         seed: Seed of the partners, at least 0. They depend on it, the step and the process alone, and take
             nothing from PyTorch's own random numbers.
         logits: Which part of the model's output is the logits, as in [`explain`][attnguide.explain].
@@ -101,7 +101,7 @@ class Intervention:
         if type(seed) is not int or seed < 0:
             raise InputError(f"seed={seed!r} must be a number of at least 0.")
         if swap is not None and not isinstance(swap, SwapOutside):
-            raise InputError(f"swap={swap!r:.60} must be an attnguide.data.SwapOutside.")
+            raise InputError(f"swap={swap!r:.60} must be an attnguide.masks.SwapOutside.")
         check_spec(logits)
         self.model, self.weight, self.divergence, self.seed = model, weight, divergence, seed
         self.swap = SwapOutside("other") if swap is None else swap
@@ -121,7 +121,7 @@ class Intervention:
             images: `(B, C, H, W)`, floats.
             labels: Class indices `(B,)`, −100 for none; or multi-hot `(B, K)`, where each class is predicted
                 by itself.
-            mask: As for [`SwapOutside`][attnguide.data.SwapOutside]; None: no image has one.
+            mask: As for [`SwapOutside`][attnguide.masks.SwapOutside]; None: no image has one.
 
         Returns:
             The loss, both logits, and the exchanged images.

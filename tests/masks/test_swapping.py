@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from attnguide.data import SwapOutside
 from attnguide.errors import InputError
+from attnguide.masks import SwapOutside
 
 SIDE = 16
 OBJECT = 100.0
