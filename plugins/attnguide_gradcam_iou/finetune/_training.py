@@ -20,7 +20,7 @@ from attnguide.capture.model_state import evaluating
 from attnguide.errors import GuidanceError, InputError
 from attnguide.pairs import IGNORE_INDEX
 from attnguide.priors.mask import MaskPrior
-from attnguide_gradcam_iou.finetune.data import Batch, batches
+from attnguide_gradcam_iou.finetune._data import Batch, batches
 
 __all__ = ["Trainer", "seeded"]
 

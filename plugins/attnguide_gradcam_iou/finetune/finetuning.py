@@ -19,9 +19,9 @@ from attnguide.capture.model_state import evaluating
 from attnguide.errors import InputError
 from attnguide.masks import Template
 from attnguide.models import with_head
+from attnguide_gradcam_iou.finetune._data import as_loader, has_class_indices
 from attnguide_gradcam_iou.finetune._settings import guide_arguments, positive_number, whole_number
 from attnguide_gradcam_iou.finetune._training import Trainer, seeded
-from attnguide_gradcam_iou.finetune.data import as_loader, has_class_indices
 
 __all__ = ["Epoch", "finetune", "prepare"]
 
