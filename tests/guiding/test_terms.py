@@ -11,7 +11,7 @@ from torch import nn
 
 import attnguide as ag
 from attnguide.errors import InputError
-from attnguide.guiding.terms import _generator
+from attnguide.guiding.terms import generator_of
 from attnguide.pairs import Pairs, resolve
 
 
@@ -142,6 +142,6 @@ def test_draws_leave_the_random_numbers_of_others_as_they_are() -> None:
 def test_draws_differ_between_seeds_steps_and_processes() -> None:
     device = torch.device("cpu")
     moments = [(seed, step, rank) for seed in range(3) for step in range(20) for rank in range(4)]
-    first = {float(torch.rand((), generator=_generator(device, *moment))) for moment in moments}
+    first = {float(torch.rand((), generator=generator_of(device, *moment))) for moment in moments}
     assert len(first) == len(moments)
     assert abs(sum(first) / len(first) - 0.5) < 0.06  # four standard errors

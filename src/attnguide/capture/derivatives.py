@@ -163,25 +163,11 @@ class _InputSide(torch.autograd.Function):
         return output_side, weight_side, None, None
 
 
-# -------------------------------------------------------- batch normalization
+# -------------------------------------------------------------- normalization
 
 
-def _batch_norm(node: Node, found: Tensor, gradient: Tensor) -> Tensor | None:
-    values, weight = _saved(node, "input"), _saved(node, "weight")
-    if not node._saved_training or values.ndim < 3:
-        return None
-    mean, scale = _saved(node, "result1").detach(), _saved(node, "result2").detach()
-    exchanged: Tensor = _NormGradient.apply(gradient, values, weight, found.detach(), mean, scale)
-    return exchanged
-
-
-class _NormGradient(torch.autograd.Function):
-    """The gradient of what batch normalization normalizes, in training; its value is known already.
-
-    With x̂ the normalized values, s one over their deviation, γ the weight, n values in a channel and
-    P g = g − mean g − x̂ · mean(g·x̂), it is γ·s·P g. P is its own adjoint, which gives the derivative with
-    respect to g. PyTorch's own goes through some twenty large temporary tensors.
-    """
+class _Known(torch.autograd.Function):
+    """The gradient of what a normalization normalizes; its value is known already."""
 
     @staticmethod
     def forward(
@@ -196,6 +182,24 @@ class _NormGradient(torch.autograd.Function):
         ctx.save_for_backward(gradient, values, weight, value, mean, scale)
         ctx.set_materialize_grads(False)
         return value.detach()
+
+
+def _batch_norm(node: Node, found: Tensor, gradient: Tensor) -> Tensor | None:
+    values, weight = _saved(node, "input"), _saved(node, "weight")
+    if not node._saved_training or values.ndim < 3:
+        return None
+    mean, scale = _saved(node, "result1").detach(), _saved(node, "result2").detach()
+    exchanged: Tensor = _NormGradient.apply(gradient, values, weight, found.detach(), mean, scale)
+    return exchanged
+
+
+class _NormGradient(_Known):
+    """The gradient of what batch normalization normalizes, in training; its value is known already.
+
+    With x̂ the normalized values, s one over their deviation, γ the weight, n values in a channel and
+    P g = g − mean g − x̂ · mean(g·x̂), it is γ·s·P g. P is its own adjoint, which gives the derivative with
+    respect to g. PyTorch's own goes through some twenty large temporary tensors.
+    """
 
     @staticmethod
     @once_differentiable
@@ -253,25 +257,11 @@ def _layer_norm(node: Node, found: Tensor, gradient: Tensor) -> Tensor | None:
     return exchanged
 
 
-class _LayerNormGradient(torch.autograd.Function):
+class _LayerNormGradient(_Known):
     """The gradient of what layer normalization normalizes; its value is known already.
 
     As `_NormGradient`, with the last dimension in place of a channel: s·P(γ·g).
     """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        gradient: Tensor,
-        values: Tensor,
-        weight: Tensor | None,
-        value: Tensor,
-        mean: Tensor,
-        scale: Tensor,
-    ) -> Tensor:
-        ctx.save_for_backward(gradient, values, weight, value, mean, scale)
-        ctx.set_materialize_grads(False)
-        return value.detach()
 
     @staticmethod
     @once_differentiable

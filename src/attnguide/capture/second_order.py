@@ -235,18 +235,22 @@ class _HardSigmoid(torch.autograd.Function):
         return gradient * inside / 6, None
 
 
-class _Gelu(torch.autograd.Function):
-    """The GELU x·Φ(x). PyTorch's own second derivative goes through fourteen large temporary tensors."""
+class _Swapped(torch.autograd.Function):
+    """An activation whose output is known already, with a derivative of its own."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(values: Tensor, output: Tensor) -> Tensor:
-        return output.detach()
+        return output.detach()  # not a view: what follows may work in place
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
         ctx.save_for_backward(inputs[0])
+
+
+class _Gelu(_Swapped):
+    """The GELU x·Φ(x). PyTorch's own second derivative goes through fourteen large temporary tensors."""
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, None]:
@@ -274,18 +278,8 @@ class _GeluGradient(torch.autograd.Function):
         return differentiate_gelu(outer, *ctx.saved_tensors)
 
 
-class _Silu(torch.autograd.Function):
+class _Silu(_Swapped):
     """The SiLU x·σ(x). PyTorch's own first derivative makes large temporary tensors if it gets a graph."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(values: Tensor, output: Tensor) -> Tensor:
-        return output.detach()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[0])
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, None]:

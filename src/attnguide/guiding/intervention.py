@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from attnguide.capture.logits import LogitsSpec, check_spec, find_logits
 from attnguide.capture.parallel import joint_sum
 from attnguide.errors import GuidanceError, InputError
 from attnguide.functional import full_precision_mode, reading
+from attnguide.guiding.terms import generator_of
 from attnguide.masks.swapping import SwapOutside, Swapped
 from attnguide.pairs import positives
 
@@ -132,13 +134,9 @@ class Intervention:
         """
         group = self._group()
         rank = 0 if group is None else dist.get_rank(group)
-        entropy = np.random.SeedSequence((self.seed, self._steps, rank)).generate_state(1)[0]
         device = images.device if isinstance(images, Tensor) else torch.device("cpu")
-        generator = torch.Generator(device).manual_seed(int(entropy))
-        if self._steps == 0:
-            with reading():  # values on an accelerator are checked once
-                batch = self.swap(images, labels, mask, generator=generator)
-        else:
+        generator = generator_of(device, self.seed, self._steps, rank)
+        with nullcontext() if self._steps else reading():  # values on an accelerator are checked once
             batch = self.swap(images, labels, mask, generator=generator)
         output = find_logits(self.model(torch.cat([images, batch.images])), self._logits)
         if not output.requires_grad:

@@ -21,7 +21,7 @@ from attnguide.pairs import Evidence, Pairs, Targets, check_choice, resolve
 from attnguide.parts.registry import registry
 from attnguide.trace import Layer, Trace
 
-__all__ = ["BoundTerm", "Term", "TermRecord", "Weighed", "mean"]
+__all__ = ["BoundTerm", "Term", "TermRecord", "Weighed", "generator_of", "mean"]
 
 #: Number of pairs that `max_classes="auto"` draws where each class costs a pass through what follows the
 #: layer.
@@ -276,7 +276,7 @@ class BoundTerm:
         if count is None or pairs.slots <= count:
             count, stands_for, kept = None, None, _positive(weights)
         else:
-            generator = _generator(weights.device, self.term.seed, *moment)
+            generator = generator_of(weights.device, self.term.seed, *moment)
             kept, stands_for = pairs.draw(count, weights > 0, len(trace.logits), generator)
         if kept is not None:
             pairs, prior, weights = pairs.select(kept, count), prior[kept], weights[kept]
@@ -302,7 +302,7 @@ class BoundTerm:
         return f"{self.source!r} ~ {self.prior!r} by {self.loss!r} × {self.term.weight:g} at {where}"
 
 
-def _generator(device: torch.device, *entropy: int) -> torch.Generator:
+def generator_of(device: torch.device, *entropy: int) -> torch.Generator:
     """Make a generator from numbers that say when and where it is used, so that it has no state to keep."""
     mixed = np.random.SeedSequence(entropy).generate_state(1)[0]
     device = torch.device("cpu") if device.type == "meta" else device  # where nothing can be drawn
