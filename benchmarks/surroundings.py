@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from sklearn.linear_model import LogisticRegression
@@ -41,27 +42,25 @@ def exchanged(part: Part, seed: int) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def inside(network: Frozen, images: Tensor, masks: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
     """For each block its mean feature over the bird's own positions, and whether there are any."""
-    found: dict[str, list[tuple[Tensor, Tensor]]] = {}
-    parts = {
-        "conv_stem": network.model.conv_stem,
-        **{f"blocks.{n}": b for n, b in enumerate(network.model.blocks)},
-    }  # type: ignore[union-attr, arg-type]
-    region = torch.zeros(0)
+    names = ["model.conv_stem", *(f"model.blocks.{number}" for number in range(7))]
+    outputs: dict[str, Tensor] = {}
 
-    def keep(name: str) -> object:
+    def keep(name: str) -> Any:
         def hook(module: nn.Module, args: object, output: Tensor) -> None:
-            own = (functional.resize(region, (output.shape[2], output.shape[3])) >= INSIDE).to(output)[
-                :, None
-            ]
-            number = own.sum(dim=(1, 2, 3))
-            mean = (output * own).sum(dim=(2, 3)) / number.clamp(min=1)[:, None]
-            found.setdefault(name, []).append((mean, number > 0))
+            outputs[name] = output
 
         return hook
 
-    handles = [module.register_forward_hook(keep(name)) for name, module in parts.items()]  # type: ignore[arg-type]
-    for some, region in zip(images.split(32), masks.split(32), strict=True):
+    handles = [network.get_submodule(name).register_forward_hook(keep(name)) for name in names]
+    found: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in names}
+    for some, regions in zip(images.split(32), masks.split(32), strict=True):
         network(some)
+        for name, output in outputs.items():
+            covered = functional.resize(regions, (output.shape[2], output.shape[3]))
+            own = (covered >= INSIDE).to(output)[:, None]
+            number = own.sum(dim=(1, 2, 3))
+            mean = (output * own).sum(dim=(2, 3)) / number.clamp(min=1)[:, None]
+            found[name].append((mean, number > 0))
     for handle in handles:
         handle.remove()
     return {name: (torch.cat([m for m, _ in f]), torch.cat([o for _, o in f])) for name, f in found.items()}
