@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -12,13 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attnguide import functional
-from attnguide.capture.calls import Tap, select
 from attnguide.capture.model_state import evaluating, muted, unwrap
-from attnguide.capture.own_hooks import Handles, in_this_thread
 from attnguide.capture.suitable import check_images
 from attnguide.errors import InputError
 from attnguide.layers.candidates import list_candidates, stages
 from attnguide.layers.finding import find_layers
+from attnguide.layers.reach import outputs_of
 from attnguide.masks.swapping import regions_of
 from attnguide.trace import Layer
 
@@ -170,7 +168,7 @@ class MaskCompletion:
         """The features of all stages, `(B, C, h, w)`."""
         model = unwrap(self.model)
         layers = self._layers(images)
-        with _outputs(model, layers) as outputs, evaluating(model), muted():
+        with outputs_of(model, layers) as outputs, evaluating(model), muted():
             model(images)
         return [outputs[layer.name].float() for layer in layers]
 
@@ -180,28 +178,6 @@ class MaskCompletion:
         if not self._names:
             self._names = tuple(group[-1].layer.name for group in stages(list_candidates(model, images[:2])))
         return find_layers(model, images[:2], self._names)
-
-
-@contextmanager
-def _outputs(model: nn.Module, layers: list[Layer]) -> Iterator[dict[str, Tensor]]:
-    """Collect what layers give in a pass, `(B, C, h, w)`, by their names."""
-    found: dict[str, Tensor] = {}
-    handles = Handles()
-
-    def keep(layer: Layer, tap: Tap) -> None:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            tensor = select(args if tap.given else output, tap.path)
-            if tensor is not None and (tap.call is None or layer.name not in found):
-                found[layer.name] = layer.layout.spatial(tensor)
-
-        handles.keep(model.get_submodule(tap.module).register_forward_hook(in_this_thread(hook)))
-
-    try:
-        for layer in layers:
-            keep(layer, Tap.parse(layer.name))
-        yield found
-    finally:
-        handles.remove()
 
 
 def _annotated(batches: Iterable[tuple[Tensor, Any]]) -> tuple[Tensor, Tensor]:
