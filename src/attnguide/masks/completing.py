@@ -92,7 +92,7 @@ class MaskCompletion:
         generator = torch.Generator().manual_seed(0)
         drawn = [
             pair
-            for some, masks in zip(images.split(_BATCH), regions.split(_BATCH), strict=True)
+            for some, masks in zip(torch.split(images, _BATCH), torch.split(regions, _BATCH), strict=True)
             for pair in self._drawn(some, masks, generator)
         ]
         held_out = torch.arange(len(images)) % _HELD_OUT == _HELD_OUT - 1
@@ -124,7 +124,7 @@ class MaskCompletion:
         logits: Tensor = self._bias.to(images.device)
         features = self._features(images)
         # Interpolating the sums of channels is interpolating the channels.
-        for feature, part in zip(features, weight.split([f.shape[1] for f in features]), strict=True):
+        for feature, part in zip(features, torch.split(weight, [f.shape[1] for f in features]), strict=True):
             logits = logits + functional.resize(torch.einsum("bchw,c->bhw", feature, part), size)
         probabilities = logits.sigmoid()
         masks = (probabilities >= self.threshold).to(probabilities)
@@ -208,11 +208,11 @@ def _separate(features: Tensor, inside: Tensor) -> Tensor:
         logits = features @ weights[:-1] + weights[-1]
         value = F.binary_cross_entropy_with_logits(logits, inside)
         value = value + _PENALTY / 2 * weights[:-1].square().sum()
-        value.backward()
+        torch.autograd.backward(value)
         return value
 
     with torch.enable_grad():
-        optimizer.step(loss)
+        optimizer.step(loss)  # type: ignore[no-untyped-call]
     return weights.detach()
 
 
