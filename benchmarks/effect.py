@@ -420,7 +420,16 @@ def run(what: Run) -> dict[str, Any]:
     some = valid.select(torch.arange(min(LOOKED_AT, len(valid))))
     shown = ag.explain(model, some.images, "input_gradient", "labels", labels=some.labels)
     energy = float(ag.metrics.energy_in_mask(shown.maps[:, 0], some.masks).mean())
-    return {**what.key, "energy": energy, "curve": curve, "seconds": round(seconds, 1)}
+    record = {**what.key, "energy": energy, "curve": curve, "seconds": round(seconds, 1)}
+    if task.folder and not what.choosing:
+        audited = ag.audit(model, some.images, some.labels, some.masks, window=some.images.shape[-1] // 4)
+        reliance = audited.outside
+        record["audit"] = {
+            "relies": bool(audited.reasons),
+            "outside": reliance.share,
+            "error": reliance.error,
+        }
+    return record
 
 
 # -------------------------------------------------------------------------- results
