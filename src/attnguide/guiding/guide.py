@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -302,6 +302,35 @@ class Guide:
         """Return the record of each term at each of its layers in the last call of `loss`, detached."""
         return list(self._records)
 
+    def count(
+        self, images: Tensor, labels: Tensor, *, sample_weight: Tensor | None = None, **annotations: Any
+    ) -> list[float]:
+        """Count the annotated pairs of a batch, which need not have passed through the model.
+
+        The sum over the batches of one step of the optimizer is what
+        [`loss`][attnguide.Guide.loss] takes as `normalize_by=`. Call it after a first forward, which tells
+        the layers and the number of classes.
+
+        Args:
+            images: `(B, C, H, W)`, on any device.
+            labels: As for [`loss`][attnguide.Guide.loss], like the rest.
+            sample_weight: How much each annotation counts.
+            **annotations: What the priors read.
+
+        Returns:
+            For each term the sum of the weights of its annotated pairs; without `sample_weight` their number.
+
+        Raises:
+            GuidanceError: If there was no forward yet, or the guide was removed.
+            InputError: If labels or annotations are wrong, or the pairs depend on the prediction.
+        """
+        check_annotations(self._readers, annotations)
+        trace = self._trace()
+        logits = torch.zeros(len(images), trace.logits.shape[1], device=images.device)
+        batch = replace(trace, images=images, logits=logits)
+        with torch.no_grad():
+            return [bound.count(batch, labels, sample_weight, annotations) for bound in self._bound]
+
     def check(self, images: Tensor, labels: Tensor, **annotations: Any) -> checking.CheckReport:
         """Prove that the guidance term reaches the weights, and report which.
 
@@ -414,6 +443,20 @@ class Guide:
     def layers(self) -> list[str]:
         """Names of the layers looked at; before the first forward, what was asked for."""
         return [name for bound in self._bound for name in bound.names]
+
+    @property
+    def recording(self) -> bool:
+        """Whether forward passes are recorded; set to False, they go by unseen, as in validation.
+
+        With adapters it stays True, since they answer in every pass.
+        """
+        return not self._recorder.inert
+
+    @recording.setter
+    def recording(self, value: bool) -> None:
+        if not value and len(self.adapters):
+            raise GuidanceError("the adapters of this guide answer in every pass; keep recording on.")
+        self._recorder.inert = not value
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Return the parameters of the adapters, for the optimiser; none without adapters."""
