@@ -18,7 +18,9 @@ import attnguide as ag
 lightning = pytest.importorskip("lightning.pytorch")
 from attnguide.lightning import Guidance  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning"
+)
 
 
 class Module(lightning.LightningModule):  # type: ignore[misc]

@@ -18,7 +18,9 @@ import attnguide as ag
 transformers = pytest.importorskip("transformers")
 from attnguide.transformers import GuidedTrainer  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning"
+)
 
 
 class Samples(Dataset[dict[str, Any]]):

@@ -29,6 +29,7 @@ PUBLIC_MODULES: tuple[str, ...] = (
     "attnguide.functional",
     "attnguide.interfaces",
     "attnguide.layers",
+    "attnguide.lightning",
     "attnguide.losses",
     "attnguide.masks",
     "attnguide.metrics",
@@ -38,5 +39,6 @@ PUBLIC_MODULES: tuple[str, ...] = (
     "attnguide.priors",
     "attnguide.sources",
     "attnguide.trace",
+    "attnguide.transformers",
     "attnguide.visual",
 )

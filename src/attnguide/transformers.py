@@ -63,7 +63,9 @@ class GuidedTrainer(Trainer):
     def __init__(self, guide: Guide, **options: Any) -> None:
         model = options.get("model")
         if model is None:
-            raise InputError("GuidedTrainer needs model=, the one that the guide is on; model_init= makes others.")
+            raise InputError(
+                "GuidedTrainer needs model=, the one that the guide is on; model_init= makes others."
+            )
         if all(module is not guide.model for module in modules_of(model)):
             raise InputError(
                 f"{guide!r} is not on this {type(model).__name__}. Build it with the model that is given here."

@@ -38,9 +38,7 @@ def terms() -> list[ag.Term]:
     return [ag.Term(loss="energy", weight=WEIGHT, warmup=8)]
 
 
-def plain_loop(
-    size: int, steps: int = STEPS, every: int = 1, model: nn.Module | None = None
-) -> nn.Module:
+def plain_loop(size: int, steps: int = STEPS, every: int = 1, model: nn.Module | None = None) -> nn.Module:
     """Train with plain SGD on joint batches, going over the data in order again and again.
 
     Args:

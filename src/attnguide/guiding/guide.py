@@ -17,7 +17,7 @@ from attnguide.adapters.holder import AdapterSet
 from attnguide.capture.calls import Call
 from attnguide.capture.logits import LogitsSpec, check_spec
 from attnguide.capture.model_state import unwrap
-from attnguide.capture.parallel import joint_sum
+from attnguide.capture.parallel import group_of, joint_sum, refuse_sharded
 from attnguide.capture.recorder import Plan, Recorder, adapters_of
 from attnguide.capture.suitable import suitable
 from attnguide.errors import GuidanceError, InputError, nearest
@@ -228,6 +228,11 @@ class Guide:
                 "the last forward recorded no graph: it ran under torch.no_grad() or inference_mode(), or "
                 "every parameter is frozen. Run it with gradients enabled; skip guide.loss in validation."
             )
+        if self._recorder.shards.modules and len(self.adapters):
+            raise GuidanceError(
+                "adapters do not work on a model that is sharded by fully_shard: nobody would average their "
+                "gradients. Use DistributedDataParallel."
+            )
         group = self._group() if joint else None
         # An empty sum is an exact zero with a graph, whatever the logits are.
         total = trace.logits.flatten()[:0].sum().float()
@@ -239,6 +244,7 @@ class Guide:
         with (
             full_precision_mode(trace.logits.device),
             nullcontext() if second_order is None else second_order.held(fusions),
+            self._recorder.shards.held(),
             # On an accelerator values are checked in the first step: later nothing waits for it.
             nullcontext() if self._checked else reading(),
         ):
@@ -279,7 +285,9 @@ class Guide:
                 "the mean over all processes cannot be taken inside model.join(), where some of them have "
                 "run out of batches. Give each process equally many batches, as DistributedSampler does."
             )
-        return self._process_group if self._process_group or wrapper is None else wrapper.process_group
+        if self._process_group is not None:
+            return self._process_group
+        return group_of(self._recorder.shards.modules) if wrapper is None else wrapper.process_group
 
     @staticmethod
     def _weights(
@@ -348,6 +356,7 @@ class Guide:
         Raises:
             GuidanceError: If the gradient arrives nowhere.
         """
+        refuse_sharded(unwrap(self.model), "check a guide")
         before = self._records, self._steps, self._checked
         try:
             return checking.check(
