@@ -129,14 +129,14 @@ def test_what_cannot_be_is_said(tmp_path: Path) -> None:
         Guidance(wieght=1.0)
     with pytest.raises(ag.errors.InputError, match="AdapterSet"):
         Guidance(adapters=[])
-    with pytest.raises(ag.errors.InputError, match="no submodule 'modle'.*'model'"):
+    with pytest.raises(ag.errors.InputError, match=r"no submodule 'modle'.*'model'"):
         fit(Module(), tmp_path, Guidance(model="modle"))
     manual = Module()
     manual.automatic_optimization = False
     with pytest.raises(ag.errors.GuidanceError, match="optimizes by itself"):
         fit(manual, tmp_path, Guidance())
     module = Module()
-    with pytest.raises(ag.errors.InputError, match="not \\(images, labels, masks\\)"):
+    with pytest.raises(ag.errors.InputError, match=r"not \(images, labels, masks\)"):
         fit(module, tmp_path, Guidance(lambda batch: _refuse(batch)))
     assert not hooks(module)
 

@@ -17,7 +17,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from attnguide.errors import GuidanceError, InputError, MissingPackageError, nearest
 from attnguide.guiding.guide import Guide

@@ -68,11 +68,13 @@ class GuidedTrainer(Trainer):
             )
         if all(module is not guide.model for module in modules_of(model)):
             raise InputError(
-                f"{guide!r} is not on this {type(model).__name__}. Build it with the model that is given here."
+                f"{guide!r} is not on this {type(model).__name__}. Build it with the model that is given "
+                "here."
             )
         if len(guide.adapters):
             raise InputError(
-                "GuidedTrainer does not train adapters, whose weights are not the model's. Guide without adapters=."
+                "GuidedTrainer does not train adapters, whose weights are not the model's. Guide without "
+                "adapters=."
             )
         self.guide = guide
         self._annotations = sorted({name for reader in guide._readers for name in reader.annotations})
@@ -88,8 +90,8 @@ class GuidedTrainer(Trainer):
         )  # fmt: skip
         if wrapped is not None:
             raise GuidanceError(
-                f"GuidedTrainer does not work with {wrapped}. Start one process for each GPU, as torchrun and "
-                "accelerate launch do; one GPU alone is chosen by CUDA_VISIBLE_DEVICES."
+                f"GuidedTrainer does not work with {wrapped}. Start one process for each GPU, as torchrun "
+                "and accelerate launch do; one GPU alone is chosen by CUDA_VISIBLE_DEVICES."
             )
 
     # ------------------------------------------------------------------- columns

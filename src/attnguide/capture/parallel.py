@@ -1,7 +1,8 @@
-"""What processes that train one model together share: the wrapper that a pass runs in, sharded weights, and sums.
+"""What processes that train one model together share: the wrapper of a pass, sharded weights, and sums.
 
-`fully_shard` (FSDP2) changes modules in place, and frees their whole weights after each pass forward and backward. A
-gradient that is part of a loss goes backward twice, so that the weights have to stay until the second time.
+`fully_shard` (FSDP2) changes modules in place, and frees their whole weights after each pass forward and
+backward. A gradient that is part of a loss goes backward twice, so that the weights have to stay until the
+second time.
 """
 
 from __future__ import annotations
@@ -65,9 +66,9 @@ def refuse_sharded(model: nn.Module, what: str) -> None:
     """
     if shards_of(modules_of(model)):
         raise GuidanceError(
-            f"{what} before fully_shard, not after: weights are in pieces now, and no process has all of them. Build "
-            "the guide, call guide.check(images, labels, …) with images of the size of the training, and shard the "
-            "model then."
+            f"{what} before fully_shard, not after: weights are in pieces now, and no process has all of "
+            "them. Build the guide, call guide.check(images, labels, …) with images of the size of the "
+            "training, and shard the model then."
         )
 
 
@@ -82,8 +83,8 @@ def group_of(modules: Iterable[Any]) -> ProcessGroup | None:
         return None
     if any(mesh.ndim != 1 for mesh in meshes):
         raise GuidanceError(
-            "the model is sharded over a mesh of several dimensions. Say which processes average the gradients: "
-            "process_group=, that of all of them."
+            "the model is sharded over a mesh of several dimensions. Say which processes average the "
+            "gradients: process_group=, that of all of them."
         )
     found: ProcessGroup = meshes[0].get_group()
     return found
