@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 from tests.helpers.processes import run_in_processes
-from tests.helpers.state import hooks
 from tests.helpers.training import LR, STEPS, Sparse, assert_same_weights, network, plain_loop, terms
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import attnguide as ag
+from attnguide.testing import hooks
 
 lightning = pytest.importorskip("lightning.pytorch")
 from attnguide.lightning import Guidance  # noqa: E402

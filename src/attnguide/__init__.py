@@ -38,6 +38,7 @@ PUBLIC_MODULES: tuple[str, ...] = (
     "attnguide.parts",
     "attnguide.priors",
     "attnguide.sources",
+    "attnguide.testing",
     "attnguide.trace",
     "attnguide.transformers",
     "attnguide.visual",

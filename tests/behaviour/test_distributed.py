@@ -11,7 +11,7 @@ WHOLE_BATCH = """
 def work(rank, world, unused):
     import attnguide as ag
     from tests.helpers.models import batch, cnn
-    from tests.helpers.state import hooks
+    from attnguide.testing import hooks
 
     torch.manual_seed(0)
     model = DDP(cnn().eval(), find_unused_parameters=unused == "unused")
