@@ -1,4 +1,4 @@
-"""The contract of all parts, as tests; collected by `pytest --attnguide NAME`, and by the library's own tests.
+"""The contract of all parts, as tests: for `pytest --attnguide NAME`, and for the library's own tests.
 
 Whatever part is used, and whatever goes wrong, a model and the process stay as they were.
 """

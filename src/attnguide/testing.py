@@ -1,9 +1,10 @@
 """What tests of parts have in common: small models, a batch, and a look at all that must stay as it was.
 
-`pytest --attnguide NAME` tests a part, or all parts of a plugin, by the contract that the parts of the library
-are tested by: what it gives, gradients, several classes at once, wrong arguments, interruptions, and what is
-left on a model. It needs `pip install 'attnguide[testing]'`. A plugin whose parts need more than a mask or boxes
-tells it by the hooks of [`ContractHooks`][attnguide.testing.ContractHooks] in its `conftest.py`.
+`pytest --attnguide NAME` tests a part, or all parts of a plugin, by the contract that the parts of the
+library are tested by: what it gives, gradients, several classes at once, wrong arguments, interruptions, and
+what is left on a model. It needs `pip install 'attnguide[testing]'`. A plugin whose parts need more than a
+mask or boxes tells it by the hooks of [`ContractHooks`][attnguide.testing.ContractHooks] in its
+`conftest.py`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Every registered part, those of installed plugins too, is held to the contract that strangers test theirs by."""
+"""Every registered part, those of installed plugins too, is held to the contract of all parts."""
 
 from __future__ import annotations
 

@@ -53,12 +53,25 @@ _KINDS: dict[str, tuple[str, str, str]] = {
 }
 
 
+_HELP = """Write the package NAME with one part that works, its page and its tests.
+
+\b
+  attnguide plugin new my-spots --kind prior
+  cd my-spots
+  pip install -e ".[dev]"
+  pytest
+
+The part is small; change it to what you need. The tests hold it to the contract of all parts too
+(`pytest --attnguide NAME`).
+"""
+
+
 @click.group(short_help="Begin a plugin of your own.")
 def plugin() -> None:
     """Begin a plugin of your own: a package whose parts have names everywhere in attnguide."""
 
 
-@plugin.command(short_help="Write a package with a part, its page and its tests.")
+@plugin.command(help=_HELP, short_help="Write a package with a part, its page and its tests.")
 @click.argument("name", metavar="NAME")
 @click.option(
     "--kind",
@@ -70,17 +83,7 @@ def plugin() -> None:
     "--out", type=PATH, metavar="DIR", help="The folder to write; it must not exist.  [default: NAME]"
 )
 def new(name: str, kind: str, out: Path | None) -> None:
-    """Write the package NAME with one part that works, its page and its tests.
-
-    \b
-      attnguide plugin new my-spots --kind prior
-      cd my-spots
-      pip install -e ".[dev]"
-      pytest
-
-    The part is small; change it to what you need. The tests hold it to the contract of all parts too
-    (`pytest --attnguide NAME`).
-    """
+    """Write a package with a part, its page and its tests."""
     package = _package(name)
     _check_free(kind, _part(name, kind))
     target = Path(name) if out is None else out
