@@ -109,7 +109,7 @@ def make(name: str) -> Mined:
     parameters = list(model.parameters())
     parameters[0].requires_grad_(False)
     parameters[-1].grad = torch.ones_like(parameters[-1])
-    parameters[-1].register_hook(lambda gradient: gradient)
+    parameters[-1].register_hook(lambda gradient: gradient)  # type: ignore[no-untyped-call]
     model.body.register_forward_hook(lambda *_: None)
     return model
 
@@ -136,7 +136,8 @@ def model(request: pytest.FixtureRequest) -> Iterator[Mined]:
 def _beside(request: pytest.FixtureRequest) -> Iterator[None]:
     """Put on the model what the source of a test shows."""
     values = getattr(getattr(request.node, "callspec", None), "params", {})
-    asked = {values.get("source"), (values.get("parts") or {}).get("source")} - {None}
+    named = (values.get("source"), (values.get("parts") or {}).get("source"))
+    asked = {name for name in named if name is not None}
     if values.get("model") == "cnn":
         for name in asked:
             if registry().create("source", name, AttributionSource).reads_attention:
@@ -195,7 +196,7 @@ def parts(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 
 @pytest.fixture
-def annotations(request: pytest.FixtureRequest, parts: dict[str, Any]) -> dict[str, Any]:
+def read(request: pytest.FixtureRequest, parts: dict[str, Any]) -> dict[str, Any]:
     """What the prior of the parts reads."""
     return annotations_for(request.config, parts["prior"])
 
@@ -337,7 +338,7 @@ def test_explain_while_the_model_raises(model: Mined, source: str, where: str, e
 # ------------------------------------------------------------------------ guide
 
 
-def test_guide(model: Mined, parts: dict[str, Any], annotations: dict[str, Any]) -> None:
+def test_guide(model: Mined, parts: dict[str, Any], read: dict[str, Any]) -> None:
     """The loss is a finite scalar with finite gradients, and records are detached."""
     images, labels, _ = batch()
     model.eval()  # so that batch normalisation leaves its buffers alone
@@ -345,7 +346,7 @@ def test_guide(model: Mined, parts: dict[str, Any], annotations: dict[str, Any])
     with ag.Guide(model, **parts) as guide:
         assert hooks(model)
         logits = model(images)
-        loss = guide.loss(labels, **annotations)
+        loss = guide.loss(labels, **read)
         assert loss.shape == ()
         assert bool(loss.isfinite())
         assert loss.requires_grad
@@ -375,11 +376,11 @@ def test_without_annotations_the_loss_is_zero(pytestconfig: pytest.Config, model
     restore(model)
 
 
-def test_check(model: Mined, parts: dict[str, Any], annotations: dict[str, Any]) -> None:
+def test_check(model: Mined, parts: dict[str, Any], read: dict[str, Any]) -> None:
     """The gradient reaches weights."""
     images, labels, _ = batch()
     with ag.Guide(model, **parts) as guide:
-        report = guide.check(images, labels, **annotations)
+        report = guide.check(images, labels, **read)
         assert report.reached
         assert report.layers == guide.layers
 
@@ -388,21 +389,21 @@ def test_check(model: Mined, parts: dict[str, Any], annotations: dict[str, Any])
     "labels", [torch.tensor([0, 1, 2, CLASSES]), torch.zeros(3).long()], ids=["range", "size"]
 )
 def test_guide_with_bad_labels(
-    model: Mined, parts: dict[str, Any], annotations: dict[str, Any], labels: Tensor
+    model: Mined, parts: dict[str, Any], read: dict[str, Any], labels: Tensor
 ) -> None:
     """Wrong labels are one error of the library."""
     model.eval()
     with ag.Guide(model, **parts) as guide:
         model(batch()[0])
         with pytest.raises(ag.AttnGuideError, match="labels"):
-            guide.loss(labels, **annotations)
+            guide.loss(labels, **read)
     restore(model)
 
 
 @WHERE
 @ERRORS
 def test_guide_while_the_model_raises(
-    model: Mined, parts: dict[str, Any], annotations: dict[str, Any], where: str, error: BaseException
+    model: Mined, parts: dict[str, Any], read: dict[str, Any], where: str, error: BaseException
 ) -> None:
     """An error of the model is handed on, leaves nothing, and the next pass is guided again."""
     model.eval()
@@ -424,9 +425,9 @@ def test_guide_while_the_model_raises(
     with pytest.raises(type(error)):
         model(images)
     with pytest.raises(ag.AttnGuideError, match="forward"):
-        guide.loss(labels, **annotations)
+        guide.loss(labels, **read)
     getattr(model, where).error = None
     model(images)
-    guide.loss(labels, **annotations)
+    guide.loss(labels, **read)
     guide.remove()
     restore(model)

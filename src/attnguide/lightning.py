@@ -36,7 +36,7 @@ _OPTIONS = [
 _STRATEGIES = ("SingleDeviceStrategy", "DDPStrategy")
 
 
-class Guidance(Callback):
+class Guidance(Callback):  # type: ignore[misc]
     """Adds the guidance to the loss that `training_step` returns.
 
     The module needs no change: it is looked at by hooks during `training_step` alone. Precision, gradient
@@ -91,7 +91,8 @@ class Guidance(Callback):
     @property
     def state_key(self) -> str:
         """Key of the state in a checkpoint; one for each guided model."""
-        return self._generate_state_key(model=self._model)
+        key: str = self._generate_state_key(model=self._model)
+        return key
 
     # ------------------------------------------------------------ Lightning's hooks
 
@@ -171,26 +172,30 @@ class Guidance(Callback):
             module.log("guidance", guidance.detach() / every, batch_size=len(images))
             return {**output, "loss": loss + guidance} if isinstance(output, Mapping) else loss + guidance
 
-        module.training_step = guided  # type: ignore[method-assign]
+        module.training_step = guided
 
     def _classifier(self, module: LightningModule) -> nn.Module:
         if self._model is not None:
             try:
-                return module.get_submodule(self._model)
+                chosen: nn.Module = module.get_submodule(self._model)
             except AttributeError:
                 names = [name for name, _ in module.named_children()]
                 raise InputError(
                     f"{type(module).__name__} has no submodule {self._model!r}.{nearest(self._model, names)}"
                 ) from None
-        weighty = [child for child in module.children() if next(child.parameters(), None) is not None]
-        return weighty[0] if len(weighty) == 1 else module
+            return chosen
+        weighty: list[nn.Module] = [
+            child for child in module.children() if next(child.parameters(), None) is not None
+        ]
+        whole: nn.Module = module
+        return weighty[0] if len(weighty) == 1 else whole
 
     def _leave(self, module: LightningModule) -> None:
         if self.guide is not None:
             self._state = self.guide.state_dict()
             vars(module).pop("training_step", None)
             if self._own_step is not None:
-                module.training_step = self._own_step  # type: ignore[method-assign]
+                module.training_step = self._own_step
         self.remove()
 
     def remove(self) -> None:

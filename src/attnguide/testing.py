@@ -61,7 +61,7 @@ def tiny_vit(classes: int = CLASSES, depth: int = 2, size: int = 32, **options: 
     settings = {"patch_size": 8, "embed_dim": 12, "depth": depth, "num_heads": 2, **options}
     model = VisionTransformer(img_size=size, num_classes=classes, **settings)
     with torch.no_grad():  # timm's fresh head is close to nothing
-        model.head.weight.normal_(std=0.5)
+        nn.init.normal_(model.get_parameter("head.weight"), std=0.5)
     return model
 
 
@@ -115,10 +115,10 @@ def process() -> dict[str, Any]:
     return {
         "grad": torch.is_grad_enabled(),
         "inference": torch.is_inference_mode_enabled(),
-        "flash": torch.backends.cuda.flash_sdp_enabled(),
-        "efficient": torch.backends.cuda.mem_efficient_sdp_enabled(),
-        "math": torch.backends.cuda.math_sdp_enabled(),
-        "cudnn": torch.backends.cuda.cudnn_sdp_enabled(),
+        "flash": torch.backends.cuda.flash_sdp_enabled(),  # type: ignore[no-untyped-call]
+        "efficient": torch.backends.cuda.mem_efficient_sdp_enabled(),  # type: ignore[no-untyped-call]
+        "math": torch.backends.cuda.math_sdp_enabled(),  # type: ignore[no-untyped-call]
+        "cudnn": torch.backends.cuda.cudnn_sdp_enabled(),  # type: ignore[no-untyped-call]
         "autocast": torch.is_autocast_enabled("cpu"),
         "autocast cache": torch.is_autocast_cache_enabled(),
         "autocast type": torch.get_autocast_dtype("cpu"),

@@ -37,7 +37,7 @@ __all__ = ["GuidedTrainer"]
 _STATE = "guide.safetensors"
 
 
-class GuidedTrainer(Trainer):
+class GuidedTrainer(Trainer):  # type: ignore[misc]
     """A `Trainer` that adds the guidance to the loss of each training step.
 
     It keeps the columns that the priors read, and does not give them to the model. The guidance is a mean
@@ -98,7 +98,10 @@ class GuidedTrainer(Trainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        self._signature_columns = list({*self._signature_columns, *self._annotations})
+        columns: list[str] = self._signature_columns
+        self._signature_columns: list[str] = [
+            *columns, *(name for name in self._annotations if name not in columns)
+        ]  # fmt: skip
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Evaluate a batch without what the priors read."""
