@@ -22,7 +22,7 @@ _CHOSEN = pytest.StashKey[list[tuple[str, str]]]()
 
 
 class ContractHooks:
-    """What the `conftest.py` of a plugin may tell the contract tests about its parts."""
+    """What the `conftest.py` of a plugin may specify about its parts, for the contract."""
 
     @staticmethod
     @pytest.hookspec(firstresult=True)

@@ -52,7 +52,7 @@ class Guidance(Callback):  # type: ignore[misc]
         hide_masks: `training_step` gets the first two entries of each batch alone, as without guidance.
         recipe: A recipe, whose settings `options` replace, as for
             [`Guide.from_recipe`][attnguide.Guide.from_recipe].
-        **options: Of [`Guide`][attnguide.Guide]: `source`, `prior`, `loss`, `weight`, `layer`, `targets` or
+        **options: Options of [`Guide`][attnguide.Guide]: `source`, `prior`, `loss`, `weight`, `layer`, `targets` or
             `terms`, and `logits`.
 
     Attributes:

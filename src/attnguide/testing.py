@@ -3,7 +3,7 @@
 `pytest --attnguide NAME` tests a part, or all parts of a plugin, by the contract that the parts of the
 library are tested by: what it gives, gradients, several classes at once, wrong arguments, interruptions, and
 what is left on a model. It needs `pip install 'attnguide[testing]'`. A plugin whose parts need more than a
-mask or boxes tells it by the hooks of [`ContractHooks`][attnguide.testing.ContractHooks] in its
+mask or boxes gives that by the hooks of [`ContractHooks`][attnguide.testing.ContractHooks] in its
 `conftest.py`.
 """
 

@@ -49,7 +49,7 @@ class GuidedTrainer(Trainer):  # type: ignore[misc]
     Args:
         guide: A guide on the model that is trained, with any terms. It stays on the model after training;
             `guide.remove()` takes it off.
-        **options: Of `transformers.Trainer`: `model`, `args`, `train_dataset` … Each sample is a dict with
+        **options: Options of `transformers.Trainer`: `model`, `args` … Each sample is a dict with
             `pixel_values`, `labels`, and what the priors read, such as `mask`: tensors of one size, NaN for a
             mask that is missing.
 

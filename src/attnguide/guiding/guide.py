@@ -316,7 +316,7 @@ class Guide:
         """Count the annotated pairs of a batch, which need not have passed through the model.
 
         The sum over the batches of one step of the optimizer is what
-        [`loss`][attnguide.Guide.loss] takes as `normalize_by=`. Call it after a first forward, which tells
+        [`loss`][attnguide.Guide.loss] takes as `normalize_by=`. Call it after a first forward, which shows
         the layers and the number of classes.
 
         Args:

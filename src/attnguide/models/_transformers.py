@@ -59,7 +59,7 @@ def build(
         missing = sorted(info["missing_keys"])
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise DataError(
-            f"{name} has no weights for {missing[0]!r}{more}: it is no trained classifier. Train one from "
+            f"{name} has no weights for {missing[0]!r}{more}: it is not a trained classifier. Train one from "
             "it, and give that."
         )
     prepare = _Prepared(processor)
