@@ -52,8 +52,8 @@ class Guidance(Callback):  # type: ignore[misc]
         hide_masks: `training_step` gets the first two entries of each batch alone, as without guidance.
         recipe: A recipe, whose settings `options` replace, as for
             [`Guide.from_recipe`][attnguide.Guide.from_recipe].
-        **options: Options of [`Guide`][attnguide.Guide]: `source`, `prior`, `loss`, `weight`, `layer`, `targets` or
-            `terms`, and `logits`.
+        **options: Options of [`Guide`][attnguide.Guide]: `source`, `prior`, `loss`, `weight`, `layer`,
+            `targets` or `terms`, and `logits`.
 
     Attributes:
         guide: The guide while a fit runs; None before and after.
@@ -121,7 +121,7 @@ class Guidance(Callback):  # type: ignore[misc]
             self.guide = Guide.from_recipe(model, self._recipe, **self._options)
         if self._state is not None:
             self.guide.load_state_dict(self._state)
-        # A strategy calls the module with whole batches, which are no images.
+        # A strategy calls the module with whole batches instead of images.
         self.guide.recording = False
         self._replace_step(trainer, pl_module, self.guide)
 
