@@ -29,6 +29,7 @@ PUBLIC_MODULES: tuple[str, ...] = (
     "attnguide.functional",
     "attnguide.interfaces",
     "attnguide.layers",
+    "attnguide.lightning",
     "attnguide.losses",
     "attnguide.masks",
     "attnguide.metrics",
@@ -37,6 +38,8 @@ PUBLIC_MODULES: tuple[str, ...] = (
     "attnguide.parts",
     "attnguide.priors",
     "attnguide.sources",
+    "attnguide.testing",
     "attnguide.trace",
+    "attnguide.transformers",
     "attnguide.visual",
 )
