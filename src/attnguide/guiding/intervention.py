@@ -222,8 +222,8 @@ class Intervention:
             if name not in known:
                 raise InputError(f"an intervention has no setting {name!r}.{nearest(name, known)}")
         settings = dict(loaded.intervention)
-        if "partners" in settings:
-            settings["swap"] = SwapOutside(settings.pop("partners"))
+        swap = {name: settings.pop(name) for name in ("partners", "probability") if name in settings}
+        settings["swap"] = SwapOutside(**{"partners": "other", **swap})
         return cls(model, **{**settings, **overrides})
 
     def _of_images(self) -> bool:

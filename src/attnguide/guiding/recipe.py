@@ -18,7 +18,7 @@ __all__ = ["Recipe", "load_recipe"]
 
 _PARTS: dict[str, type] = {"source": AttributionSource, "prior": TargetPrior, "loss": AlignmentLoss}
 _SETTINGS = tuple(setting.name for setting in fields(Term))
-_OF_INTERVENTION = ("weight", "divergence", "partners")
+_OF_INTERVENTION = ("weight", "divergence", "partners", "probability", "layer")
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,9 @@ class Recipe:
         name: Name of the recipe.
         about: What it is and where it comes from.
         guide: Fields of [`Term`][attnguide.Term], parts already created.
-        intervention: Settings of [`Intervention`][attnguide.Intervention], `weight`, `divergence` and
-            `partners`; None if the method is none.
+        intervention: Settings of [`Intervention`][attnguide.Intervention], `weight`, `divergence` and `layer`,
+            and of its [`SwapOutside`][attnguide.masks.SwapOutside], `partners` and `probability`; None if the
+            method is none.
         train: Settings of the training that go with it, for the tools that train.
     """
 
