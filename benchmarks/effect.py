@@ -67,6 +67,7 @@ class Method:
         exchange: What is outside the masks is exchanged between images, and the network learns from
             `"images"` like these; or from these and from how its `"predictions"` differ.
         layer: What is exchanged: the images, or the features of a layer.
+        share: Share of the images of a step that are exchanged; the others run once.
         augment: What is done to half of the images of a step, given images and masks.
         groups: How group labels are used: `"weights"` gives each group the same weight, `"dro"` weights them
             by their loss (Sagawa et al., ICLR 2020: exponentiated, step 0.01).
@@ -80,6 +81,7 @@ class Method:
     like: str | None = None
     exchange: Literal["images", "predictions"] | None = None
     layer: str = "input"
+    share: float = 1.0
     augment: Callable[[Tensor, Tensor], Tensor] | None = None
     groups: Literal["weights", "dro"] | None = None
     tasks: tuple[str, ...] = ()
@@ -204,16 +206,32 @@ METHODS: dict[str, Method] = {
         (1.0, 4.0, 10.0),
         exchange="predictions",
     ),
+    "intervention_half": Method(
+        "the same, half of the images of a step exchanged",
+        None,
+        like="intervention",
+        exchange="predictions",
+        share=0.5,
+    ),
     "intervention_early": Method(
-        "the same with the features of `blocks.1` in place of the images",
+        "`right-for-real` with the features of `blocks.1` in place of the images",
         None,
         like="intervention",
         exchange="predictions",
         layer=EARLY,
         tasks=BIRDS_ONLY,
     ),
+    "intervention_early_half": Method(
+        "the same, half of the images of a step exchanged",
+        None,
+        like="intervention",
+        exchange="predictions",
+        layer=EARLY,
+        share=0.5,
+        tasks=BIRDS_ONLY,
+    ),
     "intervention_middle": Method(
-        "the same with the features of `blocks.3`",
+        "`right-for-real` with the features of `blocks.3`",
         None,
         like="intervention",
         exchange="predictions",
@@ -309,7 +327,8 @@ class Trainer:
         self.swap = SwapOutside(partners="any") if method.exchange == "images" else None
         self.intervention: ag.Intervention | None = None
         if method.exchange == "predictions":
-            self.intervention = ag.Intervention(self.model, weight=weight, layer=method.layer)
+            swap = SwapOutside("other", probability=method.share)
+            self.intervention = ag.Intervention(self.model, weight=weight, layer=method.layer, swap=swap)
         self.augment, self.by_group = method.augment, method.groups
         self.chances: Tensor | None = None
         self.guide: ag.Guide | None = None
@@ -625,24 +644,33 @@ def draw(task: str, path: Path) -> None:
 # ----------------------------------------------------------------------------- cost
 
 
-def cost(task: Task, data: Path, rounds: int, seconds: float, *, quick: bool) -> dict[str, Any]:
+def cost(
+    name: str, methods: Sequence[str], data: Path, rounds: int, seconds: float, *, quick: bool
+) -> dict[str, Any]:
     """Seconds of four training steps, by turns."""
+    task = TASKS[name]
     torch.set_num_threads(1)
     device = torch.device("cpu")
     part = task.parts(data, 0, quick)[0].select(torch.arange(task.batch))
 
-    def stepping(name: str) -> Callable[[], object]:
+    def stepping(method: str) -> Callable[[], object]:
         torch.manual_seed(0)
-        trainer = Trainer(METHODS[name], task, 1.0)
+        trainer = Trainer(METHODS[method], task, 1.0)
+        trainer.count(part.groups)
+        trainer.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return lambda: [trainer.step(part) for _ in range(4)]
 
-    calls = {name: stepping(name) for name in methods_for("decoy-cdep")}
+    calls = {method: stepping(method) for method in methods_for(name) if method in methods}
     calls["unguided again"] = stepping("unguided")
     return {**machine(device), "steps": compared(alternate(calls, device, rounds, seconds), "unguided")}
 
 
-def cost_table() -> str:
-    record = json.loads((RESULTS / "cost.json").read_text(encoding="utf-8"))
+def cost_file(task: str) -> Path:
+    return RESULTS / ("cost.json" if task == "decoy-cdep" else f"cost-{task}.json")
+
+
+def cost_table(task: str) -> str:
+    record = json.loads(cost_file(task).read_text(encoding="utf-8"))
     lines = ["| method | four steps |", "|---|--:|"]
     for name, found in record["steps"].items():
         title = METHODS[name].title if name in METHODS else name
@@ -657,7 +685,7 @@ def cost_table() -> str:
 
 
 def main() -> None:
-    summaries: dict[str, Callable[[], str]] = {"cost": cost_table}
+    summaries: dict[str, Callable[[], str]] = {"cost": partial(cost_table, "decoy-cdep")}
     for task in TASKS:
         for name, table in {
             "": summary,
@@ -694,9 +722,10 @@ def main() -> None:
     if options.data is None:
         parser.error("--data is needed: mnist.npz, or the folder of torchvision's MNIST")
     if options.cost:
-        found = cost(TASKS["decoy-cdep"], options.data, 15, 120, quick=options.quick)
+        task = options.tasks[0]
+        found = cost(task, options.methods, options.data, 15, 120, quick=options.quick)
         RESULTS.mkdir(parents=True, exist_ok=True)
-        (RESULTS / "cost.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        cost_file(task).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         return
     data, quick = str(options.data), options.quick
     if quick:
