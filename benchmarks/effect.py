@@ -200,21 +200,29 @@ METHODS: dict[str, Method] = {
     "swap": Method(
         "`SwapOutside`: images with the outside of others, as augmentation", None, exchange="images"
     ),
+    "right_for_real": Method(
+        "the recipe `right-for-real`: nine in ten images also with the outside of others, and the divergence "
+        "of the predictions",
+        None,
+        like="intervention",
+        exchange="predictions",
+        share=0.9,
+    ),
     "intervention": Method(
-        "`right-for-real`: images with the outside of others, and the divergence of the predictions",
+        "the same with every image",
         None,
         (1.0, 4.0, 10.0),
         exchange="predictions",
     ),
     "intervention_half": Method(
-        "the same, half of the images of a step exchanged",
+        "the same with half of the images",
         None,
         like="intervention",
         exchange="predictions",
         share=0.5,
     ),
     "intervention_early": Method(
-        "`right-for-real` with the features of `blocks.1` in place of the images",
+        "every image, features of `blocks.1` exchanged in place of pixels",
         None,
         like="intervention",
         exchange="predictions",
@@ -222,7 +230,7 @@ METHODS: dict[str, Method] = {
         tasks=BIRDS_ONLY,
     ),
     "intervention_early_half": Method(
-        "the same, half of the images of a step exchanged",
+        "the same with half of the images",
         None,
         like="intervention",
         exchange="predictions",
@@ -231,7 +239,7 @@ METHODS: dict[str, Method] = {
         tasks=BIRDS_ONLY,
     ),
     "intervention_middle": Method(
-        "`right-for-real` with the features of `blocks.3`",
+        "every image, features of `blocks.3`",
         None,
         like="intervention",
         exchange="predictions",

@@ -241,7 +241,7 @@ def test_the_recipe() -> None:
     assert (term.weight, term.divergence, term.swap, term.layer) == (
         10.0,
         "js",
-        SwapOutside("other"),
+        SwapOutside("other", probability=0.9),
         "input",
     )
     assert ag.Intervention.from_recipe(cnn(), "right-for-real", weight=2.0, layer="block1").weight == 2.0
