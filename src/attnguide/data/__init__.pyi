@@ -1,3 +1,4 @@
+from .addresses import Place as Place
 from .celeba import CelebA as CelebA
 from .decoy import DecoyMNIST as DecoyMNIST, Protocol as Protocol, read_digits as read_digits
 from .files import (
@@ -20,11 +21,14 @@ from .images import (
     load_image as load_image,
     open_image as open_image,
     read_image as read_image,
+    rgb_image as rgb_image,
     save_picture as save_picture,
 )
+from .maps import MapRow as MapRow, Maps as Maps, map_table as map_table, read_maps as read_maps
 from .mixing import Mixed as Mixed, mix as mix
 from .procedural import (
     FaceSample as FaceSample,
     ProceduralFaces as ProceduralFaces,
     template as template,
 )
+from .records import Records as Records, open_records as open_records

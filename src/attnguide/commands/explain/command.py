@@ -175,7 +175,7 @@ def _run(
 ) -> list[tuple[Path, str]]:
     from attnguide.commands.explain.run import Request, explain_files
     from attnguide.commands.explain.sheet import NAME, write_sheet
-    from attnguide.commands.explain.targets import parse_target
+    from attnguide.models._targets import parse_target
 
     if not left and (index.folder / NAME).exists():
         return []

@@ -21,11 +21,11 @@ from attnguide.capture.logits import find_logits
 from attnguide.capture.model_state import evaluating
 from attnguide.commands.explain.index import Index, writing
 from attnguide.commands.explain.names import class_slugs
-from attnguide.commands.explain.targets import Target
 from attnguide.data.images import save_picture
 from attnguide.errors import AttnGuideError, DataError, InputError
 from attnguide.explanation import Explanation, explain
 from attnguide.models import LoadedModel
+from attnguide.models._targets import Target
 from attnguide.pairs import Evidence
 
 __all__ = ["Request", "explain_files"]
