@@ -322,8 +322,8 @@ class Run:
         before = {key: value for key, value in settings.items() if key not in _MEASURED}
         if before != own:
             raise InputError(
-                f"{self.place} holds maps made with other settings: {differences(before, own)}. Give the same, "
-                "or another folder."
+                f"{self.place} holds maps made with other settings: {differences(before, own)}. Give the "
+                "same, or another folder."
             )
         if not self.loaded.classes:  # a plain classifier, whose classes have numbers alone
             self.loaded = replace(self.loaded, classes=tuple(map(str, range(count))))
@@ -342,8 +342,7 @@ class Run:
             "weights": weights_digest(loaded.model),
             "classes": hashlib.sha256(json.dumps(loaded.classes).encode()).hexdigest()[:16],
             "multi_label": loaded.multi_label,
-            # The address of an object is no setting.
-            "preprocessing": re.sub(r" at 0x[0-9a-f]+", "", repr(loaded.transform)),
+            "preprocessing": preprocessing_of(loaded),
             "source": request.source if isinstance(request.source, str) else repr(request.source),
             "targets": request.targets,
             "layer": [each.to_dict() if isinstance(each, Layer) else each for each in listed],
@@ -489,6 +488,11 @@ class _Unprepared:
         )
 
 
+def preprocessing_of(loaded: LoadedModel) -> str:
+    """Describe the preprocessing of a model; the address of an object is no part of it."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(loaded.transform))
+
+
 def weights_digest(model: nn.Module) -> str:
     """Return a digest of a model's weights and buffers, which tells whether processes have the same model."""
     digest = hashlib.sha256()
@@ -496,7 +500,7 @@ def weights_digest(model: nn.Module) -> str:
         if isinstance(value, Tensor):
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
             plain = value.detach().cpu().contiguous().flatten()
-            digest.update(memoryview(plain.view(torch.uint8).numpy()) if plain.numel() else b"")
+            digest.update(plain.view(torch.uint8).numpy().data if plain.numel() else b"")
     return digest.hexdigest()[:32]
 
 

@@ -155,7 +155,8 @@ def explain_with_ray(
         ray.init(log_to_driver=False)
     gpus = 1 if used_device(settings["device"]).type == "cuda" else 0
     total = run.images_in(missing)
-    most = max(1, int(ray.cluster_resources().get("GPU" if gpus else "CPU", 1)))
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    most = max(1, int(resources.get("GPU" if gpus else "CPU", 1)))
     found = (
         ray.data.from_items([{"part": number} for number in missing])
         .repartition(len(missing))

@@ -99,8 +99,8 @@ def _expression(node: ast.expr, columns: Sequence[str]) -> Any:
         case ast.Compare(left=left, ops=operators, comparators=others):
             sides = [_expression(each, columns) for each in (left, *others)]
             joined = None
-            for operator, one, other in zip(operators, sides, sides[1:], strict=False):
-                part = _compared(operator, one, other)
+            for sign, one, other in zip(operators, sides, sides[1:], strict=False):
+                part = _compared(sign, one, other)
                 joined = part if joined is None else joined & part
             return joined
     raise ValueError(f"{ast.unparse(node).replace(_NAME, '')!r} is no comparison")

@@ -42,12 +42,13 @@ def file_system(address: str) -> tuple[Any, str]:
     import fsspec
 
     try:
-        return fsspec.url_to_fs(address)
+        system, path = fsspec.url_to_fs(address)
     except (ImportError, ValueError) as error:
         raise InputError(
             f"{address} cannot be reached: {error}. Install the library that fsspec names, such as s3fs for "
             "s3:// or gcsfs for gs://, and check the spelling."
         ) from error
+    return system, str(path)
 
 
 @contextmanager

@@ -50,7 +50,7 @@ def arrow() -> Any:
 
 def _schema() -> pa.Schema:
     pa = arrow()
-    fields: dict[str, pa.DataType] = {
+    fields = {
         "key": pa.string(),
         "class": pa.string(),
         "index": pa.int32(),
@@ -96,9 +96,9 @@ def map_table(
     """
     pa = arrow()
     failed = dict(errors or {})
-    for image in range(len(keys)):
-        if image not in failed and not (classes[image] >= 0).any():
-            failed[image] = "no class was to be explained"
+    for number in range(len(keys)):
+        if number not in failed and not (classes[number] >= 0).any():
+            failed[number] = "no class was to be explained"
     wanted = classes >= 0
     wanted[list(failed)] = False
     image, slot = wanted.nonzero()
@@ -110,8 +110,8 @@ def map_table(
     height, width = maps.shape[-2:]
     index = classes[image, slot]
     columns = [
-        pa.array([keys[each] for each in image], pa.string()),
-        pa.array([str(cls) if names is None else names[cls] for cls in index], pa.string()),
+        pa.array([keys[each] for each in image.tolist()], pa.string()),
+        pa.array([str(cls) if names is None else names[cls] for cls in index.tolist()], pa.string()),
         pa.array(index.astype(np.int32)),
         pa.array(scores[image, slot].astype(np.float32)),
         pa.array(logits[image, slot].astype(np.float32)),
@@ -180,7 +180,7 @@ def writing_part(
     pa = arrow()
     text = json.dumps({"hash": digest(settings), "settings": settings}, sort_keys=True)
     schema = _schema().with_metadata({_KEY: text})
-    waiting: list[pa.Table] = []
+    waiting: list[Any] = []
     with place.writing(part_name(number)) as path:
         writer = pa.parquet.ParquetWriter(
             path,
@@ -192,7 +192,7 @@ def writing_part(
             write_statistics=["key", "class", "index", "score", "logit"],
         )
 
-        def write(table: pa.Table) -> None:
+        def write(table: Any) -> None:
             waiting.append(table)
             if sum(map(len, waiting)) >= _GROUP:
                 flush()

@@ -12,6 +12,7 @@ import re
 import tarfile
 import tempfile
 import warnings
+import weakref
 import zlib
 from abc import ABC, abstractmethod
 from array import array
@@ -89,6 +90,7 @@ class Listed(_Counted):
 
     def __init__(self, addresses: Iterable[str], rows: int) -> None:
         self._file = tempfile.TemporaryFile("w+b")  # noqa: SIM115  (it is open as long as the object lives)
+        weakref.finalize(self, self._file.close)
         self._starts, known, total, position = array("Q"), sha256(), 0, 0
         for address in addresses:
             if total % rows == 0:
