@@ -10,6 +10,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby, islice
@@ -199,7 +200,8 @@ def explain_dataset(
     mine = run.missing(number, count)
     batches = run.read(mine)  # starts processes, and so before the thread of the bar
     total = run.images_in(mine)
-    with shown_progress("Explaining", total, unit="images", show=progress, keep=True) as advance:
+    bar = shown_progress("Explaining", total, unit="images", show=progress, keep=True)
+    with _naming_readers(), bar as advance:
         return run.report(run.explain(batches, advance))
 
 
@@ -612,11 +614,7 @@ def decoded_batches(
     shape: tuple[int, ...] | None = None,
     pin: bool = False,
 ) -> Iterator[Batch]:
-    """Start to read images ahead, in processes of their own; gives batches in order, one for an empty part.
-
-    Raises:
-        AttnGuideError: If one of the processes ends, for example for lack of memory.
-    """
+    """Start to read images ahead, in processes of their own; gives batches, in order, of each part."""
 
     def wanted() -> Iterator[tuple[int, list[Record]]]:
         for part in parts:
@@ -636,12 +634,17 @@ def decoded_batches(
         # Starting afresh would import torch again, which takes seconds.
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
     )
-    return _named_ends(iter(loader))
+    return iter(loader)
 
 
-def _named_ends(batches: Iterator[Batch]) -> Iterator[Batch]:
+@contextmanager
+def _naming_readers() -> Iterator[None]:
+    """Turn the error of a process that reads images and ends into one that says what to do.
+
+    PyTorch raises it from a signal handler, wherever this process happens to be.
+    """
     try:
-        yield from batches
+        yield
     except RuntimeError as error:
         if "DataLoader worker" not in str(error) or isinstance(error, AttnGuideError):
             raise

@@ -40,8 +40,16 @@ SHEET = "contact_sheet.png"
 @click.option(
     "--model", metavar="NAME", help="Model whose preprocessing to draw on.  [default: that of the maps]"
 )
+@click.option("--checkpoint", type=PATH, metavar="FILE", help="The same, for a file in the embedded format.")
 def overlay(
-    maps: str | Path, where: str | None, limit: int, sheet: bool, out: Path, alpha: float, model: str | None
+    maps: str | Path,
+    where: str | None,
+    limit: int,
+    sheet: bool,
+    out: Path,
+    alpha: float,
+    model: str | None,
+    checkpoint: Path | None,
 ) -> None:
     """Draw maps that lie in Parquet files over their images, as the model saw these.
 
@@ -75,7 +83,7 @@ def overlay(
     if len(rows) > limit:
         warn(f"there are more maps than {limit}, the first of which are drawn; see --limit.")
     check_writable(out)
-    loaded = _preprocessing(found.settings, model)
+    loaded = _preprocessing(found.settings, model, checkpoint)
     drawn: list[tuple[MapRow, Image.Image]] = []
     skipped = []
     for row in rows[:limit]:
@@ -107,7 +115,7 @@ def _clear(out: Path) -> None:
         (out / SCRATCH).rmdir()
 
 
-def _preprocessing(settings: dict[str, Any], model: str | None) -> LoadedModel:
+def _preprocessing(settings: dict[str, Any], model: str | None, checkpoint: Path | None) -> LoadedModel:
     """Load a model of the same preprocessing; its weights do not matter here."""
     from attnguide.dataset import preprocessing_of
     from attnguide.errors import InputError
@@ -115,12 +123,13 @@ def _preprocessing(settings: dict[str, Any], model: str | None) -> LoadedModel:
 
     name = model or settings["model"]
     try:
-        loaded = load(None if name.startswith("attnguide/") else name)
+        loaded = load(None if name.startswith("attnguide/") else name, checkpoint=checkpoint)
     except InputError as error:
         raise InputError(f"the preprocessing of {name} is not known: {error} Give --model NAME.") from error
     if preprocessing_of(loaded) != settings["preprocessing"]:
         raise InputError(
-            f"{name} prepares images in another way than the model of the maps. Give --model NAME."
+            f"{name} prepares images in another way than the model of the maps. Give --model NAME, or "
+            "--checkpoint FILE."
         )
     return loaded
 

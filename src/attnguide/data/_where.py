@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Callable, Sequence
+from functools import reduce
+from operator import and_, or_
 from typing import TYPE_CHECKING, Any
 
 from attnguide.errors import InputError, UnknownNameError
@@ -42,15 +44,12 @@ def condition(text: str, columns: Sequence[str]) -> pc.Expression:
     """
     try:
         tree = ast.parse(_as_python(text), mode="eval")
-        found = _expression(tree.body, columns)
-        if not hasattr(found, "cast"):
-            raise TypeError("it compares nothing")  # noqa: TRY301
-    except (SyntaxError, TypeError, ValueError, RecursionError, MemoryError) as error:
+        return _truth(tree.body, columns)
+    except (SyntaxError, TypeError, ValueError, AttributeError, RecursionError, MemoryError) as error:
         raise InputError(
             f"the condition {text!r:.80} is not understood ({error}). Write for example: class = 'hen' and "
             "score > .9"
         ) from error
-    return found
 
 
 def _as_python(text: str) -> str:
@@ -72,38 +71,38 @@ def _as_python(text: str) -> str:
     return " ".join(words)
 
 
-def _expression(node: ast.expr, columns: Sequence[str]) -> Any:
-    """Turn a node into an expression, or into a value."""
+def _truth(node: ast.expr, columns: Sequence[str]) -> Any:
+    """Turn a comparison, or several that are joined, into an expression."""
+    match node:
+        case ast.UnaryOp(op=ast.Not(), operand=operand):
+            return ~_truth(operand, columns)
+        case ast.BoolOp(op=ast.And(), values=values):
+            return reduce(and_, [_truth(each, columns) for each in values])
+        case ast.BoolOp(values=values):
+            return reduce(or_, [_truth(each, columns) for each in values])
+        case ast.Compare(left=left, ops=signs, comparators=others):
+            sides = [_value(each, columns) for each in (left, *others)]
+            return reduce(and_, map(_compared, signs, sides, sides[1:]))
+    raise ValueError(f"{ast.unparse(node).replace(_NAME, '')!r} is no comparison")
+
+
+def _value(node: ast.expr, columns: Sequence[str]) -> Any:
+    """Turn a side of a comparison into a column, a value, or a list of values."""
     import pyarrow.compute as pc
 
     match node:
         case ast.Constant(value=value):
             return value
         case ast.UnaryOp(op=ast.USub(), operand=operand):
-            return -_expression(operand, columns)
-        case ast.UnaryOp(op=ast.Not(), operand=operand):
-            return ~_expression(operand, columns)
+            return -_value(operand, columns)
         case ast.Name(id=name):
             name = name.removeprefix(_NAME)
             if name not in columns:
                 raise UnknownNameError("column", name, columns)
             return pc.field(name)
         case ast.Tuple(elts=elements):
-            return [_expression(each, columns) for each in elements]
-        case ast.BoolOp(op=operator, values=values):
-            parts = [_expression(each, columns) for each in values]
-            joined = parts[0]
-            for part in parts[1:]:
-                joined = joined & part if isinstance(operator, ast.And) else joined | part
-            return joined
-        case ast.Compare(left=left, ops=operators, comparators=others):
-            sides = [_expression(each, columns) for each in (left, *others)]
-            joined = None
-            for sign, one, other in zip(operators, sides, sides[1:], strict=False):
-                part = _compared(sign, one, other)
-                joined = part if joined is None else joined & part
-            return joined
-    raise ValueError(f"{ast.unparse(node).replace(_NAME, '')!r} is no comparison")
+            return [_value(each, columns) for each in elements]
+    raise ValueError(f"{ast.unparse(node).replace(_NAME, '')!r} is neither a column nor a value")
 
 
 _COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {

@@ -156,8 +156,8 @@ def explain(
     With --resume, images that are done are skipped; the settings must be the same.
 
     With --format parquet, IMAGES may also be CSV and Parquet tables, WebDataset tar files and addresses
-    such as s3://bucket/photos. DIR then holds files of maps at the layer's size, each of --rows images. What is
-    there is not made again, whoever made it; RANK and WORLD_SIZE in the environment divide the work among
+    such as s3://bucket/photos. DIR then holds files of maps at the layer's size, each of --rows images. What
+    is there is not made again, whoever made it; RANK and WORLD_SIZE in the environment divide the work among
     processes. `attnguide overlay` draws such maps.
 
     The exit status is 1 if an image could not be explained, and 2 if the whole run failed.
