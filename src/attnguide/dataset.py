@@ -38,7 +38,7 @@ from attnguide.data.maps import (
     part_number,
     writing_part,
 )
-from attnguide.data.records import Record, Records, open_records
+from attnguide.data.records import Record, open_records
 from attnguide.errors import AttnGuideError, DataError, InputError
 from attnguide.explanation import Explanation, explain
 from attnguide.interfaces import AttributionSource
@@ -201,7 +201,7 @@ def explain_dataset(
     batches = run.read(mine)  # starts processes, and so before the thread of the bar
     total = run.images_in(mine)
     bar = shown_progress("Explaining", total, unit="images", show=progress, keep=True)
-    with _naming_readers(), bar as advance:
+    with naming_readers(), bar as advance:
         return run.report(run.explain(batches, advance))
 
 
@@ -277,7 +277,7 @@ class Run:
         self.place = Place(out)
         self.place.make()
         self.records = open_records(data, rows)
-        self.workers = _workers(workers)
+        self.workers = count_workers(workers)
         self._attribution, self._model = attribution, model
         self._request = Request(source, targets, layer, evidence, batch_size, torch.device("cpu"))
         self._device = device
@@ -419,13 +419,21 @@ class Run:
         )
 
     def read(self, parts: Sequence[int]) -> Iterator[Batch]:
-        """Start to read the images of parts ahead."""
+        """Start to read the images of parts ahead; gives at least one batch for each."""
+
+        def wanted() -> Iterator[tuple[int, list[Record]]]:
+            for part in parts:
+                waiting = iter(self.records.part(part))
+                yield part, list(islice(waiting, size))
+                while batch := list(islice(waiting, size)):
+                    yield part, batch
+
+        size = self._request.batch_size
         return decoded_batches(
             self.loaded,
-            self.records,
-            parts,
-            self._request.batch_size,
+            wanted,
             workers=self.workers if parts else 0,
+            items=self.records.items,
             shape=self._shape,
             pin=self._used_device.type == "cuda",
         )
@@ -517,7 +525,12 @@ def used_device(device: str | torch.device) -> torch.device:
     return pick_device(device)
 
 
-def _workers(workers: int | None) -> int:
+def count_workers(workers: int | None = None) -> int:
+    """Return the number of processes that read images, by default one less than there are processors.
+
+    Raises:
+        InputError: If it is no number of processes.
+    """
     if workers is None:
         processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         beside = os.environ.get("LOCAL_WORLD_SIZE", "1")
@@ -606,27 +619,28 @@ class Decoder(Dataset[Batch]):
 
 def decoded_batches(
     loaded: LoadedModel,
-    records: Records,
-    parts: Iterable[int],
-    batch_size: int,
+    wanted: Callable[[], Iterator[tuple[int, list[Record]]]],
     *,
     workers: int,
+    items: Any = None,
     shape: tuple[int, ...] | None = None,
     pin: bool = False,
 ) -> Iterator[Batch]:
-    """Start to read images ahead, in processes of their own; gives batches, in order, of each part."""
+    """Start to read images ahead, in processes of their own.
 
-    def wanted() -> Iterator[tuple[int, list[Record]]]:
-        for part in parts:
-            waiting = iter(records.part(part))
-            batch = list(islice(waiting, batch_size))
-            yield part, batch
-            while batch := list(islice(waiting, batch_size)):
-                yield part, batch
+    Args:
+        loaded: The model, whose preprocessing is used.
+        wanted: Returns an iterator over batches: a number, and the images.
+        workers: Number of processes; 0 for none.
+        items: The data set that images of whole numbers are items of.
+        shape: Shape that the images must have; None for any.
+        pin: Whether to put them where a GPU copies them from meanwhile.
 
-    decoder = Decoder(loaded, records.items, shape)
+    Returns:
+        The batches, in order.
+    """
     loader: DataLoader[Batch] = DataLoader(
-        decoder,
+        Decoder(loaded, items, shape),
         batch_size=None,
         sampler=_Stream(wanted),
         num_workers=workers,
@@ -638,7 +652,7 @@ def decoded_batches(
 
 
 @contextmanager
-def _naming_readers() -> Iterator[None]:
+def naming_readers() -> Iterator[None]:
     """Turn the error of a process that reads images and ends into one that says what to do.
 
     PyTorch raises it from a signal handler, wherever this process happens to be.

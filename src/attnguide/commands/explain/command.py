@@ -216,7 +216,7 @@ def explain(
         names = image_names(paths, known)
         done = set(known.values())
         left = [(path, name) for path, name in names.items() if name not in done]
-        skipped = _run(choice, left, index, target, device, settings, batch_size)
+        skipped = _run(choice, left, index, target, device, settings, batch_size, workers)
     _report(index, len(paths) - len(left), skipped)
     exit_if(skipped)
 
@@ -270,9 +270,11 @@ def _run(
     device: str,
     settings: dict[str, Any],
     batch_size: int,
+    workers: int | None,
 ) -> list[tuple[Path, str]]:
-    from attnguide.commands.explain.run import Request, explain_files
+    from attnguide.commands.explain.run import Request, explain_files, read_files
     from attnguide.commands.explain.sheet import NAME, write_sheet
+    from attnguide.dataset import count_workers
     from attnguide.models._targets import parse_target
 
     if not left and (index.folder / NAME).exists():
@@ -291,14 +293,17 @@ def _run(
         alpha=settings["alpha"],
         batch_size=batch_size,
         device=used_device,
+        workers=count_workers(workers),
     )
     index.begin()
     # An interruption must not leave the page of an earlier run, which lacks what this one adds.
     (index.folder / NAME).unlink(missing_ok=True)
     skipped = []
     if left:
+        loaded.model.to(used_device)
+        batches = read_files(loaded, left, request)  # starts processes, and so before the thread of the bar
         with progress("Explaining", len(left), unit="images", keep=True) as advance:
-            skipped = explain_files(loaded, left, request, index, advance)
+            skipped = explain_files(loaded, left, batches, request, index, advance)
     if index.lines:
         loaded.model.cpu()
         write_sheet(index.folder, index.lines, loaded, request.alpha)
