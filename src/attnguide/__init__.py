@@ -36,6 +36,7 @@ PUBLIC_MODULES: tuple[str, ...] = (
     "attnguide.pairs",
     "attnguide.parts",
     "attnguide.priors",
+    "attnguide.ray",
     "attnguide.sources",
     "attnguide.trace",
     "attnguide.visual",

@@ -26,7 +26,7 @@ from attnguide import __version__
 from attnguide.capture.logits import find_logits
 from attnguide.capture.model_state import evaluating
 from attnguide.cli.console import progress as shown_progress
-from attnguide.data.addresses import Place, read_content
+from attnguide.data._addresses import Place, read_content
 from attnguide.data.images import rgb_image
 from attnguide.data.maps import (
     SETTINGS,

@@ -8,7 +8,9 @@ from attnguide.ray import Explainer
 
 images = ray.data.read_images("s3://bucket/photos", include_paths=True)
 model = partial(load, "resnet50.a1_in1k", pretrained=True)
-images.map_batches(Explainer, fn_constructor_args=(model,), concurrency=(1, 8), num_gpus=1)
+actors = ray.data.ActorPoolStrategy(min_size=1, max_size=8)
+maps = images.map_batches(Explainer, fn_constructor_args=(model,), compute=actors, num_gpus=1)
+maps.write_parquet("s3://bucket/maps")
 ```
 """
 
@@ -157,17 +159,14 @@ def explain_with_ray(
     total = run.images_in(missing)
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     most = max(1, int(resources.get("GPU" if gpus else "CPU", 1)))
-    found = (
-        ray.data.from_items([{"part": number} for number in missing])
-        .repartition(len(missing))
-        .map_batches(
-            PartExplainer,
-            fn_constructor_args=(data, str(out), settings),
-            batch_size=1,
-            concurrency=(1, min(most, len(missing))),
-            num_cpus=1,
-            num_gpus=gpus,
-        )
+    parts = ray.data.from_items([{"part": number} for number in missing]).repartition(len(missing))
+    found = parts.map_batches(
+        PartExplainer,
+        fn_constructor_args=(data, str(out), settings),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(most, len(missing))),
+        num_cpus=1,
+        num_gpus=gpus,
     )
     with shown_progress("Explaining", total, unit="images", show=progress, keep=True) as advance:
         return run.report(_reports(found.iter_rows(), advance))

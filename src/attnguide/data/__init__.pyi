@@ -1,4 +1,3 @@
-from .addresses import Place as Place
 from .celeba import CelebA as CelebA
 from .decoy import DecoyMNIST as DecoyMNIST, Protocol as Protocol, read_digits as read_digits
 from .files import (
@@ -24,7 +23,7 @@ from .images import (
     rgb_image as rgb_image,
     save_picture as save_picture,
 )
-from .maps import MapRow as MapRow, Maps as Maps, map_table as map_table, read_maps as read_maps
+from .maps import MapRow as MapRow
 from .mixing import Mixed as Mixed, mix as mix
 from .procedural import (
     FaceSample as FaceSample,

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from attnguide.data._addresses import Place
 from attnguide.data._where import condition
-from attnguide.data.addresses import Place
 from attnguide.errors import DataError, InputError
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from attnguide.data.addresses import file_system, is_remote, open_address, read_content
+from attnguide.data._addresses import file_system, is_remote, open_address, read_content
 from attnguide.data.files import natural_key
 from attnguide.data.images import IMAGE_SUFFIXES, LeftOut, walk_images
 from attnguide.errors import AttnGuideError, DataError, InputError
