@@ -44,7 +44,8 @@ def test_a_batch_of_any_column(photos: list[str], tmp_path: Path) -> None:
         "image": [pixels(index) for index in range(5)],
     }
     for name, values in columns.items():
-        found = Explainer(models.load, layer=stored)({name: np.array(values, dtype=object), "key": photos})
+        given = np.stack(values) if name == "image" else np.array(values, dtype=object)
+        found = Explainer(models.load, layer=stored)({name: given, "key": photos})
         assert found.equals(expected), name
 
 

@@ -401,7 +401,7 @@ class Run:
         return [number for number in mine if number not in whole]
 
     def images_in(self, parts: Sequence[int]) -> int | None:
-        """Return the number of images in parts; None if only reading tells."""
+        """Return the number of images in parts; None if it is known after reading only."""
         counts = [self.records.count(number) for number in parts]
         return None if None in counts else sum(count for count in counts if count is not None)
 
@@ -499,12 +499,12 @@ class _Unprepared:
 
 
 def preprocessing_of(loaded: LoadedModel) -> str:
-    """Describe the preprocessing of a model; the address of an object is no part of it."""
+    """Describe the preprocessing of a model; without the address of an object."""
     return re.sub(r" at 0x[0-9a-f]+", "", repr(loaded.transform))
 
 
 def weights_digest(model: nn.Module) -> str:
-    """Return a digest of a model's weights and buffers, which tells whether processes have the same model."""
+    """Return a digest of a model's weights and buffers, by which processes know the same model."""
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():
         if isinstance(value, Tensor):
@@ -529,7 +529,7 @@ def count_workers(workers: int | None = None) -> int:
     """Return the number of processes that read images, by default one less than there are processors.
 
     Raises:
-        InputError: If it is no number of processes.
+        InputError: If it is not a number of processes.
     """
     if workers is None:
         processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -165,7 +165,7 @@ class Layer:
         name: Name of the module, or of a tensor of it; see [`find_layers`][attnguide.layers.find_layers].
         layout: Where rows, columns and channels of its output are.
         how: `"measured"`: perturbed images show the layout; `"inherited"`: measured at another layer of the
-            same shape; `"assumed"`: from the shape and the model's metadata.
+            same shape, or for images of another size; `"assumed"`: from the shape and the model's metadata.
         agreement: Correlation of the measured positions with those of the layout, at most 1; NaN if not
             measured.
         spread: Share of the positions that carry a gradient of the logits, 0 to 1; NaN if the layer runs

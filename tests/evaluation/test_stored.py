@@ -31,7 +31,7 @@ def data(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def masks(tmp_path: Path) -> Path:
-    values = np.zeros((64, 64), dtype=np.uint8)
+    values = np.zeros((50, 40), dtype=np.uint8)
     values[10:40, 5:50] = 255
     Image.fromarray(values).save(tmp_path / "mask.png")
     return tmp_path / "mask.png"

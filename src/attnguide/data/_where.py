@@ -40,7 +40,7 @@ def condition(text: str, columns: Sequence[str]) -> pc.Expression:
 
     Raises:
         UnknownNameError: If there is no such column.
-        InputError: If the text is no condition.
+        InputError: If the text is not a condition.
     """
     try:
         tree = ast.parse(_as_python(text), mode="eval")
@@ -83,7 +83,7 @@ def _truth(node: ast.expr, columns: Sequence[str]) -> Any:
         case ast.Compare(left=left, ops=signs, comparators=others):
             sides = [_value(each, columns) for each in (left, *others)]
             return reduce(and_, map(_compared, signs, sides, sides[1:]))
-    raise ValueError(f"{ast.unparse(node).replace(_NAME, '')!r} is no comparison")
+    raise ValueError(f"{ast.unparse(node).replace(_NAME, '')!r} is not a comparison")
 
 
 def _value(node: ast.expr, columns: Sequence[str]) -> Any:

@@ -213,7 +213,7 @@ def writing_part(
 
 
 def part_settings(place: Place, name: str) -> dict[str, Any] | None:
-    """Return the settings that a part was made with; None if the file is no whole Parquet file.
+    """Return the settings that a part was made with; None if the file is not a whole Parquet file.
 
     Raises:
         DataError: If it is one, but was not written by attnguide.
@@ -354,7 +354,7 @@ class Maps:
         """Return the maps whose rows fulfil a condition as well.
 
         Args:
-            text: For example `class = 'hen' and score > .9`, or `error is not null`.
+            text: The condition, such as `class = 'hen' and score > .9`, or `error is not null`.
 
         Raises:
             InputError: If it is not understood, or there is no such column.

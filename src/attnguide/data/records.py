@@ -48,7 +48,7 @@ class Records(ABC):
     Attributes:
         about: What determines the parts; JSON values.
         parts: Number of parts.
-        total: Number of images; None if only reading tells.
+        total: Number of images; None if it is known after reading only.
         items: The data set that numbers stand for; None if there is none.
     """
 
@@ -66,7 +66,7 @@ class Records(ABC):
         """
 
     def count(self, number: int) -> int | None:
-        """Return the number of images in a part; None if only reading tells."""
+        """Return the number of images in a part; None if it is known after reading only."""
         return None
 
 
@@ -309,7 +309,7 @@ def _matches(argument: str) -> Iterator[str]:
         else:
             found = [argument]
     else:
-        exists = os.path.exists(argument)  # noqa: PTH110  (a name that is too long is no error there)
+        exists = os.path.exists(argument)  # noqa: PTH110  (a name may be too long)
         found = [argument] if exists else sorted(glob.glob(argument, recursive=True), key=natural_key)  # noqa: PTH207
     if not found:
         what = "pattern matches nothing" if glob.has_magic(argument) else "path does not exist"

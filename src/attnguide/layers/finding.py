@@ -375,7 +375,7 @@ def _carried_over(
     if not certain and len(known) < _MEASURED_SIZES:
         return None
     carried = _fitted(subject, largest.layers, largest.size)
-    # A single row is no layer to look at, and the choice is another one.
+    # In a single row there is nothing to see: another layer is chosen.
     return None if carried is None or any(min(layer.layout.grid) < 2 for layer in carried) else carried
 
 
