@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import groupby, islice
 from pathlib import Path
@@ -31,6 +31,7 @@ from attnguide.data.images import rgb_image
 from attnguide.data.maps import (
     SETTINGS,
     Maps,
+    arrow,
     check_parts,
     differences,
     error_table,
@@ -189,9 +190,7 @@ def explain_dataset(
         "device": device,
     }
     if engine == "ray":
-        from attnguide.ray import explain_with_ray
-
-        return explain_with_ray(data, out, settings, progress=progress)
+        return _with_ray(data, out, settings, progress=progress)
     if engine != "processes":
         raise InputError(f"engine={engine!r} is unknown: choose 'processes' or 'ray'.")
     number, count = place_in_world(rank, world_size)
@@ -295,8 +294,13 @@ class Run:
     def _used_device(self) -> torch.device:
         return used_device(self._device)
 
-    def prepare(self, rank: int = 0, world_size: int = 1) -> None:
+    def prepare(self, rank: int = 0, world_size: int = 1, *, clear: bool = True) -> None:
         """Find the layer, or the one that another process has found, and compare the settings with its own.
+
+        Args:
+            rank: Number of this process.
+            world_size: Number of processes.
+            clear: Remove what processes that were killed left of this process's parts.
 
         Raises:
             InputError: If the folder holds maps made with other settings.
@@ -331,7 +335,8 @@ class Run:
             self.loaded = replace(self.loaded, classes=tuple(map(str, range(count))))
         self._settings = settings
         self._request = replace(self._request, layer=layers, device=self._used_device)
-        self._clear(rank, world_size)
+        if clear:
+            self.clear(rank, world_size)
 
     def _own_settings(self) -> dict[str, Any]:
         request, loaded = self._request, self.loaded
@@ -374,7 +379,7 @@ class Run:
             f"none of the first {len(reasons)} images can be read. The first: {next(iter(reasons), 'none')}"
         )
 
-    def _clear(self, rank: int, world_size: int) -> None:
+    def clear(self, rank: int = 0, world_size: int = 1) -> None:
         """Remove what processes that were killed left of this process's parts."""
         names = self.place.names()
         for name in names:
@@ -750,3 +755,74 @@ def explained(loaded: LoadedModel, images: Tensor, request: Request) -> Explanat
                 f"{max(1, request.batch_size // 2)}, a smaller model, or the CPU."
             ) from error
         raise
+
+
+# ------------------------------------------------------------------------ on a Ray cluster
+
+
+class _PartExplainer:
+    """An actor that explains whole parts and writes them; what is written stays, whatever ends the actor."""
+
+    def __init__(self, data: Any, out: str, settings: dict[str, Any]) -> None:
+        self._run = Run(data, out, **settings)
+        self._run.prepare(clear=False)  # other actors are writing
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[Any]]:
+        """Explain the parts of a batch, `part`, and report them."""
+        numbers = [int(number) for number in batch["part"]]
+        done = [asdict(report) for report in self._run.explain(self._run.read(numbers))]
+        return {
+            "number": [report["number"] for report in done],
+            "images": [report["images"] for report in done],
+            "failed": [report["failed"] for report in done],
+            "reasons": ["\n".join(report["reasons"]) for report in done],
+        }
+
+
+def _with_ray(
+    data: Any, out: str | Path, settings: dict[str, Any], *, progress: bool = True
+) -> DatasetReport:
+    """Explain the parts of a data set that are missing by actors of Ray; see `explain_dataset`.
+
+    A part that an actor was killed in is explained again by another actor. What has been written is known by
+    the files, so that a run goes on after its driver was killed as well.
+    """
+    arrow()
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise InputError("engine='ray' needs Ray: pip install 'attnguide[ray]'") from error
+    if settings["workers"] is None:
+        settings = {**settings, "workers": 0}  # the actors themselves work side by side
+    run = Run(data, out, **settings)
+    run.prepare()
+    missing = run.missing()
+    if not missing:
+        return run.report([])
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False)
+    gpus = 1 if used_device(settings["device"]).type == "cuda" else 0
+    total = run.images_in(missing)
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    most = max(1, int(resources.get("GPU" if gpus else "CPU", 1)))
+    parts = ray.data.from_items([{"part": number} for number in missing]).repartition(len(missing))
+    found = parts.map_batches(
+        _PartExplainer,
+        fn_constructor_args=(data, str(out), settings),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(most, len(missing))),
+        num_cpus=1,
+        num_gpus=gpus,
+    )
+    with shown_progress("Explaining", total, unit="images", show=progress, keep=True) as advance:
+        report = run.report(_reports(found.iter_rows(), advance))
+    run.clear()  # what actors left that were killed
+    return report
+
+
+def _reports(rows: Any, advance: Callable[[float], object]) -> Iterator[PartReport]:
+    for row in rows:
+        advance(row["images"])
+        reasons = tuple(filter(None, row["reasons"].split("\n")))
+        yield PartReport(row["number"], row["images"], row["failed"], reasons)

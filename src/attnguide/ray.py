@@ -1,4 +1,6 @@
-"""Explains with Ray: an actor class for `map_batches`, and the parts of a data set on a cluster.
+"""Explains in a pipeline of Ray Data: an actor class for `map_batches`.
+
+For whole data sets there is `explain_dataset(…, engine="ray")`.
 
 ```python
 import ray
@@ -16,25 +18,12 @@ maps.write_parquet("s3://bucket/maps")
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from attnguide.cli.console import progress as shown_progress
-from attnguide.data.maps import arrow
-from attnguide.dataset import (
-    DatasetReport,
-    Decoder,
-    PartReport,
-    Request,
-    Run,
-    explain_batch,
-    loaded_model,
-    used_device,
-)
+from attnguide.dataset import Decoder, Request, explain_batch, loaded_model, used_device
 from attnguide.errors import InputError
 from attnguide.interfaces import AttributionSource
 from attnguide.layers import LayerSpec
@@ -108,72 +97,3 @@ def _picture(value: Any) -> Any:
     from PIL import Image
 
     return Image.fromarray(value) if isinstance(value, np.ndarray) else value
-
-
-# -------------------------------------------------------------------- whole data sets
-
-
-class PartExplainer:
-    """An actor that explains whole parts and writes them; what is written stays, whatever ends the actor."""
-
-    def __init__(self, data: Any, out: str, settings: dict[str, Any]) -> None:
-        self._run = Run(data, out, **settings)
-        self._run.prepare()
-
-    def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[Any]]:
-        """Explain the parts of a batch, `part`, and report them."""
-        numbers = [int(number) for number in batch["part"]]
-        done = [asdict(report) for report in self._run.explain(self._run.read(numbers))]
-        return {
-            "number": [report["number"] for report in done],
-            "images": [report["images"] for report in done],
-            "failed": [report["failed"] for report in done],
-            "reasons": ["\n".join(report["reasons"]) for report in done],
-        }
-
-
-def explain_with_ray(
-    data: Any, out: str | Path, settings: dict[str, Any], *, progress: bool = True
-) -> DatasetReport:
-    """Explain the parts of a data set that are missing by actors of Ray; see `explain_dataset`.
-
-    A part that an actor was killed in is explained again by another actor. What has been written is known by
-    the files, so that a run goes on after its driver was killed as well.
-    """
-    arrow()
-    try:
-        import ray
-        import ray.data
-    except ImportError as error:
-        raise InputError("engine='ray' needs Ray: pip install 'attnguide[ray]'") from error
-    if settings["workers"] is None:
-        settings = {**settings, "workers": 0}  # the actors themselves work side by side
-    run = Run(data, out, **settings)
-    run.prepare()
-    missing = run.missing()
-    if not missing:
-        return run.report([])
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False)
-    gpus = 1 if used_device(settings["device"]).type == "cuda" else 0
-    total = run.images_in(missing)
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    most = max(1, int(resources.get("GPU" if gpus else "CPU", 1)))
-    parts = ray.data.from_items([{"part": number} for number in missing]).repartition(len(missing))
-    found = parts.map_batches(
-        PartExplainer,
-        fn_constructor_args=(data, str(out), settings),
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(most, len(missing))),
-        num_cpus=1,
-        num_gpus=gpus,
-    )
-    with shown_progress("Explaining", total, unit="images", show=progress, keep=True) as advance:
-        return run.report(_reports(found.iter_rows(), advance))
-
-
-def _reports(rows: Any, advance: Callable[[float], object]) -> Iterator[PartReport]:
-    for row in rows:
-        advance(row["images"])
-        reasons = tuple(filter(None, row["reasons"].split("\n")))
-        yield PartReport(row["number"], row["images"], row["failed"], reasons)
