@@ -57,6 +57,7 @@ def test_a_batch_with_an_image_that_cannot_be_read(photos: list[str]) -> None:
 
 
 @pytest.mark.nightly
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's own, of its settings
 def test_an_actor_that_is_killed_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ray = pytest.importorskip("ray")
     monkeypatch.setenv("RAY_worker_niceness", "0")
