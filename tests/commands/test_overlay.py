@@ -29,7 +29,9 @@ def test_the_picture_is_that_of_explain(maps: Path, call: Call, tmp_path: Path, 
     row = next(iter(ag.read_maps(maps, "score > 0")))
     loaded = models.load(checkpoint=faces)
     call(
-        "overlay", maps, "--where", f"key = '{row.key}' and index = {row.index}", "--out", tmp_path / "drawn"
+        "overlay",
+        *(maps, "--where", f"key = '{row.key}' and index = {row.index}"),
+        *("--out", tmp_path / "drawn", "--checkpoint", faces),
     )
     (file,) = (tmp_path / "drawn").iterdir()
     image = loaded.read(row.key)[None]
