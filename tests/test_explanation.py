@@ -339,3 +339,54 @@ def test_names_of_files_stay_in_the_folder(tmp_path: Path, names: Any) -> None:
     assert not list(tmp_path.rglob("*.png"))
     with pytest.raises(InputError, match="folder=''"):
         found.save("")
+
+
+# ---------------------------------------------------------------- plain results
+
+
+def test_arrays_and_tables_hold_the_maps() -> None:
+    model, images = cnn(), torch.rand(3, 3, 32, 32)
+    found = ag.explain(model, images, targets=[(0, 1), (0, 2), (2, 0)], size=None)
+    arrays = found.to_numpy()
+    torch.testing.assert_close(torch.from_numpy(arrays["maps"]), found.maps)
+    assert arrays["logits"].shape == found.logits.shape
+    rows = found.to_arrow(["a", "b", "c"], ["x", "y", "z", "u"]).to_pylist()
+    assert [(row["key"], row["class"], row["index"]) for row in rows] == [
+        ("a", "y", 1),
+        ("a", "z", 2),
+        ("b", None, None),
+        ("c", "x", 0),
+    ]
+    assert rows[2]["error"] == "no class was to be explained"
+    expected = found.maps[0, 1].flatten().tolist()
+    assert [value * rows[1]["scale"] for value in rows[1]["map"]] == pytest.approx(
+        expected, rel=2**-10, abs=1e-6
+    )
+    assert rows[1]["score"] == pytest.approx(float(found.logits.softmax(1)[0, 2]), rel=1e-5)
+    with pytest.raises(InputError, match="3 images need as many keys, got 1"):
+        found.to_arrow(["a"])
+
+
+@pytest.mark.parametrize("targets", ["predicted", "all", [(0, 1), (1, 2), (1, 0), (2, 2)]])
+def test_an_image_that_is_not_finite_is_skipped_and_the_others_are_not(targets: Any) -> None:
+    model, images = cnn().eval(), torch.rand(3, 3, 32, 32)
+    expected = ag.explain(model, images, targets=targets, size=None)
+    given = images.clone()
+    given[1, 0, 3, 4] = torch.nan
+    found = ag.explain(model, given, targets=targets, size=None, errors="skip")
+    assert [*found.skipped] == [1]
+    assert "NaN" in found.skipped[1]
+    assert bool(found.logits[1].isnan().all())
+    assert not found.maps[1].any()
+    assert found.classes[1].tolist() == [-1] * found.classes.shape[1]
+    torch.testing.assert_close(found.maps[[0, 2], :1], expected.maps[[0, 2], :1])
+    assert bool(given[1].isnan().any())  # what was given stays as it is
+
+
+def test_weights_that_are_not_finite_skip_all_images() -> None:
+    model = cnn().eval()
+    next(model.parameters()).data.fill_(torch.inf)
+    found = ag.explain(model, torch.rand(2, 3, 32, 32), errors="skip", measure=False)
+    assert [*found.skipped] == [0, 1]
+    with pytest.raises(InputError, match="errors='none'"):
+        ag.explain(model, torch.rand(2, 3, 32, 32), errors="none")  # type: ignore[arg-type]

@@ -37,6 +37,7 @@ PUBLIC_MODULES: tuple[str, ...] = (
     "attnguide.pairs",
     "attnguide.parts",
     "attnguide.priors",
+    "attnguide.ray",
     "attnguide.sources",
     "attnguide.testing",
     "attnguide.trace",

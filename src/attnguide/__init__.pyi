@@ -1,5 +1,7 @@
 from . import data as data, functional as functional, layers as layers, metrics as metrics, visual as visual
 from .auditing.audit import AuditReport as AuditReport, AuditWarning as AuditWarning, audit as audit
+from .data.maps import Maps as Maps, read_maps as read_maps
+from .dataset import DatasetReport as DatasetReport, explain_dataset as explain_dataset
 from .errors import AttnGuideError as AttnGuideError
 from .explanation import Explanation as Explanation, explain as explain
 from .guiding.check import CheckReport as CheckReport

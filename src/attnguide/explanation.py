@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -29,10 +29,14 @@ from attnguide.pairs import Evidence, Pairs, Targets, resolve
 from attnguide.parts.registry import registry
 from attnguide.trace import Trace, trace_of
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 __all__ = ["Explanation", "explain"]
 
 #: So many classes of a sample are attributed at once; bounds the memory when there are a thousand.
 _CHUNK = 64
+_NOT_FINITE = "the logits or the map have NaN or infinite values; check the model's weights"
 #: Largest side of a map, in pixels.
 _LONGEST = 65_535
 
@@ -50,6 +54,8 @@ class Explanation:
         images: What it was given, `(B, C, H0, W0)`.
         source: Name of the attribution source.
         combine: How the maps of several layers are joined.
+        skipped: Why images have no map, by their number, with `errors="skip"`. Their classes are −1, their
+            logits NaN and their maps zeros.
     """
 
     raw: dict[str, Tensor]
@@ -59,6 +65,7 @@ class Explanation:
     images: Tensor
     source: str
     combine: str = "mean"
+    skipped: Mapping[int, str] = field(default_factory=dict)
 
     @cached_property
     def maps(self) -> Tensor:
@@ -94,6 +101,61 @@ class Explanation:
     def scaled(self) -> Tensor:
         """Maps scaled to [0, 1] each by its minimum and maximum, `(B, T, H, W)`; a flat map becomes zeros."""
         return functional.min_max(self.maps)
+
+    def to_numpy(self) -> dict[str, np.ndarray[Any, Any]]:
+        """Return plain arrays, which keep neither the images nor a device's memory.
+
+        Returns:
+            `maps` `(B, T, H, W)`, `classes` and `scores` `(B, T)`, and `logits` `(B, K)`.
+        """
+        values = {"maps": self.maps, "classes": self.classes, "scores": self.scores, "logits": self.logits}
+        found = {
+            name: value.float() if value.is_floating_point() else value for name, value in values.items()
+        }
+        return {name: value.cpu().numpy() for name, value in found.items()}
+
+    def to_arrow(
+        self,
+        keys: Sequence[str] | None = None,
+        names: Sequence[str] | None = None,
+        *,
+        multi_label: bool = False,
+    ) -> pa.Table:
+        """Return a table of Arrow with a row for each map, as [`read_maps`][attnguide.read_maps] gives it.
+
+        ```python
+        found = ag.explain(model, images, size=None)
+        table = found.to_arrow(["a.jpg", "b.jpg"])
+        ```
+
+        Args:
+            keys: What each image is called; `image0`, `image1` … by default.
+            names: Name of each class; its number by default.
+            multi_label: Whether each class is predicted independently: scores are a sigmoid, not a softmax.
+
+        Raises:
+            InputError: If there are not as many keys as images, or pyarrow is missing.
+        """
+        from attnguide.data.maps import map_table
+
+        keys = [f"image{index}" for index in range(len(self.classes))] if keys is None else list(keys)
+        if len(keys) != len(self.classes):
+            raise InputError(f"{len(self.classes)} images need as many keys, got {len(keys)}.")
+        logits = self.logits.float()
+        single = multi_label or logits.shape[1] == 1
+        probabilities = logits.sigmoid() if single else logits.softmax(dim=1)
+        arrays = self.to_numpy()
+        scores = probabilities.gather(1, self.classes.clamp_min(0)).cpu().numpy()
+        return map_table(
+            keys,
+            arrays["maps"],
+            arrays["classes"],
+            arrays["scores"],
+            scores,
+            names=names,
+            layer=self.layer,
+            errors=self.skipped,
+        )
 
     def overlay(self, images: Tensor | None = None, *, alpha: float = 0.5) -> Tensor:
         """Lay the scaled maps over the images in colour.
@@ -183,6 +245,7 @@ def explain(
     combine: str = "mean",
     measure: bool = True,
     logits: LogitsSpec = None,
+    errors: Literal["raise", "skip"] = "raise",
 ) -> Explanation:
     """Explain the answers of a classifier, without leaving a trace in it.
 
@@ -198,7 +261,8 @@ def explain(
         source: An attribution source, by name or as an object.
         targets: Which classes; see [`pairs.resolve`][attnguide.pairs.resolve].
         layer: Where to look: `"auto"`, the deepest with rows and columns, `"stage:-2"`, a module's name, a
-            pattern, or several; see [`find_layers`][attnguide.layers.find_layers].
+            pattern, a `Layer` that was found before, or several; see
+            [`find_layers`][attnguide.layers.find_layers].
         size: `"input"`: maps as large as the images; `(H, W)`; or None: the layer's own resolution.
         labels: Needed for `targets="labels"`.
         evidence: `"logit"`, or `"decision"`: for a negative logit the evidence is the negated logit.
@@ -208,6 +272,8 @@ def explain(
         logits: Which part of the model's output is the logits: a name such as `"scores"` or
             `"heads.species"`, an index, or a function of the output. By default the output itself, if it is a
             tensor; else its `logits`; else the only floating-point tensor with one or two axes in it.
+        errors: `"skip"`: an image with NaN or infinite values, and one for which the model gives such, has no
+            map, and the others do; see `Explanation.skipped`. `"raise"`: an error for such an image.
 
     Returns:
         The explanation.
@@ -222,12 +288,19 @@ def explain(
         check_images(images)
     if images.is_meta:
         raise InputError("images are on the device meta, which holds no values. Make them on the CPU.")
+    if errors not in ("raise", "skip"):
+        raise InputError(f"errors={errors!r} is unknown: choose 'raise' or 'skip'.")
+    given = images
+    skipped: dict[int, str] = {}
     if not bool((finite := images.isfinite().flatten(1).all(dim=1)).all()):
-        index = int((~finite).nonzero()[0])
-        raise InputError(
-            f"images[{index}] has NaN or infinite values. Check how it was read and normalised, or leave it "
-            "out."
-        )
+        bad = (~finite).nonzero()[:, 0].tolist()
+        if errors == "raise":
+            raise InputError(
+                f"images[{bad[0]}] has NaN or infinite values. Check how it was read and normalised, or "
+                "leave it out: errors='skip'."
+            )
+        skipped = dict.fromkeys(bad, "the image has NaN or infinite values")
+        images = images.masked_fill(~finite[:, None, None, None], 0)
     if combine not in functional.COMBINATIONS:
         raise InputError(
             f"combine={combine!r} is unknown: choose one of {', '.join(functional.COMBINATIONS)}."
@@ -288,19 +361,49 @@ def explain(
             output=logits,
         )
         pairs = resolve(targets, trace.logits, labels, evidence).compact()
+        if errors == "skip":
+            finite = trace.logits.isfinite().all(dim=1)
+            for index in (~finite).nonzero()[:, 0].tolist():
+                skipped.setdefault(index, _NOT_FINITE)
+            if skipped:
+                kept = torch.ones_like(finite)
+                kept[list(skipped)] = False
+                pairs = pairs.select(kept[pairs.sample].nonzero()[:, 0]).compact()
         with torch.no_grad(), full_precision_mode(trace.logits.device):
             raw = {found.name: _maps(attribution, trace.at(found.name), pairs) for found in layers}
             classes = torch.full((len(images), pairs.slots), -1, device=trace.logits.device)
             classes[pairs.sample, pairs.slot] = pairs.cls
+        answers = trace.logits.detach()
+        if errors == "skip":
+            raw = _without_maps(raw, classes, skipped)
+            answers = answers.clone() if skipped else answers
+            answers[list(skipped)] = torch.nan
+            images = given
         return Explanation(
             raw,
             (images.shape[-2], images.shape[-1]) if size == "input" else size,
             classes,
-            trace.logits.detach(),
+            answers,
             images,
             source if isinstance(source, str) else repr(source),
             combine,
+            skipped,
         )
+
+
+def _without_maps(raw: dict[str, Tensor], classes: Tensor, skipped: dict[int, str]) -> dict[str, Tensor]:
+    """Add images whose maps are not finite to the skipped ones, and empty these."""
+    for maps in raw.values():
+        for index in (~maps.isfinite().flatten(1).all(dim=1)).nonzero()[:, 0].tolist():
+            skipped.setdefault(index, _NOT_FINITE)
+    if not skipped:
+        return raw
+    bad = list(skipped)
+    classes[bad] = -1
+    emptied = {name: maps.clone() for name, maps in raw.items()}
+    for maps in emptied.values():
+        maps[bad] = 0
+    return emptied
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from attnguide.errors import GuidanceError, InputError, nearest
 from attnguide.pairs import Pairs
-from attnguide.trace import Trace
+from attnguide.trace import Layer, Trace
 
 __all__ = [
     "Adapter",
@@ -66,7 +66,7 @@ class AttributionSource(ABC):
             raw values, never detached.
         """
 
-    def layers(self, asked: str | Sequence[str]) -> tuple[str, ...]:
+    def layers(self, asked: str | Layer | Sequence[str | Layer]) -> tuple[str | Layer, ...]:
         """What a user asked for, where `"auto"` is this source's own choice."""
         names = asked if isinstance(asked, (list, tuple)) else (asked,)
         return tuple(self.layer if name == "auto" else name for name in names)

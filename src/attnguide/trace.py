@@ -6,16 +6,17 @@ A [`Layout`][attnguide.trace.Layout] says where rows, columns and channels of a 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
-from math import ceil, floor, prod
+from math import ceil, floor, nan, prod
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from attnguide.errors import GuidanceError, LayerError
+from attnguide.errors import GuidanceError, InputError, LayerError
 from attnguide.functional import full_precision
 from attnguide.pairs import Pairs
 
@@ -68,12 +69,17 @@ class Layout:
         """Whether the channels are the axis after the batch, rather than the last."""
         return self.kind in _CHANNELS_FIRST
 
+    @property
+    def has_axes(self) -> bool:
+        """Whether rows and columns are axes of the output, and so at any size of images."""
+        return self.kind in ("nchw", "nhwc") and self.order is None
+
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Whether an output of this shape can be arranged like this."""
         if len(shape) not in _AXES[self.kind]:
             return False
         places = shape[2:] if self.kind in _CHANNELS_FIRST else shape[1:-1]
-        if self.kind in ("nchw", "nhwc") and self.order is None:
+        if self.has_axes:
             return tuple(places) == self.grid
         return prod(places) == self.prefix + prod(self.grid) + self.suffix
 
@@ -87,7 +93,7 @@ class Layout:
 
     def spatial(self, output: Tensor) -> Tensor:
         """View an output in the model's own layout as `(B, C, h, w)`."""
-        if self.order is None and self.kind in ("nchw", "nhwc"):
+        if self.has_axes:
             return output if self.kind == "nchw" else output.movedim(-1, 1)
         flat = self.flat(output)
         return flat.reshape(*flat.shape[:2], *self.grid)
@@ -171,7 +177,7 @@ class Layer:
         name: Name of the module, or of a tensor of it; see [`find_layers`][attnguide.layers.find_layers].
         layout: Where rows, columns and channels of its output are.
         how: `"measured"`: perturbed images show the layout; `"inherited"`: measured at another layer of the
-            same shape; `"assumed"`: from the shape and the model's metadata.
+            same shape, or for images of another size; `"assumed"`: from the shape and the model's metadata.
         agreement: Correlation of the measured positions with those of the layout, at most 1; NaN if not
             measured.
         spread: Share of the positions that carry a gradient of the logits, 0 to 1; NaN if the layer runs
@@ -185,6 +191,34 @@ class Layer:
     agreement: float
     spread: float
     shortcuts: Shortcuts = Shortcuts()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the layer as JSON values, so that other processes look at the same one without measuring.
+
+        ```python
+        (layer,) = ag.layers.find_layers(model, images)
+        text = json.dumps(layer.to_dict())
+        ag.explain(model, images, layer=Layer.from_dict(json.loads(text)))
+        ```
+        """
+        values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        # JSON has no NaN.
+        return {key: None if value != value else value for key, value in values.items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Layer:
+        """Make a layer of the values that `to_dict` made of it.
+
+        Raises:
+            InputError: If they are not a layer.
+        """
+        try:
+            return _layer_of(values)
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            raise InputError(
+                f"{values!r:.80} is not a layer as Layer.to_dict writes it ({error}). Measure it again: "
+                "attnguide.layers.find_layers."
+            ) from error
 
     def plain(self) -> Layer:
         """Return the layer without shortcuts, for logits that do not come from the model's own head."""
@@ -220,6 +254,28 @@ class Layer:
 
     def __str__(self) -> str:
         return f"{self.name} ({self.layout}, {self.how})"
+
+
+def _layer_of(values: Mapping[str, Any]) -> Layer:
+    """Make a layer of JSON values; raises `TypeError`, `ValueError` and others if they are none."""
+    layout, shortcuts = values["layout"], values["shortcuts"]
+    order = layout["order"]
+    numbers = {key: nan if values[key] is None else float(values[key]) for key in ("agreement", "spread")}
+    height, width = map(int, layout["grid"])
+    if layout["kind"] not in _AXES or not isinstance(values["name"], str):
+        raise ValueError(f"kind {layout['kind']!r}, name {values['name']!r}")
+    return Layer(
+        **{
+            **values,
+            **numbers,
+            "layout": Layout(
+                **{**layout, "grid": (height, width), "order": None if order is None else tuple(order)}
+            ),
+            "shortcuts": Shortcuts(
+                **{**shortcuts, **{name: tuple(shortcuts[name]) for name in ("rowwise", "queries")}}
+            ),
+        }
+    )
 
 
 @dataclass

@@ -22,6 +22,7 @@ __all__ = ["BUILT_IN", "main"]
 BUILT_IN = {
     "demo": "attnguide.commands.demo.command",
     "explain": "attnguide.commands.explain.command",
+    "overlay": "attnguide.commands.overlay",
     "layers": "attnguide.commands.layers",
     "evaluate": "attnguide.commands.evaluate",
     "report": "attnguide.commands.report",

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from attnguide.models import LoadedModel
 
 __all__ = [
+    "ADDRESS",
     "PATH",
     "FiniteRange",
     "ModelChoice",
@@ -50,6 +51,18 @@ class _NamedPath(click.Path):
 
 #: Type of an option or argument that is a file or folder.
 PATH = _NamedPath(path_type=Path)
+
+
+class _Address(_NamedPath):
+    """A path, or an address such as `s3://bucket/photos`, whose slashes a path would lose."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path of a text, or the text if it is an address."""
+        return value if "://" in str(value) else super().convert(value, param, ctx)
+
+
+#: Type of an option or argument that is a folder, or its address.
+ADDRESS = _Address(path_type=Path)
 
 
 class FiniteRange(click.FloatRange):

@@ -19,6 +19,7 @@ from attnguide.cli.console import (
     warn_of_random_weights,
 )
 from attnguide.cli.options import (
+    ADDRESS,
     PATH,
     ModelChoice,
     inside_option,
@@ -44,6 +45,12 @@ __all__ = ["evaluate"]
 )
 @inside_option
 @click.option(
+    "--maps",
+    type=ADDRESS,
+    metavar="DIR",
+    help="Maps of `explain --format parquet --target all`; the model is then not run again.",
+)
+@click.option(
     "--model",
     metavar="NAME",
     help="Model of timm, torchvision/NAME, or hf:NAME_OR_FOLDER.  [default: the small embedded one]",
@@ -56,6 +63,7 @@ def evaluate(
     data: Path,
     masks: Path | None,
     inside: str | None,
+    maps: Path | str | None,
     source: str,
     layer: str,
     threshold: float,
@@ -76,28 +84,36 @@ def evaluate(
     Examples:
       attnguide evaluate photos/ --model resnet18 --checkpoint mine.safetensors --masks masks/
       attnguide evaluate photos/ --model resnet18 --checkpoint mine.safetensors --json
+      attnguide evaluate photos/ --model resnet18 --checkpoint mine.safetensors --masks masks/ --maps maps/
     """  # noqa: D301  (click's mark for "leave these lines as they are")
+    from attnguide.data.maps import read_maps
     from attnguide.evaluation.evaluate import evaluate_folder, mask_reader, single_label_images
+    from attnguide.evaluation.stored import evaluate_maps
     from attnguide.parts.registry import registry
 
     registry().find("source", source)
+    stored = None if maps is None else read_maps(maps)
     used_device = pick_device(device)
     loaded, images = single_label_images(choice.load(), data)
     warn_of_random_weights(loaded)
     note_default_model(choice, loaded)
     reader = mask_reader(masks, loaded.classes, [(image.path, image.cls) for image in images], inside=inside)
     with progress("Evaluating", len(images), unit="images") as advance:
-        result = evaluate_folder(
-            loaded,
-            images,
-            reader,
-            source=source,
-            layer=layers_of(layer),
-            threshold=threshold,
-            batch_size=batch_size,
-            device=used_device,
-            advance=advance,
-        )
+        if stored is None:
+            result = evaluate_folder(
+                loaded,
+                images,
+                reader,
+                source=source,
+                layer=layers_of(layer),
+                threshold=threshold,
+                batch_size=batch_size,
+                device=used_device,
+                advance=advance,
+            )
+        else:
+            result = evaluate_maps(stored, loaded, images, reader, threshold=threshold, advance=advance)
+            source, layer = stored.settings["source"], ",".join(map(str, stored.settings["layer"]))
     note_skipped(result.failures.values())
     warn_of_empty_masks(result.empty)
     if not result.whole.images:

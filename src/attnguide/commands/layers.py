@@ -21,7 +21,7 @@ __all__ = ["layers"]
 
 _HOW = {
     "measured": "perturbed images show which part of the image each position depends on",
-    "inherited": "measured at another layer of the same shape",
+    "inherited": "measured at another layer of the same shape, or at another size of images",
     "assumed": "not measured; its shape and the model's metadata suggest it",
 }
 

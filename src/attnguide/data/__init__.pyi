@@ -20,11 +20,14 @@ from .images import (
     load_image as load_image,
     open_image as open_image,
     read_image as read_image,
+    rgb_image as rgb_image,
     save_picture as save_picture,
 )
+from .maps import MapRow as MapRow
 from .mixing import Mixed as Mixed, mix as mix
 from .procedural import (
     FaceSample as FaceSample,
     ProceduralFaces as ProceduralFaces,
     template as template,
 )
+from .records import Records as Records, open_records as open_records

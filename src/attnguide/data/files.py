@@ -28,7 +28,7 @@ __all__ = [
 
 
 @contextmanager
-def atomic_write(path: str | Path, scratch: Path | None = None) -> Iterator[Path]:
+def atomic_write(path: str | Path, scratch: Path | None = None, *, label: str = "") -> Iterator[Path]:
     """Write a file completely or not at all.
 
     The block writes to a temporary file with the suffix of `path`. When the block ends, that file replaces
@@ -38,6 +38,7 @@ def atomic_write(path: str | Path, scratch: Path | None = None) -> Iterator[Path
     Args:
         path: The file to write. It may exist; its folder must.
         scratch: Folder of the temporary file, on the same file system; by default the folder of `path`.
+        label: Part of the temporary name, by which whoever goes on knows what a killed process left.
 
     Yields:
         The temporary path to write to.
@@ -47,7 +48,7 @@ def atomic_write(path: str | Path, scratch: Path | None = None) -> Iterator[Path
     """
     path = _target(path)
     # Not by `tempfile`, whose files only their owner may read.
-    temporary = (scratch or path.parent) / f".attnguide-{secrets.token_hex(8)}{path.suffix}"
+    temporary = (scratch or path.parent) / f".attnguide-{label}{secrets.token_hex(8)}{path.suffix}"
     try:
         try:
             temporary.open("xb").close()

@@ -29,6 +29,7 @@ __all__ = [
     "load_image",
     "open_image",
     "read_image",
+    "rgb_image",
     "save_picture",
 ]
 
@@ -109,13 +110,30 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image
         DataError: The file is missing, empty, a folder, not an image, truncated, or too large, or its values
             have no known range.
     """
-    image, is_deep_color = _loaded(check_file(path), path, max_pixels)
-    with _decoding(path):
+    return rgb_image(check_file(path), path, max_pixels=max_pixels)
+
+
+def rgb_image(content: bytes | Path, name: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode an image that lies in memory, or in a file, as `read_image` does.
+
+    Args:
+        content: The bytes of an image file, or its path.
+        name: The image, for errors.
+        max_pixels: Images of more pixels are refused before they are decoded.
+
+    Returns:
+        An image of mode `"RGB"`, upright.
+
+    Raises:
+        DataError: It is not an image, is truncated, or is too large, or its values have no known range.
+    """
+    image, is_deep_color = _loaded(content, name, max_pixels)
+    with _decoding(name):
         if _is_deep(image):
-            image = Image.fromarray(np.rint(_scaled_levels(image, path) * 255).astype(np.uint8))
+            image = Image.fromarray(np.rint(_scaled_levels(image, name) * 255).astype(np.uint8))
         elif is_deep_color and 0 < (high := _brightest(image)) < 64:
             raise DataError(
-                f"{path} has 16-bit colours that use only the lowest {8 + high.bit_length()} bits, and would "
+                f"{name} has 16-bit colours that use only the lowest {8 + high.bit_length()} bits, and would "
                 "turn dark. Scale them to the whole range, or save it with 8 bits."
             )
         elif image.has_transparency_data:
@@ -268,7 +286,7 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
     if not arguments:
         raise InputError("paths is empty: there are no images. Give files, folders or patterns.")
     files: dict[Path, Path] = {}
-    left_out = _LeftOut()
+    left_out = LeftOut()
     for file in (file for argument in arguments for file in _expand(argument, left_out)):
         # The same file by another path is one file; a link with another name is not.
         files.setdefault(file.parent.resolve() / file.name, file)
@@ -277,7 +295,7 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
     return sorted(files.values(), key=natural_key)
 
 
-class _LeftOut:
+class LeftOut:
     """Counts the images that are not taken from folders and patterns."""
 
     def __init__(self) -> None:
@@ -297,7 +315,7 @@ class _LeftOut:
             parts.append(f"{len(self._others)} images of formats that are not read ({listed}); convert them")
         return "left out: " + ", and ".join(parts)
 
-    def add(self, other: _LeftOut) -> None:
+    def add(self, other: LeftOut) -> None:
         """Count what another one counts; a file that both count is one file."""
         self._drawn |= other._drawn
         self._others |= other._others
@@ -325,7 +343,7 @@ def _is_drawn(path: Path) -> bool:
         return False  # reported where it is read
 
 
-def _expand(argument: str | Path, left_out: _LeftOut) -> list[Path]:
+def _expand(argument: str | Path, left_out: LeftOut) -> list[Path]:
     if not str(argument) or "\0" in str(argument):
         raise InputError(
             f"a path is {argument!r:.60}. Give a file, a folder or a pattern; '.' is this folder."
@@ -334,13 +352,15 @@ def _expand(argument: str | Path, left_out: _LeftOut) -> list[Path]:
     # Unlike those of Path, these return False for a pattern that is too long for the name of a file.
     if os.path.isfile(path):  # noqa: PTH113
         return [path]
-    own = _LeftOut()
+    own = LeftOut()
     if os.path.isdir(path):  # noqa: PTH112
-        files, what = list(_walk(path, own)), "folder holds no image"
+        files, what = list(walk_images(path, own)), "folder holds no image"
     else:
         # Path.glob takes no absolute pattern.
         matches = [Path(match) for match in glob.glob(str(argument), recursive=True)]  # noqa: PTH207
-        files = [f for m in matches for f in (_walk(m, own) if m.is_dir() else [m] if own.takes(m) else [])]
+        files = [
+            f for m in matches for f in (walk_images(m, own) if m.is_dir() else [m] if own.takes(m) else [])
+        ]
         what = "pattern matches no image" if glob.has_magic(str(argument)) else "path does not exist"
     if not files:
         raise InputError(
@@ -351,10 +371,11 @@ def _expand(argument: str | Path, left_out: _LeftOut) -> list[Path]:
     return files
 
 
-def _walk(folder: Path, left_out: _LeftOut) -> Iterator[Path]:
+def walk_images(folder: Path, left_out: LeftOut) -> Iterator[Path]:
+    """Yield the images of a folder and its subfolders by name, without a list of all."""
     for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (file for name in names if left_out.takes(file := Path(parent, name)))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (file for name in sorted(names) if left_out.takes(file := Path(parent, name)))
 
 
 def _is_deep(image: Image.Image) -> bool:

@@ -20,3 +20,4 @@ from .evaluate import (
 )
 from .groups import read_groups as read_groups
 from .report import write_report as write_report
+from .stored import evaluate_maps as evaluate_maps

@@ -16,7 +16,7 @@ import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,7 +30,7 @@ from attnguide.capture.calls import Tap
 from attnguide.capture.model_state import state_of
 from attnguide.data.files import atomic_write
 from attnguide.errors import InputError
-from attnguide.trace import Layer, Layout, Shortcuts
+from attnguide.trace import Layer
 
 __all__ = [
     "Known",
@@ -286,7 +286,7 @@ def _read(entry: _Entry | None, key: _Key) -> Known | None:
     try:
         if not entry.file.is_file():
             return None
-        layers = tuple(map(_layer, _unsealed(entry)))
+        layers = tuple(map(Layer.from_dict, _unsealed(entry)))
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         logging.getLogger(__name__).info("%s is not used: %s", entry.file, error)
         return None
@@ -305,27 +305,10 @@ def _unsealed(entry: _Entry) -> list[dict[str, Any]]:
     return layers
 
 
-def _layer(values: dict[str, Any]) -> Layer:
-    """Make a layer of the JSON values that `_write` made of it."""
-    layout, shortcuts = values["layout"], values["shortcuts"]
-    order = layout["order"]
-    return Layer(
-        **{
-            **values,
-            "layout": Layout(
-                **{**layout, "grid": tuple(layout["grid"]), "order": None if order is None else tuple(order)}
-            ),
-            "shortcuts": Shortcuts(
-                **{**shortcuts, **{name: tuple(shortcuts[name]) for name in ("rowwise", "queries")}}
-            ),
-        }
-    )
-
-
 def _write(entry: _Entry | None, known: Known) -> None:
     if entry is None or any(math.isnan(layer.agreement) for layer in known.layers):
         return
-    layers = json.loads(json.dumps([asdict(layer) for layer in known.layers]))
+    layers = [layer.to_dict() for layer in known.layers]
     text = json.dumps({"seal": entry.seal(layers), "layers": layers})
     if len(text) > _LARGEST:
         return

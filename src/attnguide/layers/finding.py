@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from math import isnan
+from math import isnan, prod
 from typing import NamedTuple
 
 import torch
@@ -17,22 +18,26 @@ from attnguide.capture.own_hooks import in_this_thread
 from attnguide.capture.parallel import refuse_sharded
 from attnguide.capture.suitable import check_images, suitable
 from attnguide.errors import LayerError, nearest
+from attnguide.functional import full_precision
 from attnguide.layers import _memory as memory
 from attnguide.layers._probe import Output, Subject, is_active
 from attnguide.layers.candidates import Candidate, choose, images_as_layer, list_candidates, stages
-from attnguide.trace import Layer
+from attnguide.trace import Layer, Layout
 
 __all__ = ["LayerSpec", "check_layer", "find_layers", "out_of_reach"]
 
 #: What `"auto"` means to a source that takes the mean over channels.
 UNCENTRED = "uncentred"
-#: How a user names layers: `"auto"`, `"stage:-2"`, `"input"`, a module's name, a pattern, or several.
-LayerSpec = str | Sequence[str]
+#: How a user names layers: `"auto"`, `"stage:-2"`, `"input"`, a module's name, a pattern, a
+#: [`Layer`][attnguide.trace.Layer] that was found before, or several.
+LayerSpec = str | Layer | Sequence[str | Layer]
 
 #: The automatic choice looks at so many layers from the end; further only if none of them passes.
 _NEAR_THE_END = 32
-#: So many sizes of images are measured for a model; for more, what was measured is carried over.
+#: So many sizes of images are measured for a transformer; for more, what was measured is carried over.
 _MEASURED_SIZES = 8
+#: A stage deeper than a layer with so many rows and columns has at least two of them, and could be chosen.
+_ROOMY = 4
 
 
 def check_layer(model: nn.Module, layer: LayerSpec) -> tuple[str, ...]:
@@ -42,14 +47,13 @@ def check_layer(model: nn.Module, layer: LayerSpec) -> tuple[str, ...]:
         LayerError: If a name is unknown (the nearest is offered), a pattern matches nothing, or there is no
             name at all.
     """
-    asked = _asked(layer)
     names = [name for name, _ in unwrap(model).named_modules() if name]
-    return tuple(
-        text if text in (INPUT, images_name(unwrap(model))) else _checked(text, names) for text in asked
-    )
+    of_images = (INPUT, images_name(unwrap(model)))
+    asked = [each.name if isinstance(each, Layer) else each for each in _asked(layer)]
+    return tuple(text if text in of_images else _checked(text, names) for text in asked)
 
 
-def _asked(layer: LayerSpec) -> tuple[str, ...]:
+def _asked(layer: LayerSpec) -> tuple[str | Layer, ...]:
     """Return the names of a specification, one or several.
 
     Raises:
@@ -59,7 +63,7 @@ def _asked(layer: LayerSpec) -> tuple[str, ...]:
     if not asked:
         raise LayerError("layer=[] names no layer; leave it out for 'auto', or name at least one.")
     for name in asked:
-        if not isinstance(name, str):
+        if not isinstance(name, (str, Layer)):
             raise LayerError(
                 f"layer={name!r} must be a name, 'auto', 'stage:N', a pattern, or a list of them."
             )
@@ -123,7 +127,7 @@ def find_layers(
 
     What was found is remembered: for the model as long as it lives, for its like (same classes, same
     settings, same shapes of weights) in this process, and for models of timm, torchvision and transformers
-    on disk.
+    on disk. What was measured of a layer with axes for rows and columns holds for images of any size.
 
     Args:
         model: Any classifier.
@@ -131,7 +135,8 @@ def find_layers(
         layer: `"auto"`: the deepest with rows and columns and a spread-out gradient; `"uncentred"`: the same,
             but no `LayerNorm`, whose channels have a mean of zero; `"stage:-2"`: the last of a stage;
             `"input"`: the images themselves; a module's name; a pattern such as `"blocks.*.norm1"`, in which
-            * stands for one part of a name; or several of these.
+            * stands for one part of a name; a `Layer` that was found before, whose layout is then believed;
+            or several of these.
         measure: Measure how the layer's output is arranged. Without it, shapes and what the model says of
             itself must do.
         call: How the model is called with the images, if not `model(images)`.
@@ -151,25 +156,46 @@ def find_layers(
     # What was found was checked: asking again must cost nothing.
     asked = layer if layer and type(layer) is tuple and {*map(type, layer)} == {str} else _asked(layer)
     of_images = (INPUT, images_name(model))
-    if any(name in of_images for name in asked):
-        each = [
-            [images_as_layer(suitable(model), images)]
-            if name in of_images
-            else find_layers(model, images, name, measure=measure, call=call)
-            for name in asked
-        ]
-        return list({layer.name: layer for layers in each for layer in layers}.values())
-    question = memory.Question(asked, measure, () if call is None else call.signature)
+    if any(isinstance(each, Layer) or each in of_images for each in asked):
+        found = [_stored_or_found(model, images, each, measure, call) for each in asked]
+        return list({layer.name: layer for layers in found for layer in layers}.values())
+    question = memory.Question(tuple(map(str, asked)), measure, () if call is None else call.signature)
     known = memory.recall(model, images, question)
     if known is None:
         refuse_sharded(model, "the layers of a model are found")
         checked = check_layer(model, asked)
         subject = Subject.of(suitable(model), images, call)
-        other = memory.other_sizes(model, images, question)
-        found = _carried_over(subject, other[0]) if len(other) >= _MEASURED_SIZES else None
-        found = _found(subject, checked, measure) if found is None else found
-        memory.remember(model, images, question, found)
-        return found
+        carried = _carried_over(subject, checked, memory.other_sizes(model, images, question))
+        carried = _found(subject, checked, measure) if carried is None else carried
+        memory.remember(model, images, question, carried)
+        return carried
+    return list(known)
+
+
+def _stored_or_found(
+    model: nn.Module, images: Tensor, asked: str | Layer, measure: bool, call: Call | None
+) -> list[Layer]:
+    """Find what one of several names asks for, one of which names the images or is a layer found before."""
+    name = asked.name if isinstance(asked, Layer) else asked
+    if name in (INPUT, images_name(model)):
+        return [images_as_layer(suitable(model), images)]
+    if not isinstance(asked, Layer):
+        return find_layers(model, images, asked, measure=measure, call=call)
+    # A question of its own, so that nobody who asks for the name alone gets what was not measured here.
+    signature = ("stored", repr(asked), *(() if call is None else call.signature))
+    question = memory.Question((name,), False, signature)
+    known = memory.recall(model, images, question)
+    if known is None:
+        check_layer(model, [name, *(Tap.parse(watched).module for watched in asked.watched)])
+        fitted = _fitted(Subject.of(suitable(model), images, call), [asked], None)
+        if fitted is None:
+            raise LayerError(
+                f"layer {asked} was found for images of another size, or in another model: it does not fit "
+                f"the output for {images.shape[-2]}×{images.shape[-1]} images. Name it, and it is measured: "
+                f"layer={name!r}."
+            )
+        known = tuple(fitted)
+        memory.remember(model, images, question, known)
     return list(known)
 
 
@@ -281,7 +307,7 @@ def _has(output: Output, text: str) -> bool:
 def _named(subject: Subject, found: list[Candidate], text: str) -> Candidate:
     if found:
         return found[-1].named(text)
-    given = _given(subject, Tap.parse(text))
+    (given,) = _given(subject, Tap.parse(text))
     if given is None:
         reason = "did not run, or gives no tensor"
     elif given.carried:
@@ -301,40 +327,105 @@ def _alternatives(subject: Subject) -> str:
 
 
 class _Given(NamedTuple):
-    """The shape of what a layer gives, and whether it is one of the tensors that the layer was given."""
+    """What a layer gives, and whether it is one of the tensors that the layer was given."""
 
-    shape: tuple[int, ...]
+    tensor: Tensor
     carried: bool
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.tensor.shape)
 
-def _given(subject: Subject, tap: Tap) -> _Given | None:
-    """Return the shape of a layer's output for such images; None if it has none."""
-    calls: list[_Given] = []
 
-    def look(module: nn.Module, args: object, output: object) -> None:
-        tensor = select(output, tap.path)
-        if tensor is not None:
-            carried = any(tensor is other for _, other in tensors_in(args))
-            calls.append(_Given(tuple(tensor.shape), carried))
+def _given(subject: Subject, *taps: Tap) -> list[_Given | None]:
+    """Return what layers give for the first of the images; None for one that did not run."""
+    calls: dict[Tap, list[_Given]] = {tap: [] for tap in taps}
 
-    handle = subject.model.get_submodule(tap.module).register_forward_hook(in_this_thread(look))
-    try:
+    def looking(tap: Tap) -> Callable[[nn.Module, object, object], None]:
+        def look(module: nn.Module, args: object, output: object) -> None:
+            tensor = select(args if tap.given else output, tap.path)
+            if tensor is not None:
+                carried = any(tensor is other for _, other in tensors_in(args))
+                calls[tap].append(_Given(tensor, carried))
+
+        return look
+
+    with ExitStack() as stack:
+        for tap in taps:
+            module = subject.model.get_submodule(tap.module)
+            stack.callback(module.register_forward_hook(in_this_thread(looking(tap))).remove)
         with torch.inference_mode(False), torch.no_grad(), evaluating(subject.model), muted():
             subject.run(subject.images[:1].detach())
-    finally:
-        handle.remove()
-    if tap.call is not None:
-        return calls[tap.call] if tap.call < len(calls) else None
-    return calls[-1] if calls else None
+    return [
+        None if not (found := calls[tap])[tap.call or 0 :] else found[-1 if tap.call is None else tap.call]
+        for tap in taps
+    ]
 
 
-def _carried_over(subject: Subject, known: memory.Known) -> list[Layer] | None:
-    """Carry what was measured at another size of images over to these; None where it must be measured."""
-    carried = []
-    for layer in known.layers:
-        given = _given(subject, Tap.parse(layer.name))
-        layout = None if given is None else layer.layout.resized(known.size, given.shape, subject.size)
+def _carried_over(
+    subject: Subject, asked: Sequence[str], known: Sequence[memory.Known]
+) -> list[Layer] | None:
+    """Carry what was measured at other sizes of images over to these; None where it must be measured."""
+    if not known:
+        return None
+    largest = max(known, key=lambda each: prod(each.size))
+    # Rows and columns that are axes are so at any size, but which layer is the deepest that has them is not.
+    certain = all(layer.layout.has_axes for layer in largest.layers) and (
+        all(not _chosen(text) for text in asked)
+        or all(new <= old for new, old in zip(subject.size, largest.size, strict=True))
+        or all(min(layer.layout.grid) >= _ROOMY for layer in largest.layers)
+    )
+    if not certain and len(known) < _MEASURED_SIZES:
+        return None
+    carried = _fitted(subject, largest.layers, largest.size)
+    # In a single row there is nothing to see: another layer is chosen.
+    return None if carried is None or any(min(layer.layout.grid) < 2 for layer in carried) else carried
+
+
+def _chosen(text: str) -> bool:
+    """Whether it depends on the sizes of outputs which layers a text means."""
+    return text in ("auto", UNCENTRED) or _stage(text) is not None or _is_pattern(text)
+
+
+def _fitted(subject: Subject, layers: Sequence[Layer], size: tuple[int, int] | None) -> list[Layer] | None:
+    """Fit layers that were measured at another size of images to these, in one forward of one image.
+
+    Args:
+        subject: The model, and the images.
+        layers: The layers.
+        size: `(H, W)` of the images that they were measured with; None if it is not known.
+
+    Returns:
+        The layers; None if one of them did not run, or cannot be arranged like this.
+    """
+    taps = [Tap.parse(layer.name) for layer in layers]
+    means = [None if (name := layer.shortcuts.pooled) is None else Tap.parse(name) for layer in layers]
+    wanted = list(dict.fromkeys([*taps, *(tap for tap in means if tap is not None)]))
+    given = dict(zip(wanted, _given(subject, *wanted), strict=True))
+    fitted = []
+    for layer, tap, mean in zip(layers, taps, means, strict=True):
+        if (output := given[tap]) is None:
+            return None
+        same = size is None and layer.layout.fits(output.shape)
+        layout: Layout | None = layer.layout if same else None
+        if not same and (size is not None or layer.layout.has_axes):
+            layout = layer.layout.resized(size or subject.size, output.shape, subject.size)
         if layout is None:
             return None
-        carried.append(replace(layer, layout=layout, how="inherited", agreement=float("nan")))
-    return carried
+        shortcuts = layer.shortcuts
+        # A pooling of fixed windows gives the mean at some sizes and not at others.
+        pooled = None if mean is None else given[mean]
+        if pooled is None or not _is_mean(pooled.tensor, layout.flat(output.tensor)):
+            shortcuts = replace(shortcuts, pooled=None)
+        layer = replace(layer, layout=layout, shortcuts=shortcuts)
+        fitted.append(layer if same else replace(layer, how="inherited", agreement=float("nan")))
+    return fitted
+
+
+def _is_mean(pooled: Tensor, flat: Tensor) -> bool:
+    """Whether a tensor holds the mean of an output `(1, C, h·w)` over its places."""
+    mean = full_precision(flat).mean(dim=2)
+    if pooled.numel() != mean.numel():
+        return False
+    difference = (full_precision(pooled).reshape(mean.shape) - mean).abs().amax()
+    return bool(difference <= 1e-4 * mean.abs().amax())

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from attnguide.commands.explain.names import class_slugs, image_names
-from attnguide.commands.explain.targets import Target, parse_target
 from attnguide.errors import InputError, UnknownNameError
+from attnguide.models._targets import Target, parse_target
 
 
 def test_slugs_are_plain_and_different():

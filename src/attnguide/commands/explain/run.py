@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,16 +21,20 @@ from attnguide.capture.logits import find_logits
 from attnguide.capture.model_state import evaluating
 from attnguide.commands.explain.index import Index, writing
 from attnguide.commands.explain.names import class_slugs
-from attnguide.commands.explain.targets import Target
 from attnguide.data.images import save_picture
-from attnguide.errors import AttnGuideError, DataError, InputError
+from attnguide.data.records import Record
+from attnguide.dataset import Batch, decoded_batches, naming_readers
+from attnguide.errors import AttnGuideError, InputError
 from attnguide.explanation import Explanation, explain
 from attnguide.models import LoadedModel
+from attnguide.models._targets import Target
 from attnguide.pairs import Evidence
 
 __all__ = ["Request", "explain_files"]
 
 _WORKERS = 4
+#: So many batches may wait for their files to be written, while the next ones are explained.
+_BEHIND = 2
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
@@ -48,6 +52,7 @@ class Request:
         alpha: Opacity of overlays.
         batch_size: Number of images in a batch.
         device: Device of the model.
+        workers: Number of processes that read images.
     """
 
     source: str
@@ -59,11 +64,31 @@ class Request:
     alpha: float
     batch_size: int
     device: torch.device
+    workers: int
+
+
+def read_files(loaded: LoadedModel, images: Sequence[tuple[Path, str]], request: Request) -> Iterator[Batch]:
+    """Start to read image files ahead, in processes of their own; gives batches in order.
+
+    Args:
+        loaded: The model.
+        images: Files, each with the name of its output files.
+        request: Settings of the run.
+    """
+
+    def wanted() -> Iterator[tuple[int, list[Record]]]:
+        for start in range(0, len(images), request.batch_size):
+            yield start, [(str(path), str(path)) for path, _ in images[start : start + request.batch_size]]
+
+    # For a batch, starting processes is not worth while.
+    workers = 0 if len(images) <= request.batch_size else request.workers
+    return decoded_batches(loaded, wanted, workers=workers, pin=request.device.type == "cuda")
 
 
 def explain_files(
     loaded: LoadedModel,
     images: Sequence[tuple[Path, str]],
+    batches: Iterable[Batch],
     request: Request,
     index: Index,
     advance: Callable[[int], None],
@@ -71,43 +96,66 @@ def explain_files(
     """Explain image files and write the maps into the folder of the index.
 
     Args:
-        loaded: The model.
+        loaded: The model, on the device of the request.
         images: Files, each with the name of its output files.
+        batches: What `read_files` gives for them.
         request: Settings of the run.
         index: Receives a line for each map.
         advance: Called with the number of images that are done.
 
     Returns:
-        The images that could not be explained, with the reasons.
+        Files that were skipped, with the reason.
 
     Raises:
         AttnGuideError: If nothing can be explained at all: an unknown layer, no memory, no space on the disk.
     """
-    loaded.model.to(request.device)
     slugs = class_slugs(loaded.classes)
     skipped = []
-    with _pool() as pool:
+    with _pool() as pool, naming_readers():
+        #: Maps that are being written while the next batches are explained.
+        waiting: deque[_Saving] = deque()
         try:
-            for batch in _read_ahead(pool, loaded.read, images, request.batch_size):
-                good, tensors = [], []
-                for (path, name), future in batch:
-                    try:
-                        tensors.append(future.result())
-                        good.append((path, name))
-                    except DataError as error:
-                        skipped.append((path, str(error)))
-                if good:
-                    explanation = _explained(loaded, torch.stack(tensors), request)
-                    jobs, bad = _jobs(loaded, good, explanation, slugs)
-                    saved = pool.map(lambda job: _save(job, index.folder, request), jobs)
-                    # Image by image: after an interruption one is done only if all of its maps are there.
-                    for _, lines in groupby(saved, key=lambda line: line["name"]):
-                        index.add(list(lines))
+            for batch in batches:
+                read = images[batch.part : batch.part + len(batch.keys)]
+                skipped += [(read[number][0], reason) for number, reason in batch.errors.items()]
+                if batch.images is not None:
+                    good = [image for number, image in enumerate(read) if number not in batch.errors]
+                    jobs, bad = _jobs(loaded, good, _explained(loaded, batch.images, request), slugs)
+                    waiting.append(
+                        [(job.name, pool.submit(_save, job, index.folder, request)) for job in jobs]
+                    )
                     skipped += bad
-                advance(len(batch))
+                if len(waiting) > _BEHIND:
+                    _list(waiting.popleft(), index)
+                advance(len(read))
+            while waiting:
+                _list(waiting.popleft(), index)
+        except BaseException:
+            _list_begun([each for saving in waiting for each in saving], index)
+            raise
         finally:
             index.write()
     return skipped
+
+
+#: Maps of a batch that are being written: name of the image, and what will be the line of the index.
+_Saving = list[tuple[str, "Future[dict[str, Any]]"]]
+
+
+def _list(saving: _Saving, index: Index) -> None:
+    """Add the maps of a batch to the index when they are written."""
+    # Image by image: after an interruption one is done only if all of its maps are there.
+    for _, group in groupby(saving, key=lambda each: each[0]):
+        index.add([future.result() for _, future in group])
+
+
+def _list_begun(saving: _Saving, index: Index) -> None:
+    """Stop writing maps, and add the images to the index whose maps are written already."""
+    stopped = {name for name, future in saving if future.cancel()}
+    for name, group in groupby(saving, key=lambda each: each[0]):
+        futures = [future for _, future in group]
+        if name not in stopped and not any(future.exception() for future in futures):
+            index.add([future.result() for future in futures])
 
 
 @contextmanager
@@ -122,21 +170,6 @@ def _pool() -> Iterator[ThreadPoolExecutor]:
         finally:
             # Waits for files that are being written, so that an interruption leaves none half done.
             pool.shutdown(cancel_futures=True)
-
-
-_Read = list[tuple[tuple[Path, str], "Future[Tensor]"]]
-
-
-def _read_ahead(
-    pool: ThreadPoolExecutor, read: Callable[[Path], Tensor], images: Sequence[tuple[Path, str]], size: int
-) -> Iterator[_Read]:
-    """Yield batches of images, and start to read the next batch before it is needed."""
-    ahead: deque[_Read] = deque()
-    for start in range(0, len(images), size):
-        ahead.append([(image, pool.submit(read, image[0])) for image in images[start : start + size]])
-        if len(ahead) > 1:
-            yield ahead.popleft()
-    yield from ahead
 
 
 def _explained(loaded: LoadedModel, images: Tensor, request: Request) -> Explanation:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from attnguide.commands.explain.targets import Target, parse_target
 from attnguide.errors import InputError, UnknownNameError
+from attnguide.models._targets import Target, parse_target
 
 CLASSES = ["hen", "great white", "salt, pepper", "hen"]
 
