@@ -92,6 +92,18 @@ class Layout:
         flat = self.flat(output)
         return flat.reshape(*flat.shape[:2], *self.grid)
 
+    def replaced(self, output: Tensor, maps: Tensor) -> Tensor:
+        """Return an output in the model's own layout with other features `(B, C, h, w)` on its grid."""
+        if self.order is None and self.kind in ("nchw", "nhwc"):
+            return maps if self.kind == "nchw" else maps.movedim(1, -1)
+        first = output if self.channels_first else output.movedim(-1, 1)
+        places, patches = first.flatten(2), maps.flatten(2)
+        if self.order is not None:
+            patches = patches[:, :, order_index(self.order, output.device).argsort()]
+        around = (places[:, :, : self.prefix], places[:, :, places.shape[2] - self.suffix :])
+        whole = torch.cat([around[0], patches, around[1]], dim=2).reshape(first.shape)
+        return whole if self.channels_first else whole.movedim(1, -1)
+
     def resized(
         self, image_size: tuple[int, int], shape: tuple[int, ...], new_size: tuple[int, int]
     ) -> Layout | None:

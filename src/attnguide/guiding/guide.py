@@ -163,13 +163,19 @@ class Guide:
 
         Raises:
             UnknownNameError: If the recipe or a part in it is unknown.
-            InputError: If the file cannot be read, or a setting is unknown.
+            InputError: If the file cannot be read, a setting is unknown, or the recipe is an intervention.
         """
         known = [field.name for field in fields(Term)]
         for name in overrides:
             if name not in known:
                 raise InputError(f"a term has no setting {name!r}.{nearest(name, known)}")
-        term = Term(**{**load_recipe(recipe).guide, **overrides})
+        loaded = load_recipe(recipe)
+        if loaded.intervention is not None:
+            raise InputError(
+                f"the recipe {loaded.name!r} exchanges what is outside of the masks, and has no map: use "
+                "attnguide.Intervention.from_recipe."
+            )
+        term = Term(**{**loaded.guide, **overrides})
         return cls(model, terms=[term], adapters=adapters, logits=logits, process_group=process_group)
 
     # ------------------------------------------------------------ the loss

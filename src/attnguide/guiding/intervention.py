@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -14,12 +16,17 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from attnguide import functional
+from attnguide.capture.calls import INPUT, Tap, images_name, replace, select, tensors_in
 from attnguide.capture.logits import LogitsSpec, check_spec, find_logits
+from attnguide.capture.model_state import unwrap
+from attnguide.capture.own_hooks import Handles, in_this_thread
 from attnguide.capture.parallel import joint_sum
-from attnguide.errors import GuidanceError, InputError
+from attnguide.errors import AttnGuideError, GuidanceError, InputError, nearest
 from attnguide.functional import full_precision_mode, reading
+from attnguide.guiding.recipe import load_recipe
 from attnguide.guiding.terms import generator_of
-from attnguide.masks.swapping import SwapOutside, Swapped
+from attnguide.layers.finding import check_layer, find_layers
+from attnguide.masks.swapping import Exchange, SwapOutside, Swapped
 from attnguide.pairs import positives
 
 if TYPE_CHECKING:
@@ -35,9 +42,10 @@ class Intervened(NamedTuple):
         loss: λ · mean divergence between the two predictions of an image, over the images that were
             exchanged; a scalar, an exact zero that can be differentiated if there are none.
         logits: Logits of the images, `(B, K)`.
-        swapped: Logits of the same images with another outside, `(B, K)`; images that stayed as they are,
-            such as those without a mask, are among them.
-        batch: The images with another outside, their masks, and which were exchanged.
+        swapped: Logits of the same images with another outside, `(B, K)`; of images that stayed as they are,
+            such as those without a mask, the same as `logits`.
+        batch: The images with another outside (as they are, if features are exchanged instead), their masks,
+            and which were exchanged.
     """
 
     loss: Tensor
@@ -60,9 +68,13 @@ class Intervention:
     What the prediction owes to everything outside of the mask is how it changes when that comes from another
     image. The model runs once, on the images and on the same images with another outside, and the divergence
     between the two predictions is the loss. There is no map that could look right by itself, no layer to
-    choose and no second derivative: a step takes about twice the time of a plain one, and any model will do.
-    No hooks are put on the model. It may run under `torch.autocast`, and in `DataParallel` or
+    choose and no second derivative: a step takes about twice the time of a plain one, less where not every
+    image has a mask, and any model will do. It may run under `torch.autocast`, and in `DataParallel` or
     `DistributedDataParallel` (give the wrapped model); with the latter the loss is that of the joint batch.
+
+    With `layer=`, the features of that layer are exchanged, and the images stay as they are. What comes
+    before the layer then runs once, so a step is cheaper, the later the layer; but positions inside the mask
+    may have seen the outside already. Nothing stays on the model after the call.
 
     With `criterion(both.swapped, labels)` the classifier learns from images whose surroundings say nothing,
     with `criterion(both.logits, labels)` from the images as they are.
@@ -76,11 +88,14 @@ class Intervention:
             [`SwapOutside("other")`][attnguide.masks.SwapOutside].
         seed: Seed of the partners, at least 0. They depend on it, the step and the process alone, and take
             nothing from PyTorch's own random numbers.
+        layer: What is exchanged: the images, `"input"`, or the features of a layer, named as for
+            [`Guide`][attnguide.Guide]: `"stage:1"`, or a module's name.
         logits: Which part of the model's output is the logits, as in [`explain`][attnguide.explain].
         process_group: As for [`Guide`][attnguide.Guide].
 
     Raises:
         InputError: If an argument has a wrong value.
+        LayerError: If the layer is unknown.
     """
 
     def __init__(
@@ -91,6 +106,7 @@ class Intervention:
         divergence: str = "js",
         swap: SwapOutside | None = None,
         seed: int = 0,
+        layer: str = "input",
         logits: LogitsSpec = None,
         process_group: ProcessGroup | None = None,
     ) -> None:
@@ -105,6 +121,12 @@ class Intervention:
         if swap is not None and not isinstance(swap, SwapOutside):
             raise InputError(f"swap={swap!r:.60} must be an attnguide.masks.SwapOutside.")
         check_spec(logits)
+        (self.layer,) = check_layer(model, [layer])
+        if isinstance(model, nn.DataParallel) and not self._of_images():
+            raise InputError(
+                f"layer={layer!r}: DataParallel gives each replica a part of the batch, so features cannot "
+                "be exchanged between all images. Use DistributedDataParallel, or layer='input'."
+            )
         self.model, self.weight, self.divergence, self.seed = model, weight, divergence, seed
         self.swap = SwapOutside("other") if swap is None else swap
         self._logits, self._process_group = logits, process_group
@@ -130,32 +152,127 @@ class Intervention:
 
         Raises:
             InputError: If images, labels or masks do not fit.
-            GuidanceError: If the logits have no graph, or other processes do not call it.
+            LayerError: If the layer has no rows and columns.
+            GuidanceError: If the logits have no graph, other processes do not call it, or the model cannot go
+                on behind the layer with more images.
         """
         group = self._group()
         rank = 0 if group is None else dist.get_rank(group)
         device = images.device if isinstance(images, Tensor) else torch.device("cpu")
         generator = generator_of(device, self.seed, self._steps, rank)
         with nullcontext() if self._steps else reading():  # values on an accelerator are checked once
-            batch = self.swap(images, labels, mask, generator=generator)
-        output = find_logits(self.model(torch.cat([images, batch.images])), self._logits)
-        if not output.requires_grad:
+            exchange = self.swap.draw(images, labels, mask, generator=generator)
+        # The others need not run twice.
+        rows = exchange.exchanged.nonzero()[:, 0]
+        if self._of_images():
+            swapped = exchange(images)
+            output = self.model(torch.cat([images, swapped[rows]]))
+        else:
+            swapped = images
+            with self._exchanging(images, exchange, rows):
+                output = self.model(images)
+        both = find_logits(output, self._logits)
+        if not both.requires_grad:
             raise GuidanceError(
                 "the logits have no graph: the model ran under torch.no_grad() or inference_mode(), or every "
                 "parameter is frozen. Run an intervention with gradients enabled, and not in validation."
             )
-        first, second = output.chunk(2)
+        if len(both) != len(images) + len(rows):
+            raise self._stuck(f"its logits are of {len(both)} images")
+        first = both[: len(images)]
+        second = first.index_copy(0, rows, both[len(images) :])
         independent = positives(labels, first).ndim == 2
-        with full_precision_mode(output.device):
+        with full_precision_mode(both.device):
             apart = functional.divergence(first, second, self.divergence, independent=independent)
-            counted = batch.exchanged.to(apart)
+            counted = exchange.exchanged.to(apart)
             number = counted.sum()
             # The wrapper divides the sum of the gradients by the number of processes.
             share = 1 if group is None else dist.get_world_size(group)
             whole = number if group is None else joint_sum(number, group)
             loss = self.weight * share * (apart * counted).sum() / whole.clamp(min=1)
         self._steps += 1
+        masks = torch.where(exchange.given[:, None, None], exchange.regions, torch.nan)
+        batch = Swapped(swapped, masks, exchange.partner, exchange.exchanged)
         return Intervened(loss, first, second, batch)
+
+    @classmethod
+    def from_recipe(
+        cls, model: nn.Module, recipe: str | Path = "right-for-real", **overrides: Any
+    ) -> Intervention:
+        """Build an intervention from a recipe.
+
+        Args:
+            model: Any classifier.
+            recipe: A registered name such as `"right-for-real"`, or the path of a TOML file that has a table
+                `[intervention]`.
+            **overrides: Arguments of [`Intervention`][attnguide.Intervention]; they replace the recipe's.
+
+        Raises:
+            UnknownNameError: If the recipe is unknown.
+            InputError: If the file cannot be read, an argument is unknown, or the recipe is a guide.
+        """
+        loaded = load_recipe(recipe)
+        if loaded.intervention is None:
+            raise InputError(
+                f"the recipe {loaded.name!r} compares maps with priors: use attnguide.Guide.from_recipe."
+            )
+        known = [name for name in inspect.signature(cls).parameters if name != "model"]
+        for name in overrides:
+            if name not in known:
+                raise InputError(f"an intervention has no setting {name!r}.{nearest(name, known)}")
+        settings = dict(loaded.intervention)
+        if "partners" in settings:
+            settings["swap"] = SwapOutside(settings.pop("partners"))
+        return cls(model, **{**settings, **overrides})
+
+    def _of_images(self) -> bool:
+        return self.layer in (INPUT, images_name(unwrap(self.model)))
+
+    @contextmanager
+    def _exchanging(self, images: Tensor, exchange: Exchange, rows: Tensor) -> Iterator[None]:
+        """Let a pass go on behind the layer with the features of the exchanged images after all others.
+
+        Raises:
+            GuidanceError: If the pass fails there.
+        """
+        model = unwrap(self.model)
+        (layer,) = find_layers(model, images[:2].detach(), self.layer, call=None)[:1]
+        tap, batch = Tap.parse(layer.name), len(images)
+        done = False
+
+        def more(values: Any) -> Any:
+            nonlocal done
+            feature = select(values, tap.path)
+            if done or feature is None:
+                return values
+            done = True
+            layout = layer.layout
+            for path, tensor in list(tensors_in(values)):
+                if tensor is not feature and tensor.ndim and len(tensor) == batch:
+                    values = replace(values, path, torch.cat([tensor, tensor[rows]]))
+            swapped = layout.replaced(feature, exchange(layout.spatial(feature)))
+            return replace(values, tap.path, torch.cat([feature, swapped[rows]]))
+
+        module, handles = model.get_submodule(tap.module), Handles()
+        if tap.given:
+            handles.keep(module.register_forward_pre_hook(in_this_thread(lambda _, args: more(args))))
+        else:
+            handles.keep(module.register_forward_hook(in_this_thread(lambda _, args, output: more(output))))
+        try:
+            yield
+        except RuntimeError as error:
+            if done and not isinstance(error, AttnGuideError):
+                raise self._stuck(str(error)) from error
+            raise
+        finally:
+            handles.remove()
+
+    def _stuck(self, reason: str) -> GuidanceError:
+        return GuidanceError(
+            f"behind layer {self.layer!r} the model cannot go on with more images than it was given: "
+            f"{reason:.200}. Choose a layer that all of the model passes through, such as layer='stage:1', "
+            "or layer='input'."
+        )
 
     def _group(self) -> ProcessGroup | None:
         """The processes whose gradients are averaged; None for this one alone."""
@@ -167,4 +284,5 @@ class Intervention:
         )
 
     def __repr__(self) -> str:
-        return f"Intervention({type(self.model).__name__}: {self.divergence} × {self.weight:g})"
+        at = "" if self._of_images() else f" at {self.layer}"
+        return f"Intervention({type(self.model).__name__}: {self.divergence} × {self.weight:g}{at})"

@@ -18,6 +18,7 @@ __all__ = ["Recipe", "load_recipe"]
 
 _PARTS: dict[str, type] = {"source": AttributionSource, "prior": TargetPrior, "loss": AlignmentLoss}
 _SETTINGS = tuple(setting.name for setting in fields(Term))
+_OF_INTERVENTION = ("weight", "divergence", "partners")
 
 
 @dataclass(frozen=True)
@@ -28,20 +29,24 @@ class Recipe:
         name: Name of the recipe.
         about: What it is and where it comes from.
         guide: Fields of [`Term`][attnguide.Term], parts already created.
+        intervention: Settings of [`Intervention`][attnguide.Intervention], `weight`, `divergence` and
+            `partners`; None if the method is none.
         train: Settings of the training that go with it, for the tools that train.
     """
 
     name: str
     about: str
     guide: dict[str, Any] = field(default_factory=dict)
+    intervention: dict[str, Any] | None = None
     train: dict[str, Any] = field(default_factory=dict)
 
 
 def load_recipe(name_or_path: str | Path) -> Recipe:
     """Load a recipe by its registered name, or from a TOML file.
 
-    A file has a table `[guide]` with fields of [`Term`][attnguide.Term], and may have a table `[train]` and a
-    string `about`. A part is a name, or a table with a name and options:
+    A file has a table `[guide]` with fields of [`Term`][attnguide.Term], or a table `[intervention]` with
+    settings of [`Intervention`][attnguide.Intervention], and may have a table `[train]` and a string
+    `about`. A part is a name, or a table with a name and options:
 
     ```toml
     [guide]
@@ -70,14 +75,19 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     # Nesting too deep is a RecursionError, and an integer of thousands of digits a plain ValueError.
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{where} cannot be read as a recipe: {error}") from error
-    _check_keys(where, "table", content, ("about", "guide", "train"))
+    _check_keys(where, "table", content, ("about", "guide", "intervention", "train"))
     guide = content.get("guide", {})
     _check_keys(where, "setting", guide, _SETTINGS)
     settings = {key: _part(where, key, value) if key in _PARTS else value for key, value in guide.items()}
+    intervention = content.get("intervention")
+    if intervention is not None:
+        _check_keys(where, "setting", intervention, _OF_INTERVENTION)
+        if "guide" in content:
+            raise InputError(f"{where} has both tables, [guide] and [intervention]; a recipe is one method.")
     train = content.get("train", {})
     if not isinstance(train, Mapping):
         raise InputError(f"{where}: train = {train!r} must be a table.")
-    return Recipe(name, str(content.get("about", "")), settings, dict(train))
+    return Recipe(name, str(content.get("about", "")), settings, intervention, dict(train))
 
 
 def _part(where: str, kind: str, value: Any) -> Any:

@@ -32,4 +32,4 @@ from .sizes import (
     check_proportions as check_proportions,
     fits as fits,
 )
-from .swapping import SwapOutside as SwapOutside, Swapped as Swapped
+from .swapping import Exchange as Exchange, SwapOutside as SwapOutside, Swapped as Swapped

@@ -16,7 +16,7 @@ from attnguide.errors import InputError
 from attnguide.functional import as_tensor, full_precision, may_read
 from attnguide.masks.sizes import check_proportions
 
-__all__ = ["SwapOutside", "Swapped"]
+__all__ = ["Exchange", "SwapOutside", "Swapped"]
 
 
 class Swapped(NamedTuple):
@@ -34,6 +34,35 @@ class Swapped(NamedTuple):
     masks: Tensor
     partner: Tensor
     exchanged: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Exchange:
+    """Which image of a batch gets the outside of which other.
+
+    [`SwapOutside.draw`][attnguide.masks.SwapOutside] makes it.
+
+    Attributes:
+        regions: The masks, `(B, H, W)` in [0, 1]; zeros where an image has none.
+        given: Which images have a mask, `(B,)` bool.
+        partner: As in [`Swapped`][attnguide.masks.Swapped].
+        exchanged: As in [`Swapped`][attnguide.masks.Swapped].
+    """
+
+    regions: Tensor
+    given: Tensor
+    partner: Tensor
+    exchanged: Tensor
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Give images, or feature maps, `(B, C, h, w)`, the outside of their partners; differentiable.
+
+        In a feature map a position is inside as far as the mask covers it.
+        """
+        inside = functional.resize(self.regions, (images.shape[-2], images.shape[-1]))[:, None]
+        outside = functional.inpaint(images, inside)[self.partner]
+        mixed = torch.lerp(outside, full_precision(images), inside.to(outside)).to(images.dtype)
+        return torch.where(self.exchanged[:, None, None, None], mixed, images)
 
 
 @dataclass(frozen=True)
@@ -106,6 +135,24 @@ class SwapOutside:
         Warns:
             UserWarning: If there are masks, and yet no image could be exchanged.
         """
+        exchange = self.draw(images, labels, masks, generator=generator)
+        missing = torch.where(exchange.given[:, None, None], exchange.regions, torch.nan)
+        return Swapped(exchange(images), missing, exchange.partner, exchange.exchanged)
+
+    @torch.no_grad()
+    def draw(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        masks: Tensor | np.ndarray[Any, Any] | Sequence[Any] | None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Exchange:
+        """Draw the partners without exchanging anything yet; arguments and errors as for a call.
+
+        Returns:
+            The exchange, which can be done to images and to feature maps.
+        """
         if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point():
             raise InputError(
                 "images to swap must be floats (B, C, H, W), got "
@@ -137,14 +184,10 @@ class SwapOutside:
             warnings.warn(
                 f"none of the {int(given.sum())} images with a mask could be given another outside: a batch "
                 "needs two images whose masks leave something outside.",
-                stacklevel=2,
+                stacklevel=3,
             )
         partner = torch.where(exchanged, partner, torch.arange(len(images), device=images.device))
-        outside = functional.inpaint(images, regions[:, None])[partner]
-        mixed = torch.lerp(outside, full_precision(images), regions[:, None]).to(images.dtype)
-        result = torch.where(exchanged[:, None, None, None], mixed, images)
-        missing = torch.where(given[:, None, None], regions, torch.nan)
-        return Swapped(result, missing, partner, exchanged)
+        return Exchange(regions, given, partner, exchanged)
 
     def _draw(
         self, labels: Tensor, gives: Tensor, generator: torch.Generator | None

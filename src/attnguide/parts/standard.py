@@ -127,6 +127,12 @@ def attnguide_parts() -> list[Part]:
         Part("loss", "outside", f"{losses}.pointwise:Outside", "squared attribution where it is forbidden"),
         Part(
             "recipe",
+            "right-for-real",
+            "attnguide.parts:recipes/right-for-real.toml",
+            "for photographs: the prediction does not change with what is outside of the mask",
+        ),
+        Part(
+            "recipe",
             "rrr",
             "attnguide.parts:recipes/rrr.toml",
             "right for the right reasons: image gradients",
