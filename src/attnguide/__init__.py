@@ -38,5 +38,6 @@ PUBLIC_MODULES: tuple[str, ...] = (
     "attnguide.priors",
     "attnguide.sources",
     "attnguide.trace",
+    "attnguide.training",
     "attnguide.visual",
 )

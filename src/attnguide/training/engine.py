@@ -28,7 +28,7 @@ from attnguide.training.images import Batch, seeding
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["Measured", "Trainer", "accelerator_on", "regions"]
+__all__ = ["Measured", "Trainer", "accelerator_on", "joined", "regions", "united"]
 
 #: So often a loss on an accelerator is read, to see that it is finite.
 _READ_EVERY = 20
@@ -93,6 +93,15 @@ def regions(
     return maps, weights, pairs.sample
 
 
+def joined(prior: TargetPrior, batch: Batch, classes: int) -> Tensor:
+    """A mask for each image `(B, H, W)`, what a prior says for its labels together; NaN where it says nothing."""
+    size = (batch.images.shape[-2], batch.images.shape[-1])
+    maps, weights, sample = regions(prior, batch, classes, size)
+    found = torch.full((len(batch.images), *size), -1.0, device=maps.device)
+    found.index_reduce_(0, sample, torch.where((weights > 0)[:, None, None], maps, -1.0).float(), "amax")
+    return found.masked_fill(found < 0, math.nan)
+
+
 @dataclass
 class Measured:
     """Measurements of an epoch; None where something was not measured.
@@ -123,7 +132,7 @@ class _Mean:
         self._sum: Tensor | float = 0.0
         self._count: Tensor | float = 0.0
 
-    def add(self, values: Tensor, count: float | None = None) -> None:
+    def add(self, values: Tensor, count: Tensor | None = None) -> None:
         """Add values, or their sum and its count."""
         self._sum = self._sum + values.detach().double().sum()
         self._count = self._count + (values.numel() if count is None else count)
@@ -169,6 +178,11 @@ class Trainer:
     _means: dict[str, _Mean] = field(default_factory=lambda: {"loss": _Mean(), "guidance": _Mean()})
 
     @property
+    def device(self) -> torch.device:
+        """The device of the model."""
+        return next(self.model.parameters()).device
+
+    @property
     def unwrapped(self) -> nn.Module:
         """The model without a wrapper for several processes."""
         module: nn.Module = self.accelerator.unwrap_model(self.model)
@@ -182,7 +196,7 @@ class Trainer:
             InputError: If labels or annotations do not fit.
         """
         seeding(self.seed, self.steps, self.accelerator.process_index)
-        parts = [part.to(self.accelerator.device) for part in parts]
+        parts = [part.to(self.device) for part in parts]
         known = sum(_known(part.labels).sum() for part in parts)
         if self.accelerator.num_processes > 1:
             known = self.accelerator.reduce(known, "sum")
@@ -197,7 +211,7 @@ class Trainer:
                 task = _cross_entropy(logits, part.labels)
                 loss = share * task + guided
                 self.accelerator.backward(loss)
-            self._means["loss"].add(task, float(_known(part.labels).sum()) if loss.device.type == "cpu" else len(logits))
+            self._means["loss"].add(task, _known(part.labels).sum())
             total = total + loss.detach()
         self._check_finite(total)
         if self.clip is not None:
@@ -264,7 +278,11 @@ class Trainer:
             )
 
     def finish_epoch(self) -> Measured:
-        """Return the mean losses since the last call."""
+        """Return the mean losses since the last call, of all processes."""
+        if self.accelerator.num_processes > 1:
+            for mean in self._means.values():
+                state = torch.tensor(mean.state(), device=self.device)
+                mean.load(self.accelerator.reduce(state, "sum").tolist())
         found = Measured(self._means["loss"].value, self._means["guidance"].value)
         self._means = {"loss": _Mean(), "guidance": _Mean()}
         return found
@@ -318,7 +336,7 @@ class Trainer:
         held = _Held(swapped, batch_size)
         with evaluating(self.unwrapped), self._as_before(), functional.reading():
             for batch in batches:
-                batch = batch.to(self.accelerator.device)
+                batch = batch.to(self.device)
                 logits = self._measure_batch(batch, found)
                 found["accuracy"].add(_right(logits, batch.labels))
                 if swapped is not None:
@@ -345,9 +363,7 @@ class Trainer:
     def _measure_batch(self, batch: Batch, found: Mapping[str, _Mean]) -> Tensor:
         """Return the logits, and measure maps where there are regions."""
         guide = self.guidance if isinstance(self.guidance, Guide) else None
-        looks = guide is not None and all(
-            name in batch.annotations for bound in guide._bound for name in bound.prior.annotations
-        )
+        looks = guide is not None and all(_reads(bound.prior, batch) for bound in guide._bound)
         with torch.set_grad_enabled(looks), self.accelerator.autocast():
             logits = find_logits(self.unwrapped(batch.images), self.logits).float()
         if looks and guide is not None:
@@ -379,13 +395,7 @@ class Trainer:
         """A mask for each image `(B, H, W)`, NaN where there is none, from the masks or any prior."""
         if not isinstance(self.guidance, Guide):
             return united(batch.annotations.get("mask"))
-        prior = self.guidance._bound[0].prior
-        height, width = batch.images.shape[-2:]
-        maps, weights, sample = regions(prior, batch, self._classes(batch), (height, width))
-        joined = batch.images.new_full((len(batch.images), height, width), -1.0)
-        counted = torch.where((weights > 0)[:, None, None], maps, -1.0).to(joined)
-        joined.index_reduce_(0, sample.to(joined.device), counted, "amax")
-        return joined.masked_fill(joined < 0, math.nan)
+        return joined(self.guidance._bound[0].prior, batch, self._classes(batch))
 
 
 class _Held:
@@ -431,6 +441,13 @@ def united(mask: Any) -> Tensor | None:
     if shape is None:
         return None
     return torch.stack([torch.full(shape, math.nan) if plane is None else plane for plane in planes])
+
+
+def _reads(prior: TargetPrior, batch: Batch) -> bool:
+    """Whether a batch has what a prior needs; masks, unless it has a template of them."""
+    needs = [name for name, required in prior.annotations.items() if required or name == "mask"]
+    has_template = getattr(prior, "template", None) is not None
+    return all(name in batch.annotations or (name == "mask" and has_template) for name in needs)
 
 
 def _energy(maps: Tensor, masks: Tensor) -> Tensor:

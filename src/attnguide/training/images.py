@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +29,7 @@ from attnguide.models import LoadedModel
 from attnguide.training.listing import Sample
 from attnguide.training.settings import AugmentSettings
 
-__all__ = ["Batch", "Images", "Loader", "seed_of", "seeding"]
+__all__ = ["Batch", "Images", "Loader", "seed_of", "seeding", "unseeded"]
 
 #: Annotations that transforms move along with the image.
 _MOVED = ("boxes", "landmarks")
@@ -66,6 +69,18 @@ def seeding(*numbers: int) -> None:
     np.random.seed(seed % 2**32)  # noqa: NPY002  (others may use it)
 
 
+@contextmanager
+def unseeded() -> Iterator[None]:
+    """Give the process its random state back at the end."""
+    of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng(range(torch.cuda.device_count())):
+            yield
+    finally:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)  # noqa: NPY002
+
+
 class Images(Dataset[Any]):
     """Image files with labels and annotations, varied at random or as the model's own preprocessing has them.
 
@@ -76,6 +91,7 @@ class Images(Dataset[Any]):
         inside: Values that are inside in masks that a table names.
         augment: How images are varied; None for the model's own preprocessing alone.
         annotations: Names of what the prior reads, other than `mask`.
+        reads_masks: Whether it reads masks.
         seed: Seed of the variation.
     """
 
@@ -88,10 +104,11 @@ class Images(Dataset[Any]):
         inside: Inside | None = None,
         augment: AugmentSettings | None = None,
         annotations: Sequence[str] = (),
+        reads_masks: bool = True,
         seed: int = 0,
     ) -> None:
         self.samples, self.loaded, self.mask_for, self.inside = samples, loaded, mask_for, inside
-        self.annotations, self.seed = tuple(annotations), seed
+        self.annotations, self.seed, self.reads_masks = tuple(annotations), seed, reads_masks
         if augment is None and any(name in _MOVED for name in annotations):
             augment = AugmentSettings(crop=1.0, flip=0.0)  # moves boxes and landmarks as the images
         self._transform = None if augment is None else _transform(augment, loaded)
@@ -117,7 +134,7 @@ class Images(Dataset[Any]):
 
     def _read(self, sample: Sample) -> tuple[Tensor, int | tuple[float, ...], dict[str, Any]]:
         picture = read_image(sample.path)
-        masks = self._masks(sample)
+        masks = self._masks(sample) if self.reads_masks else {}
         moved = {
             name: None if (value := sample.annotations.get(name)) is None else _wrapped(name, value, picture)
             for name in self.annotations
@@ -131,20 +148,30 @@ class Images(Dataset[Any]):
             image, planes_out, moved = self._transform(picture, planes_in, moved)
             planes = {} if planes_out is None else dict(zip(masks, planes_out.as_subclass(Tensor), strict=True))
         found = {cls: plane for cls, plane in planes.items() if bool(plane.any())}
-        return image.as_subclass(Tensor), sample.label, {**moved, "mask": found}
+        annotations = {**moved, "mask": found} if self.reads_masks else moved
+        return image.as_subclass(Tensor), sample.label, annotations
 
-    def have_masks(self, least: int) -> bool:
-        """Whether at least so many of them have a mask; reads no more masks than it takes.
+    def annotated(self, most: int) -> list[int]:
+        """Numbers of images that have what the prior reads, at most so many, in an order that mixes the classes.
 
         Raises:
             DataError: If a mask cannot be read.
         """
-        found = 0
-        for sample in self.samples:
-            found += sample.mask is not None or bool(self._masks(sample))
-            if found >= least:
-                return True
-        return False
+        order = np.random.default_rng(self.seed).permutation(len(self.samples))
+        found = (int(number) for number in order if self._is_annotated(self.samples[number]))
+        return sorted(islice(found, most))
+
+    def _is_annotated(self, sample: Sample) -> bool:
+        if self.reads_masks and any(bool(mask.any()) for mask in self._masks(sample).values()):
+            return True
+        others = self.annotations
+        return not self.reads_masks and all(sample.annotations.get(name) is not None for name in others)
+
+    def subset(self, numbers: Sequence[int]) -> Images:
+        """Return some of the images."""
+        part = copy.copy(self)
+        part.samples = [self.samples[number] for number in numbers]
+        return part
 
     def _masks(self, sample: Sample) -> dict[int, Tensor]:
         """The masks of the sample's classes; key −1 for one that is every class's."""
@@ -204,6 +231,8 @@ def _collate(items: Sequence[Any]) -> Batch | AttnGuideError:
     annotations: dict[str, Any] = {
         name: [_trimmed(parts[name], images.shape) for _, _, parts in items] for name in names
     }
+    if "mask" not in items[0][2]:
+        return Batch(images, labels, annotations)
     masks = [parts["mask"] for _, _, parts in items]
     if all(set(each) <= {-1} for each in masks):
         missing = torch.full(images.shape[-2:], math.nan)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from attnguide.errors import InputError, nearest
+from attnguide.guiding.recipe import as_recipe, load_recipe
 
 __all__ = [
     "AugmentSettings",
@@ -64,20 +65,19 @@ class ModelSettings:
     """The table `[model]`; a text `model = "resnet18"` is its `name`.
 
     Attributes:
-        name: A model, as for [`models.load`][attnguide.models.load]: of timm, `torchvision/NAME` …
+        name: A model, as for [`models.load`][attnguide.models.load]: of timm, `torchvision/NAME` … None: the small
+            one of the library, or that of a checkpoint which says what it is.
         pretrained: Begin with the published weights. `"auto"`: if they can be had, and otherwise from random
             weights, with a warning.
         checkpoint: File of weights to begin with instead; a head of another size is replaced.
         freeze: Names of modules, or beginnings of them, whose weights and statistics stay as they are.
             `"backbone"`: all but the head.
-        logits: Which part of the output is the logits, by name or number, if there are several.
     """
 
-    name: str
+    name: str | None = None
     pretrained: bool | Literal["auto"] = "auto"
     checkpoint: Path | None = None
     freeze: tuple[str, ...] | Literal["backbone"] = ()
-    logits: str | int | None = None
 
 
 @dataclass(frozen=True)
@@ -254,7 +254,24 @@ def read_settings(
             inner[key] = value
         else:
             raise InputError(f"{where}: {table} = {inner!r} is no table, so {name} cannot be set.")
-    return _build(Settings, given, where, "")
+    recipe = given.get("recipe")
+    if isinstance(recipe, str) and recipe != "none":
+        known = {each.name for each in fields(LoopSettings)}
+        published = {key: value for key, value in load_recipe(recipe).train.items() if key in known}
+        given["train"] = {**published, **_table(given.get("train", {}), where, "train")}
+    for name in ("guide", "intervention"):
+        if name in given:
+            table = _table(given[name], where, name)
+            fixed = {key: value for key, value in table.items() if (key, value) != ("weight", "auto")}
+            as_recipe({name: fixed}, where, where)
+    settings: Settings = _build(Settings, given, where, "")
+    return settings
+
+
+def _table(value: Any, where: str, name: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise InputError(f"{where}: {name} = {value!r:.60} must be a table.")
+    return value
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -288,8 +305,7 @@ def _resolve_paths(given: Mapping[str, Any], folder: Path) -> None:
 
 
 def _build(kind: Any, table: Any, where: str, prefix: str) -> Any:
-    if not isinstance(table, Mapping):
-        raise InputError(f"{where}: {prefix.rstrip('.')} = {table!r:.60} must be a table.")
+    table = _table(table, where, prefix.rstrip("."))
     hints = get_type_hints(kind)
     known = {each.name: each for each in fields(kind)}
     for key in table:
