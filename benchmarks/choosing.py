@@ -1,10 +1,10 @@
-"""Does accuracy on exchanged images choose λ well? For each λ of a grid: what it reached in validation and in the test.
+"""Does accuracy on exchanged images choose λ well? What each λ reached in validation and in the test.
 
     python benchmarks/choosing.py --data mnist.npz --tasks decoy-cdep faces-lipstick --method hires_cam
     python benchmarks/choosing.py --summary
 
-Validation images are those of the training's distribution, with the shortcut; test images are without it. The tasks
-and methods are those of `effect.py`, with fewer images and epochs if so wished.
+Validation images are those of the training's distribution, with the shortcut; test images are without it. The
+tasks and methods are those of `effect.py`, with fewer images and epochs if so wished.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ from tasks import TASKS, Part
 RESULTS = Path(__file__).parent / "results" / "choosing.json"
 
 
-def measure(task: str, method: str, weight: float, data: Path, images: int, epochs: int, seed: int) -> dict[str, Any]:
+def measure(
+    task: str, method: str, weight: float, data: Path, images: int, epochs: int, seed: int
+) -> dict[str, Any]:
     """Train with a λ, and measure after each epoch."""
     train, valid, test = TASKS[task].parts(data, seed, False)
     train = train.select(torch.arange(min(images, len(train))))
@@ -81,7 +83,9 @@ def summary(records: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("--data", type=Path, help="mnist.npz")
     add("--tasks", nargs="+", choices=list(TASKS), default=["decoy-cdep", "faces-lipstick"])
@@ -96,7 +100,10 @@ def main() -> None:
     if not options.summary:
         torch.set_num_threads(1)
         for task, seed, weight in (
-            (task, seed, weight) for task in options.tasks for seed in options.seeds for weight in options.weights
+            (task, seed, weight)
+            for task in options.tasks
+            for seed in options.seeds
+            for weight in options.weights
         ):
             key = {"task": task, "method": options.method, "weight": weight, "seed": seed}
             if any(key.items() <= record.items() for record in records):

@@ -3,8 +3,8 @@
     python benchmarks/training.py --out benchmarks/results/training.json
     python benchmarks/training.py --summary
 
-Both read the same pictures, in the same order and with the same variation, and make the same steps of resnet18 on
-them: an epoch of each, by turns. Ratios are those of one round.
+Both read the same pictures, in the same order and with the same variation, and make the same steps of
+resnet18 on them: an epoch of each, by turns. Ratios are those of one round.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ def draw(root: Path, count: int, side: int) -> list[Sample]:
         label, name = number % 2, f"{number}.png"
         for folder in ("photos", "masks"):
             (root / folder / str(label)).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8)).save(root / "photos" / str(label) / name)
+        Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8)).save(
+            root / "photos" / str(label) / name
+        )
         mask = np.zeros((side, side), np.uint8)
         mask[side // 4 : side // 2, side // 4 : side // 2] = 255
         Image.fromarray(mask).save(root / "masks" / str(label) / name)
@@ -61,7 +63,10 @@ class ByHand(Dataset[tuple[Tensor, int, Tensor]]):
         self.transform = v2.Compose(
             [
                 v2.RandomResizedCrop(
-                    list(loaded.size), scale=(0.7, 1.0), interpolation=v2.InterpolationMode.BICUBIC, antialias=True
+                    list(loaded.size),
+                    scale=(0.7, 1.0),
+                    interpolation=v2.InterpolationMode.BICUBIC,
+                    antialias=True,
                 ),
                 v2.RandomHorizontalFlip(0.5),
                 v2.ToImage(),
@@ -80,10 +85,12 @@ class ByHand(Dataset[tuple[Tensor, int, Tensor]]):
         return image, int(sample.label), mask  # type: ignore[arg-type]
 
 
-def epochs(method: str, root: Path, samples: list[Sample], batch: int, device: torch.device) -> dict[str, Callable[[], object]]:
+def epochs(
+    method: str, root: Path, samples: list[Sample], batch: int, device: torch.device
+) -> dict[str, Callable[[], object]]:
     """Return an epoch by hand and one of the engine, each with a network of its own."""
     loaded = models.load("resnet18", num_classes=2)
-    reader = mask_reader(root / "masks", ("0", "1"), [(s.path, int(s.label)) for s in samples])  # type: ignore[arg-type]
+    reader = mask_reader(root / "masks", ("0", "1"))
     networks = [timm.create_model("resnet18", num_classes=2).to(device).train() for _ in range(2)]
     optimizers = [torch.optim.AdamW(network.parameters(), lr=1e-4) for network in networks]
     guides = [ag.Guide(n, loss="outside") if method == "guide" else None for n in networks]
@@ -128,7 +135,9 @@ def summary() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("--images", type=int, default=32)
     add("--batch", type=int, default=16)

@@ -27,7 +27,9 @@ def test_without_arguments_it_explains_itself(call) -> None:
 
 
 def test_the_example_can_be_read(tmp_path: Path) -> None:
-    lines = [line[2:] for line in _EXAMPLE.splitlines() if line.startswith("  ") and not line.startswith("  $")]
+    lines = [
+        line[2:] for line in _EXAMPLE.splitlines() if line.startswith("  ") and not line.startswith("  $")
+    ]
     three = "\n".join(lines[:4])
     assert len(tomllib.loads(three)) == 3
     more = "\n".join(lines[4:])
@@ -60,7 +62,14 @@ def test_a_run_and_what_comes_after_it(call, tmp_path: Path) -> None:
 
 def test_options_alone(call, tmp_path: Path) -> None:
     pictures(tmp_path)
-    options = ("--data", tmp_path / "photos", "--checkpoint", network(tmp_path), "--masks", tmp_path / "masks")
+    options = (
+        "--data",
+        tmp_path / "photos",
+        "--checkpoint",
+        network(tmp_path),
+        "--masks",
+        tmp_path / "masks",
+    )
     more = ("--epochs", 1, "--weight", 2, "--set", "train.optimizer=sgd", "--set", "train.tensorboard=false")
     out = tmp_path / "run"
     call("train", *options, *more, "--out", out, "--device", "cpu")
@@ -76,7 +85,9 @@ def test_a_prior_of_a_plugin(call, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     path = recipe(tmp_path, QUICK)
     text = path.read_text().replace('masks = "masks"\n', "")
     path.write_text(text)
-    done = call("train", path, "--prior", "middle", "--epochs", 1, "--out", tmp_path / "run", "--device", "cpu")
+    done = call(
+        "train", path, "--prior", "middle", "--epochs", 1, "--out", tmp_path / "run", "--device", "cpu"
+    )
     assert "energy in the masks" in done.stderr
 
 
@@ -99,7 +110,10 @@ def test_a_dry_run(call, tmp_path: Path) -> None:
         (["absent.toml", "--out", "o"], "absent.toml cannot be read as TOML: No such file"),
         (["photos.toml", "--out", "o", "--weight", "much"], "--weight 'much' must be a number, or auto"),
         (["photos.toml", "--out", "o", "--set", "epochs"], "must be NAME=VALUE"),
-        (["photos.toml", "--out", "o", "--set", "train.epoch=3"], "photos.toml has an unknown setting train.epoch"),
+        (
+            ["photos.toml", "--out", "o", "--set", "train.epoch=3"],
+            "photos.toml has an unknown setting train.epoch",
+        ),
         (["photos.toml", "--out", "o", "--masks", "absent"], "absent does not exist"),
         (["photos.toml", "--out", "o", "--data", "absent"], "data.path = absent does not exist"),
         (["photos.toml", "--out", "o", "--model", "resnet81"], "unknown model 'resnet81'"),
@@ -108,7 +122,9 @@ def test_a_dry_run(call, tmp_path: Path) -> None:
         (["gradcam-iou", "--out", "o"], "lacks data"),
     ],
 )
-def test_mistakes(call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str) -> None:
+def test_mistakes(
+    call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
     recipe(tmp_path, QUICK)
     monkeypatch.chdir(tmp_path)
     assert message in call("train", *arguments, "--device", "cpu", status=2).stderr.replace("\n", " ")

@@ -15,7 +15,7 @@ SIDE = 32
 
 
 def pictures(root: Path, count: int = 12, *, masks: int | None = None) -> Path:
-    """Write `photos/red` and `photos/blue`, a square of that colour on noise, and `masks` for the first of each."""
+    """Write `photos/red` and `photos/blue`, squares on noise, and `masks` for the first of each."""
     rng = np.random.default_rng(0)
     for number, name in enumerate(("blue", "red")):
         for folder in (root / "photos" / name, root / "masks" / name):
@@ -55,7 +55,9 @@ def recipe(root: Path, text: str = "") -> Path:
     pictures(root)
     network(root)
     path = root / "photos.toml"
-    path.write_text(f'data = "photos"\nmodel = {{ checkpoint = "network.safetensors" }}\nmasks = "masks"\n{text}')
+    path.write_text(
+        f'data = "photos"\nmodel = {{ checkpoint = "network.safetensors" }}\nmasks = "masks"\n{text}'
+    )
     return path
 
 

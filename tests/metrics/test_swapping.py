@@ -130,6 +130,6 @@ def test_wrong_settings() -> None:
         swapped_accuracy(Corner(0, 0), *data(), draws=0)
     with pytest.raises(InputError, match="seed=-1"):
         SwappedAccuracy(Corner(0, 0), seed=-1)
-    images, labels, masks = data(4)
+    images, _, masks = data(4)
     with pytest.raises(InputError, match=r"labels have shape \(4, 3\), logits \(4, 2\)"):
         swapped_accuracy(Corner(0, 0), images, torch.zeros(4, 3), masks)

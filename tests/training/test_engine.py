@@ -155,7 +155,7 @@ def test_a_loss_that_is_not_finite() -> None:
     model = without_statistics()
     batch = data(4)
     batch.images[0, 0, 0, 0] = math.inf
-    with pytest.raises(GuidanceError, match="not finite in step 1"):
+    with pytest.raises(GuidanceError, match="not finite in epoch 1, step 1"):
         trainer(model, None).step([batch])
 
 

@@ -47,9 +47,7 @@ def test_folders_of_splits(tmp_path: Path) -> None:
 
 
 def test_another_folder_for_validation(tmp_path: Path) -> None:
-    found = listed(
-        pictures(tmp_path / "a", 3) / "photos", validation=pictures(tmp_path / "b", 2) / "photos"
-    )
+    found = listed(pictures(tmp_path / "a", 3) / "photos", validation=pictures(tmp_path / "b", 2) / "photos")
     assert (len(found.train), len(found.validation)) == (6, 4)
     with pytest.raises(InputError, match="both for training and for validation"):
         listed(tmp_path / "a" / "photos", validation=tmp_path / "a" / "photos")
@@ -90,7 +88,9 @@ def test_a_table_of_attributes(tmp_path: Path) -> None:
 
 
 def test_annotations_of_a_table(tmp_path: Path) -> None:
-    path = table(tmp_path, 'file,label,boxes\nblue/0.png,b,1 2 3 4\nred/0.png,r,"[[1, 2, 3, 4]]"\nred/1.png,r,\n')
+    path = table(
+        tmp_path, 'file,label,boxes\nblue/0.png,b,1 2 3 4\nred/0.png,r,"[[1, 2, 3, 4]]"\nred/1.png,r,\n'
+    )
     found = list_images(DataSettings(path, validation=0), ["boxes"])
     boxes = [sample.annotations["boxes"] for sample in found.train]
     assert boxes[0].tolist() == [1, 2, 3, 4]
@@ -103,7 +103,11 @@ def test_parquet(tmp_path: Path) -> None:
     from pyarrow import parquet
 
     path = table(tmp_path, "file,label\nblue/0.png,b\n").with_suffix(".parquet")
-    columns = {"file": ["blue/0.png", "red/0.png"], "label": ["b", "r"], "boxes": [[1.0, 2.0, 3.0, 4.0], None]}
+    columns = {
+        "file": ["blue/0.png", "red/0.png"],
+        "label": ["b", "r"],
+        "boxes": [[1.0, 2.0, 3.0, 4.0], None],
+    }
     parquet.write_table(pyarrow.table(columns), path)
     found = list_images(DataSettings(path, validation=0), ["boxes"])
     assert [sample.label for sample in found.train] == [0, 1]

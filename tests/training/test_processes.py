@@ -60,7 +60,9 @@ def test_two_processes_train_as_one(tmp_path: Path, accumulate: int) -> None:
         port = free.getsockname()[1]
     mp.spawn(work, args=(str(path), port, accumulate), nprocs=2)
     before, alone, together = (
-        load_file(tmp_path / name / "model.safetensors" if name != "start" else tmp_path / "one/start.safetensors")
+        load_file(
+            tmp_path / name / "model.safetensors" if name != "start" else tmp_path / "one/start.safetensors"
+        )
         for name in ("start", "one", f"two{accumulate}")
     )
     assert one.epochs[-1].steps == 21

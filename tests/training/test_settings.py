@@ -34,7 +34,7 @@ def test_three_lines_are_enough(tmp_path: Path) -> None:
 def test_all_settings_go_through_a_file_and_back(tmp_path: Path) -> None:
     text = THREE + (
         'augment = "none"\n[guide]\nsource = { name = "hires_cam", relu = false }\nweight = "auto"\n'
-        '[train]\nepochs = 3\nlearning_rate = 1\nweights = [0, 0.5]\n'
+        "[train]\nepochs = 3\nlearning_rate = 1\nweights = [0, 0.5]\n"
     )
     settings = read_settings(write(tmp_path, text))
     assert settings.augment == AugmentSettings(crop=1.0, flip=0.0)
@@ -76,7 +76,10 @@ def test_a_recipe_by_name_brings_its_training() -> None:
         (THREE + "[guide]\nwieght = 1\n", "unknown setting 'wieght'. Did you mean 'weight'"),
         (THREE + "train = 3\n", "train = 3 must be a table"),
         ('data = { path = "" }\nmodel = "m"\n', "data.path = '' must be a path"),
-        ('data = "d"\nmodel = { name = "m", freeze = "head" }\n', 'freeze = \'head\' must be a list or "backbone"'),
+        (
+            'data = "d"\nmodel = { name = "m", freeze = "head" }\n',
+            "freeze = 'head' must be a list or \"backbone\"",
+        ),
     ],
 )
 def test_mistakes_name_file_and_setting(tmp_path: Path, text: str, message: str) -> None:

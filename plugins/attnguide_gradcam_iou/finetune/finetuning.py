@@ -168,7 +168,7 @@ def finetune(
                 for batch in batches(loader) if number else ():
                     trainer.step([batch])
                     step()
-                losses = trainer.finish_epoch()
+                losses = trainer.finish_epoch() if number else Measured()
                 model.eval()
                 scores = Measured() if judge is None else trainer.measure(batches(judge), on_batch=step)
                 history.append(

@@ -40,7 +40,7 @@ More of what a file can say; all of it is optional:
   augment = { crop = 0.7, flip = 0.5 }
 
   [data]
-  path = "labels.csv"                # columns file,label (or an attribute each), split and mask; Parquet; CelebA
+  path = "labels.csv"                # columns file, label (or attributes), split, mask; Parquet; CelebA
   validation = 0.2                   # a share, or another folder or table
 
   [model]
@@ -84,7 +84,9 @@ _SETTINGS = {
 @click.command(short_help="Train a classifier that looks where it should.")
 @click.argument("recipe", required=False)
 @click.option("--data", type=PATH, metavar="PATH", help="Folder with a subfolder for each class, or a table.")
-@click.option("--validation", metavar="SHARE|PATH", help="Share to hold out, or other images.  [default: 0.2]")
+@click.option(
+    "--validation", metavar="SHARE|PATH", help="Share to hold out, or other images.  [default: 0.2]"
+)
 @click.option("--model", metavar="NAME", help="Model of timm, or torchvision/NAME.")
 @click.option("--pretrained/--random", default=None, help="Begin with the published weights, or at random.")
 @click.option("--checkpoint", type=PATH, metavar="FILE", help="Weights to begin with.")
@@ -92,21 +94,31 @@ _SETTINGS = {
 @click.option("--inside", metavar="VALUES", help="What is inside, in masks of several values.")
 @click.option("--prior", metavar="NAME", help="Guide by maps with this prior, one of any installed plugin.")
 @click.option("--weight", metavar="X|auto", help="λ, the weight of the guidance.")
-@click.option("--select", type=click.Choice(["auto", "last", "accuracy", "swapped"]), help="Which epoch is kept.")
+@click.option(
+    "--select", type=click.Choice(["auto", "last", "accuracy", "swapped"]), help="Which epoch is kept."
+)
 @click.option("--epochs", type=click.IntRange(1), metavar="N", help="Passes through the images.")
 @click.option("--batch-size", type=click.IntRange(1), metavar="N", help="Images of a step, in all processes.")
-@click.option("--learning-rate", type=FiniteRange(0, 10, min_open=True), metavar="X", help="Highest learning rate.")
+@click.option(
+    "--learning-rate", type=FiniteRange(0, 10, min_open=True), metavar="X", help="Highest learning rate."
+)
 @click.option("--accumulate", type=click.IntRange(1), metavar="N", help="Parts in which a step is computed.")
 @click.option("--precision", type=click.Choice(["no", "bf16", "fp16"]), help="Reduced precision.")
 @click.option("--workers", type=click.IntRange(0), metavar="N", help="Processes that read images.")
 @click.option("--seed", type=click.IntRange(0), metavar="N", help="Seed of everything that is random.")
 @click.option(
-    "--set", "more", multiple=True, metavar="NAME=VALUE", help="Any setting: train.optimizer=sgd; may be repeated."
+    "--set",
+    "more",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Any setting: train.optimizer=sgd; may be repeated.",
 )
 @device_option
 @click.option("--out", type=PATH, metavar="FOLDER", help="Folder of all that is written.")
 @click.option("--resume", is_flag=True, help="Go on with the training in the folder --out.")
-@click.option("--dry-run", is_flag=True, help="Train nothing: show a batch with its masks, and check the guidance.")
+@click.option(
+    "--dry-run", is_flag=True, help="Train nothing: show a batch with its masks, and check the guidance."
+)
 @click.option("--json", "as_json", is_flag=True, help="Write the result as JSON, for other programs.")
 def train(
     recipe: str | None,
@@ -122,15 +134,15 @@ def train(
 ) -> None:
     """Train a classifier, guided to look where masks or any other prior say.
 
-    RECIPE is a file of settings (.toml), or the name of a recipe that `attnguide plugins` lists; options replace
-    what it says. Without arguments the command shows an example.
+    RECIPE is a file of settings (.toml), or the name of a recipe that `attnguide plugins` lists; options
+    replace what it says. Without arguments the command shows an example.
 
-    λ with --weight auto, and the epoch with --select swapped, are chosen by validation images whose surroundings
-    are exchanged: no clean test set is needed to see a shortcut there.
+    λ with --weight auto, and the epoch with --select swapped, are chosen by validation images whose
+    surroundings are exchanged: no clean test set is needed to see a shortcut there.
 
-    The folder --out gets model.safetensors, which explain, evaluate and report take as --checkpoint without --model;
-    recipe.toml with all settings; log.jsonl. Ctrl-C ends after the current step with a checkpoint. For several
-    processes: torchrun --nproc-per-node 2 $(which attnguide) train …, or accelerate launch.
+    The folder --out gets model.safetensors, which explain, evaluate and report take as --checkpoint without
+    --model; recipe.toml with all settings; log.jsonl. Ctrl-C ends after the current step with a checkpoint.
+    For several processes: torchrun --nproc-per-node 2 $(which attnguide) train …, or accelerate launch.
 
     \b
     Examples:
@@ -181,7 +193,7 @@ def _option(name: str, value: Any) -> Any:
 
 
 def _setting(text: str) -> tuple[str, Any]:
-    """Read `train.optimizer=sgd`; what is no value of TOML is text."""
+    """Read `train.optimizer=sgd`; anything that TOML does not know is text."""
     name, equals, value = text.partition("=")
     if not equals or not name.strip():
         raise InputError(f"--set {text!r:.60} must be NAME=VALUE, such as train.optimizer=sgd.")
@@ -212,9 +224,15 @@ def _tell(settings: Settings, result: Trained, out: Path, as_json: bool) -> None
     if as_json:
         click.echo(json.dumps({**asdict(result), "folder": str(out)}, indent=2))
         return
-    how = {"last": "the last", "accuracy": "the most accurate", "swapped": "the best with exchanged surroundings"}
+    how = {
+        "last": "the last",
+        "accuracy": "the most accurate",
+        "swapped": "the best with exchanged surroundings",
+    }
     click.echo(f"{result.epochs[result.chosen - 1]}; {how[result.select]} of {len(result.epochs)} epochs.")
-    click.echo(f"Weights: {out / 'model.safetensors'}" + (f", with λ = {result.weight:g}" if result.weight else ""))
+    click.echo(
+        f"Weights: {out / 'model.safetensors'}" + (f", with λ = {result.weight:g}" if result.weight else "")
+    )
     if settings.data.path.is_dir() and settings.masks is not None:
         first = out / "search" / "0" / "model.safetensors" if result.tried else out / "start.safetensors"
         first = first if first.exists() else out / "start.safetensors"

@@ -49,7 +49,11 @@ def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
         return {"tensor": name}
     if isinstance(value, Mapping):
         # As pairs, since the keys of an optimizer's state are numbers.
-        return {"pairs": [[key, _pack(inner, f"{name}.{key}".strip("."), tensors)] for key, inner in value.items()]}
+        return {
+            "pairs": [
+                [key, _pack(inner, f"{name}.{key}".strip("."), tensors)] for key, inner in value.items()
+            ]
+        }
     if isinstance(value, (list, tuple)):
         return [_pack(inner, f"{name}.{number}", tensors) for number, inner in enumerate(value)]
     if value is not None and not isinstance(value, (bool, int, float, str)):

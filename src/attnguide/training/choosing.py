@@ -28,8 +28,8 @@ class Tried:
 def choose_weight(tried: Sequence[Tried]) -> Tried:
     """Choose the largest λ within one standard error of the best.
 
-    Differences below the error say nothing, and of what is equally good as far as one can tell, more guidance is
-    the safer choice: a shortcut that validation images do not show cannot be used either.
+    Differences below the error say nothing, and of what is equally good as far as one can tell, more guidance
+    is the safer choice: a shortcut that validation images do not show cannot be used either.
 
     Args:
         tried: At least one λ with what it reached; the error is that of the best of them.
@@ -43,15 +43,18 @@ def choose_weight(tried: Sequence[Tried]) -> Tried:
     if not tried:
         raise InputError("there is no λ to choose from.")
     best = max(tried, key=lambda each: each.score)
-    return max((each for each in tried if each.score >= best.score - best.error), key=lambda each: each.weight)
+    return max(
+        (each for each in tried if each.score >= best.score - best.error), key=lambda each: each.weight
+    )
 
 
 def choose_epoch(scores: Sequence[float | None]) -> int:
     """Choose the epoch of the highest score, the first of several.
 
     Not the earliest within one standard error: on few validation images that stops before a network has
-    learned its task. Over 90 finished runs of `benchmarks/effect.py` the best epoch lost 0.1 to 0.2 points of test
-    accuracy to the best epoch of the test, 1.2 at most; the earliest within one error 0.1 to 0.35, 2.2 at most.
+    learned its task. Over 90 finished runs of `benchmarks/effect.py` the best epoch lost 0.1 to 0.2 points of
+    test accuracy to the best epoch of the test, 1.2 at most; the earliest within one error 0.1 to 0.35, 2.2
+    at most.
 
     Args:
         scores: Scores of the epochs; None and NaN count as the lowest.

@@ -68,7 +68,8 @@ def dry_run(settings: Settings, picture: Path, device: torch.device | None = Non
                 both = guidance(annotated.images, annotated.labels, mask=masks)
                 changed = both.batch.exchanged
                 lines.append(
-                    f"intervention at {guidance.layer!r}: {int(changed.sum())} of {len(changed)} images with a mask "
+                    f"intervention at {guidance.layer!r}: {int(changed.sum())} of {len(changed)} images with "
+                    "a mask "
                     f"get other surroundings; loss {float(both.loss.detach()):.4g}"
                 )
                 shown = prepared.loaded.displayed(both.batch.images.cpu()[:_DRAWN])

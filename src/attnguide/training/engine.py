@@ -94,11 +94,12 @@ def regions(
 
 
 def joined(prior: TargetPrior, batch: Batch, classes: int) -> Tensor:
-    """A mask for each image `(B, H, W)`, what a prior says for its labels together; NaN where it says nothing."""
+    """What a prior says for all labels of an image together, `(B, H, W)`; NaN where it says nothing."""
     size = (batch.images.shape[-2], batch.images.shape[-1])
     maps, weights, sample = regions(prior, batch, classes, size)
     found = torch.full((len(batch.images), *size), -1.0, device=maps.device)
-    found.index_reduce_(0, sample, torch.where((weights > 0)[:, None, None], maps, -1.0).float(), "amax")
+    said = torch.where((weights > 0)[:, None, None], maps, -1.0).float()
+    found.scatter_reduce_(0, sample[:, None, None].expand_as(said), said, "amax")
     return found.masked_fill(found < 0, math.nan)
 
 
@@ -163,6 +164,7 @@ class Trainer:
         clip: Largest norm of the gradient.
         seed: Seed of the steps.
         steps: Number of steps that are done.
+        epochs: Number of epochs that are finished.
     """
 
     model: nn.Module
@@ -175,6 +177,8 @@ class Trainer:
     clip: float | None = None
     seed: int = 0
     steps: int = 0
+    epochs: int = 0
+    _begun: int = 0
     _means: dict[str, _Mean] = field(default_factory=lambda: {"loss": _Mean(), "guidance": _Mean()})
 
     @property
@@ -272,13 +276,14 @@ class Trainer:
             return
         if not bool(torch.isfinite(total)):
             raise GuidanceError(
-                f"the loss is not finite in step {self.steps + 1}: {total.item():g}. Lower the learning rate "
-                "or the weights, look for NaN or infinity in the images and the model, or leave out the "
-                "reduced precision."
+                f"the loss is not finite in epoch {self.epochs + 1}, step {self.steps - self._begun + 1}: "
+                f"{total.item():g}. Lower learning_rate or the weights, look for NaN or infinity in the "
+                "images and the model, or leave out the reduced precision."
             )
 
     def finish_epoch(self) -> Measured:
         """Return the mean losses since the last call, of all processes."""
+        self.epochs, self._begun = self.epochs + 1, self.steps
         if self.accelerator.num_processes > 1:
             for mean in self._means.values():
                 state = torch.tensor(mean.state(), device=self.device)
@@ -292,6 +297,8 @@ class Trainer:
         scaler = self.accelerator.scaler
         return {
             "steps": self.steps,
+            "epochs": self.epochs,
+            "begun": self._begun,
             "model": self.unwrapped.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "guide": self.guidance.state_dict() if isinstance(self.guidance, Guide) else None,
@@ -302,7 +309,7 @@ class Trainer:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where a training with the same settings was."""
-        self.steps = state["steps"]
+        self.steps, self.epochs, self._begun = state["steps"], state["epochs"], state["begun"]
         self.unwrapped.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if isinstance(self.guidance, Guide):

@@ -66,19 +66,19 @@ def seeding(*numbers: int) -> None:
     seed = seed_of(*numbers)
     torch.manual_seed(seed)
     random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002  (others may use it)
+    np.random.seed(seed % 2**32)
 
 
 @contextmanager
 def unseeded() -> Iterator[None]:
     """Give the process its random state back at the end."""
-    of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    of_python, of_numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(range(torch.cuda.device_count())):
             yield
     finally:
         random.setstate(of_python)
-        np.random.set_state(of_numpy)  # noqa: NPY002
+        np.random.set_state(of_numpy)
 
 
 class Images(Dataset[Any]):
@@ -127,7 +127,8 @@ class Images(Dataset[Any]):
         epoch, number = key
         try:
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed_of(self.seed, epoch, number))
+                # Images are read on the CPU; the generators of accelerators stay as they are.
+                torch.default_generator.manual_seed(seed_of(self.seed, epoch, number))
                 return self._read(self.samples[number])
         except AttnGuideError as error:
             return error
@@ -146,13 +147,15 @@ class Images(Dataset[Any]):
             stacked = [resize(mask, (picture.height, picture.width), sample.path) for mask in masks.values()]
             planes_in = tv_tensors.Mask(torch.stack(stacked)) if stacked else None
             image, planes_out, moved = self._transform(picture, planes_in, moved)
-            planes = {} if planes_out is None else dict(zip(masks, planes_out.as_subclass(Tensor), strict=True))
+            planes = (
+                {} if planes_out is None else dict(zip(masks, planes_out.as_subclass(Tensor), strict=True))
+            )
         found = {cls: plane for cls, plane in planes.items() if bool(plane.any())}
         annotations = {**moved, "mask": found} if self.reads_masks else moved
         return image.as_subclass(Tensor), sample.label, annotations
 
     def annotated(self, most: int) -> list[int]:
-        """Numbers of images that have what the prior reads, at most so many, in an order that mixes the classes.
+        """Numbers of images that have what the prior reads, at most so many, of all classes.
 
         Raises:
             DataError: If a mask cannot be read.
@@ -197,7 +200,9 @@ def _transform(augment: AugmentSettings, loaded: LoadedModel) -> v2.Transform:
     bicubic = v2.InterpolationMode.BICUBIC
     steps: list[v2.Transform] = []
     if augment.crop < 1:
-        steps.append(v2.RandomResizedCrop(size, scale=(augment.crop, 1.0), interpolation=bicubic, antialias=True))
+        steps.append(
+            v2.RandomResizedCrop(size, scale=(augment.crop, 1.0), interpolation=bicubic, antialias=True)
+        )
     else:
         steps += [v2.Resize(max(size), interpolation=bicubic, antialias=True), v2.CenterCrop(size)]
     if augment.rotate:
@@ -240,7 +245,7 @@ def _collate(items: Sequence[Any]) -> Batch | AttnGuideError:
     else:
         count = labels.shape[1]
         annotations["mask"] = [
-            ({cls: each[-1] for cls in range(count)} if -1 in each else each) or None for each in masks
+            (dict.fromkeys(range(count), each[-1]) if -1 in each else each) or None for each in masks
         ]
     return Batch(images, labels, annotations)
 
@@ -286,7 +291,8 @@ class Loader:
         smallest = len(self.images) // self.steps
         if smallest < self.world * self.parts:
             raise InputError(
-                f"the {len(self.images)} images are divided into steps of {smallest}, which cannot be shared by "
+                f"the {len(self.images)} images are divided into steps of {smallest}, which cannot be shared "
+                "by "
                 f"{self.world} processes in {self.parts} parts. Lower train.accumulate, or raise "
                 "train.batch_size."
             )

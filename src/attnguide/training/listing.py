@@ -1,4 +1,4 @@
-"""Lists the images of a training: a folder for each class, a table of files and labels, or CelebA's attributes."""
+"""Lists the images of a training: folders of classes, tables of files and labels, CelebA's attributes."""
 
 from __future__ import annotations
 
@@ -322,7 +322,7 @@ def _annotation(path: Path, name: str, value: Any) -> Any:
             value = json.loads(text if text.startswith("[") else f"[{','.join(text.split())}]")
         return torch.tensor(value, dtype=torch.float32)
     except (TypeError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: column {name!r} holds {value!r:.40}, which is no list of numbers.") from error
+        raise DataError(f"{path}: column {name!r} holds {value!r:.40}, not a list of numbers.") from error
 
 
 # ----------------------------------------------------------------------- CelebA

@@ -7,7 +7,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -112,7 +112,9 @@ def method_of(settings: Settings) -> Method:
     table = "intervention" if by_exchange else "guide"
     own = as_recipe({table: given}, "the settings", f"the table [{table}]")
     options: dict[str, Any] = (
-        {**(base.intervention or {}), **(own.intervention or {})} if by_exchange else {**base.guide, **own.guide}
+        {**(base.intervention or {}), **(own.intervention or {})}
+        if by_exchange
+        else {**base.guide, **own.guide}
     )
     weight = options.pop("weight", 1.0)
     if not isinstance(weight, (int, float)) or isinstance(weight, bool) or not 0 <= weight < math.inf:
@@ -122,7 +124,9 @@ def method_of(settings: Settings) -> Method:
         raise InputError(f"train.weights = {list(weights)} must be numbers of at least 0.")
     name = settings.recipe or base.name or f"[{table}]"
     chosen = None if automatic else float(weight)
-    return Method("intervention" if by_exchange else "guide", options, chosen, tuple(sorted(set(weights))), name)
+    return Method(
+        "intervention" if by_exchange else "guide", options, chosen, tuple(sorted(set(weights))), name
+    )
 
 
 @dataclass(frozen=True)
@@ -176,9 +180,7 @@ def prepare(settings: Settings) -> Prepared:
     masks = None
     if settings.masks is not None:
         every = [*listing.train, *listing.validation]
-        masks = mask_reader(
-            settings.masks.path, listing.classes, _pairs(every), inside=settings.masks.inside
-        )
+        masks = mask_reader(settings.masks.path, listing.classes, _pairs(every), inside=settings.masks.inside)
     inside = None if settings.masks is None else settings.masks.inside
     seed = settings.train.seed
 
@@ -216,14 +218,17 @@ def _check_annotations(settings: Settings, method: Method, listing: Listing) -> 
             template = getattr(method.prior, "template", None) is not None
             if not there and not template and (needed or method.options.get("prior", "mask") == "mask"):
                 raise InputError(
-                    f"{method.recipe} needs masks of where to look: give masks = \"FOLDER\" (or --masks), a column "
-                    "of masks, or another prior."
+                    f'{method.recipe} needs masks of where to look: give masks = "FOLDER" (or --masks), a '
+                    "column of masks, or another prior."
                 )
-        elif method.prior is not None and method.prior.annotations[name]:
-            if not any(name in sample.annotations for sample in listing.train):
-                raise InputError(
-                    f"the prior {method.prior!r} reads {name}: give data.path a table with a column {name}."
-                )
+        elif (
+            method.prior is not None
+            and method.prior.annotations[name]
+            and not any(name in sample.annotations for sample in listing.train)
+        ):
+            raise InputError(
+                f"the prior {method.prior!r} reads {name}: give data.path a table with a column {name}."
+            )
 
 
 def _model(settings: Settings, listing: Listing) -> tuple[LoadedModel, Settings]:
@@ -264,11 +269,13 @@ def freeze(model: nn.Module, names: tuple[str, ...] | Literal["backbone"]) -> tu
     """
     known = dict(model.named_modules())
     if names == "backbone":
-        names = tuple(name for name, module in known.items() if any(True for _ in module.parameters(False)))[:-1]
+        names = tuple(name for name, module in known.items() if any(True for _ in module.parameters(False)))[
+            :-1
+        ]
     for name in names:
         if name not in known:
             close = nearest(name, [each for each in known if each])
-            raise InputError(f"model.freeze has {name!r}, which is no module of the model.{close}")
+            raise InputError(f"model.freeze has {name!r}, but the model has no such module.{close}")
         known[name].requires_grad_(False)
     if not any(weight.requires_grad for weight in model.parameters()):
         raise InputError("model.freeze leaves no weight to train.")

@@ -57,8 +57,8 @@ class Epoch:
         seconds: Time that it took, with its validation.
         loss: Mean classification loss of the training.
         guidance: Mean guidance loss; None without guidance.
-        energy: Mean share of the attribution inside the masks, on the validation images; None if not measured,
-            as for all that follow.
+        energy: Mean share of the attribution inside the masks, on the validation images; None if not
+            measured, as for all that follow.
         iou: Mean soft IoU of attribution and region.
         accuracy: Share of the labels that are predicted right.
         swapped: The same on images with exchanged surroundings.
@@ -124,10 +124,10 @@ def train(
 ) -> Trained:
     """Train a model, and write it to a folder.
 
-    The folder gets `model.safetensors`, `classes.txt`, `recipe.toml` with all settings, `log.jsonl` with a line for
-    each epoch, `start.safetensors` with the weights before the first step, and `result.json`. While it runs there is
-    a checkpoint, from which a training that was stopped, or killed at any moment, goes on; on the CPU its weights
-    are then the same bits as without the interruption.
+    The folder gets `model.safetensors`, `classes.txt`, `recipe.toml` with all settings, `log.jsonl` with a
+    line for each epoch, `start.safetensors` with the weights before the first step, and `result.json`. While
+    it runs there is a checkpoint, from which a training that was stopped, or killed at any moment, goes on;
+    on the CPU its weights are then the same bits as without the interruption.
 
     In several processes (`torchrun`, `accelerate launch`) each calls this.
 
@@ -149,37 +149,53 @@ def train(
         GuidanceError: If the guidance reaches no weight, or a loss is not finite.
         KeyboardInterrupt: At Ctrl-C, after a checkpoint was written.
     """
-    folder = Path(folder)
+    with unseeded():
+        return _train(settings, Path(folder), resume, device, progress, on_epoch, on_note)
+
+
+def _train(
+    settings: Settings,
+    folder: Path,
+    resume: bool,
+    device: torch.device | None,
+    progress: bool,
+    on_epoch: Callable[[str], object],
+    on_note: Callable[[str], object],
+) -> Trained:
     accelerator = accelerator_on(device, settings.train.precision)
     main = accelerator.is_main_process
     if main:
         check_writable(folder)
+    else:
+        on_epoch = on_note = _silent
     _check_folder(settings, folder, resume)
     accelerator.wait_for_everyone()
     prepared = prepare(settings)
     for line in prepared.listing.notes:
         on_note(line)
-    run = _Run(prepared, accelerator, progress and main, on_epoch if main else lambda line: None)
+    run = _Run(prepared, accelerator, progress and main, on_epoch)
     if main and not (folder / RECIPE).exists():
         _save_weights(prepared.loaded.model, folder / START, metadata_of(prepared.loaded))
         _write(folder / RECIPE, prepared.settings.as_toml())
     accelerator.wait_for_everyone()
     # What could not be had, such as pretrained weights, may be there now; the training began without.
     prepared.loaded.model.load_state_dict(load_file(folder / START))
-    with ExitStack() as stack:
-        stack.enter_context(unseeded())
-        select = run.select(on_note)
-        tried: list[Tried] = []
-        weight = prepared.method.weight
-        if weight is None:
-            tried = run.search(folder, select, on_note)
-            weight = choose_weight(tried).weight
-            on_note(f"λ = {weight:g} is the largest within one standard error of the best.")
-        result = run.fit(folder, weight, settings.train.epochs, select, tried)
+    select = run.select(on_note)
+    tried: list[Tried] = []
+    weight = prepared.method.weight
+    if weight is None:
+        tried = run.search(folder, select, on_note)
+        weight = choose_weight(tried).weight
+        on_note(f"λ = {weight:g} is the largest within one standard error of the best.")
+    result = run.fit(folder, weight, settings.train.epochs, select, tried)
     if main:
         _finish(prepared, result)
     accelerator.wait_for_everyone()
     return result
+
+
+def _silent(line: str) -> None:
+    """Say nothing, in processes other than the first."""
 
 
 def _check_folder(settings: Settings, folder: Path, resume: bool) -> None:
@@ -187,7 +203,9 @@ def _check_folder(settings: Settings, folder: Path, resume: bool) -> None:
     if not file.exists():
         return
     if not resume:
-        raise InputError(f"{folder} holds a training already. Give --resume to go on with it, or another --out.")
+        raise InputError(
+            f"{folder} holds a training already. Give --resume to go on with it, or another --out."
+        )
     before, now = read_text(file), settings.as_toml()
     pairs = zip(before.splitlines(), now.splitlines(), strict=False)
     other = next(((old, new) for old, new in pairs if old != new and not new.startswith("pretrained")), None)
@@ -239,8 +257,8 @@ class _Run:
         if not masked and (automatic or wanted == "swapped"):
             setting = 'weight = "auto"' if automatic else 'train.select = "swapped"'
             raise InputError(
-                f"{setting} needs masks for at least two of the {len(images)} validation images, and there are "
-                "none. Add some, or give a number and train.select."
+                f"{setting} needs masks for at least two of the {len(images)} validation images, and there "
+                "are none. Add some, or give a number and train.select."
             )
         if wanted == "auto":
             if not masked and self.prepared.method.kind != "none":
@@ -248,9 +266,7 @@ class _Run:
             return "swapped" if masked else "last"
         return wanted
 
-    def search(
-        self, folder: Path, select: str, on_note: Callable[[str], object]
-    ) -> list[Tried]:
+    def search(self, folder: Path, select: str, on_note: Callable[[str], object]) -> list[Tried]:
         """Try each λ for some epochs."""
         epochs = self.settings.search_epochs or max(1, math.ceil(self.settings.epochs / 2))
         tried = []
@@ -265,7 +281,9 @@ class _Run:
             self.accelerator.wait_for_everyone()
             epoch = result.epochs[result.chosen - 1]
             if epoch.swapped is None:
-                raise InputError("no validation image could be given other surroundings, so no λ can be chosen.")
+                raise InputError(
+                    "no validation image could be given other surroundings, so no λ can be chosen."
+                )
             tried.append(Tried(weight, epoch.swapped, epoch.swapped_error or 0.0))
             on_note(f"λ = {weight:g}: {epoch.swapped:.1%} with exchanged surroundings, epoch {epoch.epoch}")
         return tried
@@ -312,7 +330,8 @@ class _Fit:
                 if self.trainer.schedule is not None:
                     self.trainer.schedule(self.trainer.steps)
             if self.main:  # what was logged after the checkpoint is repeated
-                lines = [{"tried": asdict(each)} for each in self.tried] + [asdict(each) for each in self.history]
+                lines = [{"tried": asdict(each)} for each in self.tried]
+                lines += [asdict(each) for each in self.history]
                 _write(self.folder / LOG, "".join(json.dumps(line) + "\n" for line in lines))
             self._loop(stack)
         chosen = len(self.history)
@@ -337,24 +356,24 @@ class _Fit:
             raise InputError(f"train.optimizer = {settings.optimizer!r} cannot be used: {error}") from error
         schedule = None
         if settings.schedule != "none":
-            schedule, _ = create_scheduler_v2(
-                optimizer,
-                sched=settings.schedule,
-                num_epochs=self.epochs,
-                warmup_epochs=min(settings.warmup_epochs, self.epochs - 1),
-                warmup_prefix=False,
-                step_on_epochs=False,
-                updates_per_epoch=steps,
-            )
-            if schedule is None:
-                raise InputError(f"train.schedule = {settings.schedule!r} is unknown to timm.")
+            try:
+                schedule, _ = create_scheduler_v2(
+                    optimizer,
+                    sched=settings.schedule,
+                    num_epochs=self.epochs,
+                    warmup_epochs=min(settings.warmup_epochs, self.epochs - 1),
+                    step_on_epochs=False,
+                    updates_per_epoch=steps,
+                )
+            except (ValueError, AssertionError, TypeError) as error:
+                raise InputError(f"train.schedule = {settings.schedule!r} cannot be used: {error}") from error
         return Trainer(
             wrapped,
             self.run.accelerator.prepare_optimizer(optimizer),
             self.run.accelerator,
             guidance,
             task_weight=settings.task_weight,
-            schedule=None if schedule is None else schedule.step_update,
+            schedule=schedule and schedule.step_update,
             clip=settings.clip,
             seed=settings.seed,
         )
@@ -367,7 +386,9 @@ class _Fit:
         total = self.epochs * (loader.steps + judged)
         advance = stack.enter_context(bar("", total, show=run.show, keep=True))
         advance(trainer.steps + len(self.history) * judged)
-        board = stack.enter_context(_board(self.folder, run.settings.tensorboard and self.main, trainer.steps))
+        board = stack.enter_context(
+            _board(self.folder, run.settings.tensorboard and self.main, trainer.steps)
+        )
         ending = stack.enter_context(_finishing_steps(run.accelerator.num_processes == 1))
         begun = time.monotonic() - self.elapsed
         while len(self.history) < self.epochs:
@@ -400,7 +421,7 @@ class _Fit:
         if run.validation is not None:
             metric = None
             if self.select == "swapped" or run.prepared.method.weight is None:
-                metric = SwappedAccuracy(trainer.unwrapped, draws=run.settings.draws).to(run.accelerator.device)
+                metric = SwappedAccuracy(trainer.unwrapped, draws=run.settings.draws).to(trainer.device)
             found = trainer.measure(
                 run.validation.single(),
                 swapped=metric,
@@ -445,15 +466,15 @@ def annotated_batch(prepared: Prepared, size: int) -> Batch:
     if not found:
         what = ", ".join(prepared.method.annotations)
         raise InputError(
-            f"none of the {len(prepared.plain)} training images has an annotation ({what}), so there is nothing to "
-            "guide by. Masks are named like the images, or like the classes."
+            f"none of the {len(prepared.plain)} training images has an annotation ({what}), so there is "
+            "nothing to guide by. Masks are named like the images, or like the classes."
         )
     return next(Loader(prepared.plain.subset(found), size).single())
 
 
 @contextmanager
 def _board(folder: Path, wanted: bool, steps: int) -> Iterator[Any]:
-    """Open a log for TensorBoard, if that is installed; what was written after a step that is repeated is dropped."""
+    """Open a log for TensorBoard, if that is installed; entries of steps that are repeated are dropped."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -461,7 +482,8 @@ def _board(folder: Path, wanted: bool, steps: int) -> Iterator[Any]:
     if not wanted:
         yield None
         return
-    with SummaryWriter(folder / "tensorboard", purge_step=steps or None) as writer:  # type: ignore[no-untyped-call]
+    make: Any = SummaryWriter
+    with make(folder / "tensorboard", purge_step=steps or None) as writer:
         yield writer
 
 

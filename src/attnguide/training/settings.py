@@ -7,7 +7,7 @@ import math
 import tomllib
 import types
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -65,8 +65,8 @@ class ModelSettings:
     """The table `[model]`; a text `model = "resnet18"` is its `name`.
 
     Attributes:
-        name: A model, as for [`models.load`][attnguide.models.load]: of timm, `torchvision/NAME` … None: the small
-            one of the library, or that of a checkpoint which says what it is.
+        name: A model, as for [`models.load`][attnguide.models.load]: of timm, `torchvision/NAME` … None: the
+            small one of the library, or that of a checkpoint which says what it is.
         pretrained: Begin with the published weights. `"auto"`: if they can be had, and otherwise from random
             weights, with a warning.
         checkpoint: File of weights to begin with instead; a head of another size is replaced.
@@ -210,7 +210,11 @@ class Settings:
         lines = [f"{key} = {_toml(value)}" for key, value in table.items() if not isinstance(value, dict)]
         for name, values in table.items():
             if isinstance(values, dict):
-                lines += ["", f"[{name}]", *(f"{_key(key)} = {_toml(value)}" for key, value in values.items())]
+                lines += [
+                    "",
+                    f"[{name}]",
+                    *(f"{_key(key)} = {_toml(value)}" for key, value in values.items()),
+                ]
         return "\n".join(lines) + "\n"
 
 
@@ -253,7 +257,7 @@ def read_settings(
         elif isinstance(inner := given.setdefault(table, {}), dict):
             inner[key] = value
         else:
-            raise InputError(f"{where}: {table} = {inner!r} is no table, so {name} cannot be set.")
+            raise InputError(f"{where}: {table} = {inner!r} has no settings, so {name} cannot be set.")
     recipe = given.get("recipe")
     if isinstance(recipe, str) and recipe != "none":
         known = {each.name for each in fields(LoopSettings)}
@@ -352,12 +356,16 @@ def _converted(value: Any, option: Any) -> tuple[Any, bool]:
         inner = get_args(option)[0]
         if not isinstance(value, (list, tuple)):
             return None, False
-        parts = [next((c for o in _options(inner) for c, fits in [_converted(v, o)] if fits), None) for v in value]
+        parts = [
+            next((c for o in _options(inner) for c, fits in [_converted(v, o)] if fits), None) for v in value
+        ]
         return tuple(parts), None not in parts
     if origin is not None or option is Mapping:
         return value, isinstance(value, Mapping)
     if option is Path:
-        return Path(value) if isinstance(value, (str, Path)) else None, isinstance(value, (str, Path)) and value != ""
+        return Path(value) if isinstance(value, (str, Path)) else None, isinstance(
+            value, (str, Path)
+        ) and value != ""
     if option is float:
         good = isinstance(value, (int, float)) and not isinstance(value, bool)
         return float(value) if good else None, good
