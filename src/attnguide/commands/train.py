@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import tomllib
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -172,14 +174,26 @@ def train(
         _dry_run(settings, out, place)
         return
     try:
-        result = running.train(
-            settings, out, resume=resume, device=place, progress=True, on_epoch=note, on_note=note
-        )
+        with _reserved(out):
+            result = running.train(
+                settings, out, resume=resume, device=place, progress=True, on_epoch=note, on_note=note
+            )
     except KeyboardInterrupt:
         note(f"\nStopped. Go on with: attnguide train --resume --out {out}")
         raise
     if result.main:
         _tell(settings, result, out, as_json)
+
+
+def _reserved(out: Path) -> AbstractContextManager[None]:
+    """Keep the folder for this run; of several processes the first does so."""
+    from attnguide.commands.explain.reserving import reserved
+    from attnguide.data.files import check_writable
+
+    if os.environ.get("RANK", "0") != "0":
+        return nullcontext()
+    check_writable(out)
+    return reserved(out)
 
 
 def _option(name: str, value: Any) -> Any:

@@ -55,6 +55,8 @@ def accelerator_on(device: torch.device | None = None, precision: str | None = N
         ) from error
     # Settings are kept for the whole process; a training of its own may have others.
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
+    if device is not None and device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
     try:
         return Accelerator(mixed_precision=precision, cpu=device is not None and device.type == "cpu")
     except (ValueError, RuntimeError, NotImplementedError) as error:
@@ -160,6 +162,8 @@ class Trainer:
         guidance: A guide or an intervention on the model; None without guidance.
         task_weight: Weight of the classification loss.
         logits: Which part of the model's output is the logits.
+        prior: Where the model should look in validation images, for exchanged surroundings; by default that
+            of the guide, or the masks.
         schedule: Called with the number of steps that are done, to set the learning rate.
         clip: Largest norm of the gradient.
         seed: Seed of the steps.
@@ -173,6 +177,7 @@ class Trainer:
     guidance: Guide | Intervention | None = None
     task_weight: float = 1.0
     logits: LogitsSpec = None
+    prior: TargetPrior | None = None
     schedule: Callable[[int], object] | None = None
     clip: float | None = None
     seed: int = 0
@@ -289,6 +294,8 @@ class Trainer:
                 state = torch.tensor(mean.state(), device=self.device)
                 mean.load(self.accelerator.reduce(state, "sum").tolist())
         found = Measured(self._means["loss"].value, self._means["guidance"].value)
+        for loss in (found.loss, found.guidance):
+            self._check_finite(torch.tensor(loss or 0.0))
         self._means = {"loss": _Mean(), "guidance": _Mean()}
         return found
 
@@ -400,9 +407,12 @@ class Trainer:
 
     def _masks(self, batch: Batch) -> Tensor | None:
         """A mask for each image `(B, H, W)`, NaN where there is none, from the masks or any prior."""
-        if not isinstance(self.guidance, Guide):
+        prior = self.prior
+        if prior is None and isinstance(self.guidance, Guide):
+            prior = self.guidance._bound[0].prior
+        if prior is None:
             return united(batch.annotations.get("mask"))
-        return joined(self.guidance._bound[0].prior, batch, self._classes(batch))
+        return joined(prior, batch, self._classes(batch))
 
 
 class _Held:

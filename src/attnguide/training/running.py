@@ -19,13 +19,13 @@ from torch import nn
 
 from attnguide import __version__
 from attnguide.data.files import atomic_write, check_writable, read_text
-from attnguide.errors import DataError, InputError
+from attnguide.errors import DataError, InputError, LayerError
 from attnguide.guiding.guide import Guide
 from attnguide.metrics import SwappedAccuracy
 from attnguide.models import metadata_of
 from attnguide.training._packing import load_packed, save_packed
 from attnguide.training.choosing import Tried, choose_epoch, choose_weight
-from attnguide.training.engine import Trainer, accelerator_on
+from attnguide.training.engine import Trainer, accelerator_on, joined
 from attnguide.training.images import Batch, Loader, seeding, unseeded
 from attnguide.training.preparing import Prepared, prepare
 from attnguide.training.settings import Settings
@@ -166,6 +166,8 @@ def _train(
     main = accelerator.is_main_process
     if main:
         check_writable(folder)
+        for file in folder.rglob(".attnguide-*.*"):  # of a run that was killed
+            file.unlink()
     else:
         on_epoch = on_note = _silent
     _check_folder(settings, folder, resume)
@@ -174,13 +176,13 @@ def _train(
     for line in prepared.listing.notes:
         on_note(line)
     run = _Run(prepared, accelerator, progress and main, on_epoch)
-    if main and not (folder / RECIPE).exists():
+    select = run.select(on_note)
+    if main and not _is_begun(folder):
         _save_weights(prepared.loaded.model, folder / START, metadata_of(prepared.loaded))
         _write(folder / RECIPE, prepared.settings.as_toml())
     accelerator.wait_for_everyone()
     # What could not be had, such as pretrained weights, may be there now; the training began without.
     prepared.loaded.model.load_state_dict(load_file(folder / START))
-    select = run.select(on_note)
     tried: list[Tried] = []
     weight = prepared.method.weight
     if weight is None:
@@ -200,7 +202,7 @@ def _silent(line: str) -> None:
 
 def _check_folder(settings: Settings, folder: Path, resume: bool) -> None:
     file = folder / RECIPE
-    if not file.exists():
+    if not _is_begun(folder):
         return
     if not resume:
         raise InputError(
@@ -215,6 +217,11 @@ def _check_folder(settings: Settings, folder: Path, resume: bool) -> None:
             f"{folder} holds a training with other settings: {old} there, {new} now. Give --out for another "
             f"training, or go on with `attnguide train --resume --out {folder}`."
         )
+
+
+def _is_begun(folder: Path) -> bool:
+    """Whether a folder holds a training that has come to its first checkpoint."""
+    return any(True for name in (CHECKPOINT, _RESULT) for _ in folder.rglob(name))
 
 
 class _Run:
@@ -253,7 +260,7 @@ class _Run:
             raise InputError(f'train.select = "{wanted}" needs validation images: data.validation.')
         if wanted != "swapped" and not automatic and wanted != "auto":
             return wanted
-        masked = self.prepared.method.kind != "none" and len(images.annotated(2)) == 2
+        masked = self._has_surroundings()
         if not masked and (automatic or wanted == "swapped"):
             setting = 'weight = "auto"' if automatic else 'train.select = "swapped"'
             raise InputError(
@@ -266,12 +273,26 @@ class _Run:
             return "swapped" if masked else "last"
         return wanted
 
+    def _has_surroundings(self) -> bool:
+        """Whether surroundings of validation images can be exchanged."""
+        images, method = self.prepared.validation, self.prepared.method
+        found = [] if method.kind == "none" else images.annotated(2)
+        if len(found) < 2 or method.prior is None:
+            return len(found) == 2
+        try:
+            masks = joined(
+                method.prior, next(Loader(images.subset(found), 2).single()), len(images.loaded.classes)
+            )
+        except LayerError:  # the prior is made of what the model sees
+            return False
+        return not bool(masks.isnan().all())
+
     def search(self, folder: Path, select: str, on_note: Callable[[str], object]) -> list[Tried]:
         """Try each λ for some epochs."""
         epochs = self.settings.search_epochs or max(1, math.ceil(self.settings.epochs / 2))
         tried = []
         for weight in self.prepared.method.weights:
-            part = folder / "search" / f"{weight:g}"
+            part = folder / "search" / str(weight).removesuffix(".0")
             if self.accelerator.is_main_process:
                 part.mkdir(parents=True, exist_ok=True)
             self.accelerator.wait_for_everyone()
@@ -280,12 +301,9 @@ class _Run:
                 _finish(self.prepared, result)
             self.accelerator.wait_for_everyone()
             epoch = result.epochs[result.chosen - 1]
-            if epoch.swapped is None:
-                raise InputError(
-                    "no validation image could be given other surroundings, so no λ can be chosen."
-                )
-            tried.append(Tried(weight, epoch.swapped, epoch.swapped_error or 0.0))
-            on_note(f"λ = {weight:g}: {epoch.swapped:.1%} with exchanged surroundings, epoch {epoch.epoch}")
+            score, error = epoch.swapped or 0.0, epoch.swapped_error or 0.0
+            tried.append(Tried(weight, score, error))
+            on_note(f"λ = {weight:g}: {score:.1%} with exchanged surroundings, epoch {epoch.epoch}")
         return tried
 
     def fit(
@@ -373,6 +391,7 @@ class _Fit:
             self.run.accelerator,
             guidance,
             task_weight=settings.task_weight,
+            prior=self.run.prepared.method.prior,
             schedule=schedule and schedule.step_update,
             clip=settings.clip,
             seed=settings.seed,
@@ -429,6 +448,12 @@ class _Fit:
                 on_batch=advance,
             )
             measured = replace(found, loss=measured.loss, guidance=measured.guidance)
+            if metric is not None and found.swapped is None:
+                raise InputError(
+                    "no validation image could be given other surroundings: at least two need masks that "
+                    "leave "
+                    'something outside. Give train.select = "last", and a number as weight.'
+                )
         seconds = round(time.monotonic() - begun, 2)
         epoch = Epoch(len(self.history) + 1, trainer.steps, rate, seconds, **asdict(measured))
         self.history.append(epoch)
