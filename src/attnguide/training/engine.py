@@ -96,9 +96,14 @@ def regions(
 
 
 def joined(prior: TargetPrior, batch: Batch, classes: int) -> Tensor:
-    """What a prior says for all labels of an image together, `(B, H, W)`; NaN where it says nothing."""
+    """Where a prior says that an image should be looked at for its class, or for any of several attributes.
+
+    Returns:
+        `(B, H, W)` in [0, 1], NaN where it says nothing.
+    """
     size = (batch.images.shape[-2], batch.images.shape[-1])
-    maps, weights, sample = regions(prior, batch, classes, size)
+    targets: Targets = "labels" if batch.labels.ndim == 1 else "all"
+    maps, weights, sample = regions(prior, batch, classes, size, targets=targets)
     found = torch.full((len(batch.images), *size), -1.0, device=maps.device)
     said = torch.where((weights > 0)[:, None, None], maps, -1.0).float()
     found.scatter_reduce_(0, sample[:, None, None].expand_as(said), said, "amax")

@@ -166,8 +166,9 @@ def _train(
     main = accelerator.is_main_process
     if main:
         check_writable(folder)
-        for file in folder.rglob(".attnguide-*.*"):  # of a run that was killed
-            file.unlink()
+        for part in _parts(folder):  # what a run that was killed was writing
+            for file in part.glob(".attnguide-*.*"):
+                file.unlink()
     else:
         on_epoch = on_note = _silent
     _check_folder(settings, folder, resume)
@@ -221,7 +222,12 @@ def _check_folder(settings: Settings, folder: Path, resume: bool) -> None:
 
 def _is_begun(folder: Path) -> bool:
     """Whether a folder holds a training that has come to its first checkpoint."""
-    return any(True for name in (CHECKPOINT, _RESULT) for _ in folder.rglob(name))
+    return any((part / name).exists() for part in _parts(folder) for name in (CHECKPOINT, _RESULT))
+
+
+def _parts(folder: Path) -> list[Path]:
+    """The folder, and those of the λ that were tried."""
+    return [folder, *folder.glob("search/*")]
 
 
 class _Run:
