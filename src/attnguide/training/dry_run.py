@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from attnguide import visual
@@ -81,10 +82,10 @@ def dry_run(settings: Settings, picture: Path, device: torch.device | None = Non
     return "\n".join(lines)
 
 
-def _pictures(prepared: Prepared, batch: Batch) -> list[tuple[object, str]]:
+def _pictures(prepared: Prepared, batch: Batch) -> list[tuple[Image.Image, str]]:
     """The images of a batch, brighter where to look, with their labels."""
     masks = _masks(prepared, batch)
-    found: list[tuple[object, str]] = []
+    found: list[tuple[Image.Image, str]] = []
     for number, image in enumerate(prepared.loaded.displayed(batch.images[:_DRAWN])):
         label = batch.labels[number]
         if label.ndim:

@@ -211,7 +211,7 @@ class Trainer:
         """
         seeding(self.seed, self.steps, self.accelerator.process_index)
         parts = [part.to(self.device) for part in parts]
-        known = sum(_known(part.labels).sum() for part in parts)
+        known = torch.stack([_known(part.labels).sum() for part in parts]).sum()
         if self.accelerator.num_processes > 1:
             known = self.accelerator.reduce(known, "sum")
         # The wrapper divides the sum of the gradients by the number of processes.

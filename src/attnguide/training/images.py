@@ -179,9 +179,9 @@ class Images(Dataset[Any]):
     def _masks(self, sample: Sample) -> dict[int, Tensor]:
         """The masks of the sample's classes; key −1 for one that is every class's."""
         if sample.mask is not None:
-            mask = read_mask(sample.mask, inside=self.inside)
-            check_fit(mask.shape, image_size(sample.path), sample.mask, sample.path)
-            return {-1: mask}
+            own = read_mask(sample.mask, inside=self.inside)
+            check_fit(own.shape, image_size(sample.path), sample.mask, sample.path)
+            return {-1: own}
         if self.mask_for is None or sample.label == -100:
             return {}
         classes = [sample.label] if isinstance(sample.label, int) else range(len(sample.label))
@@ -217,12 +217,12 @@ def _transform(augment: AugmentSettings, loaded: LoadedModel) -> v2.Transform:
 
 def _wrapped(name: str, value: Tensor, picture: Image.Image) -> Tensor:
     """Numbers in pixels of an image file as transforms move them along."""
-    canvas = (picture.height, picture.width)
+    canvas, found = (picture.height, picture.width), value
     if name == "boxes":
-        return tv_tensors.BoundingBoxes(value.reshape(-1, 4), format="XYXY", canvas_size=canvas)
+        found = tv_tensors.BoundingBoxes(value.reshape(-1, 4), format="XYXY", canvas_size=canvas)
     if name == "landmarks":
-        return tv_tensors.KeyPoints(value.reshape(-1, 2), canvas_size=canvas)
-    return value
+        found = tv_tensors.KeyPoints(value.reshape(-1, 2), canvas_size=canvas)
+    return found
 
 
 def _collate(items: Sequence[Any]) -> Batch | AttnGuideError:

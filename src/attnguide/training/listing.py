@@ -171,8 +171,8 @@ def _of_folder(root: Path, classes: Sequence[str] | None) -> Listing:
     ):
         first = _of_folder(train[0], classes)
         others = [path for path in folders if path.name.lower() in _VALIDATION]
-        second = [_of_folder(path, first.classes).train for path in others[:1]]
-        return Listing(first.classes, False, first.train, *(second or [[]]))
+        second = _of_folder(others[0], first.classes).train if others else []
+        return Listing(first.classes, False, first.train, second)
     if not folders:
         raise InputError(f"data.path = {root} has no subfolder. It must hold one for each class.")
     names = tuple(path.name for path in folders) if classes is None else tuple(classes)
@@ -232,9 +232,10 @@ def _of_table(
         raise DataError(f"{path} has no row. Its first row names the columns, such as file,label.")
     files = columns[_column(path, columns, "data.file", settings.file, _FILES)]
     folder = settings.folder or path.parent
-    label = settings.label or next((name for name in _LABELS if name in columns), None)
-    if settings.attributes is None and label is not None:
-        values = columns[_column(path, columns, "data.label", label, ())]
+    of_class = settings.label or next((name for name in _LABELS if name in columns), None)
+    labels: Sequence[int | tuple[float, ...]]
+    if settings.attributes is None and of_class is not None:
+        values = columns[_column(path, columns, "data.label", of_class, ())]
         names, labels = _class_labels(path, values, classes)
     else:
         names, labels = _attribute_labels(settings, path, columns, wanted)

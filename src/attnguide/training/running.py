@@ -364,8 +364,8 @@ class _Fit:
         return Trained(self.folder, self.history, chosen, self.select, self.weight, self.tried, self.main)
 
     def _trainer(self, model: nn.Module, wrapped: nn.Module, guidance: Any) -> Trainer:
-        from timm.optim import create_optimizer_v2
-        from timm.scheduler import create_scheduler_v2
+        from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]
+        from timm.scheduler import create_scheduler_v2  # type: ignore[attr-defined]
 
         settings, steps = self.run.settings, self.run.loader.steps
         try:

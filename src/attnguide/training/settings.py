@@ -265,8 +265,8 @@ def read_settings(
         given["train"] = {**published, **_table(given.get("train", {}), where, "train")}
     for name in ("guide", "intervention"):
         if name in given:
-            table = _table(given[name], where, name)
-            fixed = {key: value for key, value in table.items() if (key, value) != ("weight", "auto")}
+            own = _table(given[name], where, name)
+            fixed = {key: value for key, value in own.items() if (key, value) != ("weight", "auto")}
             as_recipe({name: fixed}, where, where)
     settings: Settings = _build(Settings, given, where, "")
     return settings
@@ -302,8 +302,10 @@ def _resolve_paths(given: Mapping[str, Any], folder: Path) -> None:
     """Make the paths in a file relative to the current folder."""
     for name, kind in (("data", DataSettings), ("model", ModelSettings), ("masks", MaskSettings)):
         table = given.get(name)
+        if not isinstance(table, dict):
+            continue
         for key, hint in get_type_hints(kind).items():
-            value = table.get(key) if isinstance(table, dict) else None
+            value = table.get(key)
             if Path in (hint, *get_args(hint)) and isinstance(value, str) and value:
                 table[key] = folder / Path(value).expanduser()
 
