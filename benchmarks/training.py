@@ -3,8 +3,8 @@
     python benchmarks/training.py --out benchmarks/results/training.json
     python benchmarks/training.py --summary
 
-Both read the same pictures, in the same order and with the same variation, and make the same steps of
-resnet18 on them: an epoch of each, by turns. Ratios are those of one round.
+Both read the same pictures, in the same order and with the same variation, and make the same steps of a
+network on them: an epoch of each, by turns. Ratios are those of one round.
 """
 
 from __future__ import annotations
@@ -86,12 +86,12 @@ class ByHand(Dataset[tuple[Tensor, int, Tensor]]):
 
 
 def epochs(
-    method: str, root: Path, samples: list[Sample], batch: int, device: torch.device
+    name: str, method: str, root: Path, samples: list[Sample], batch: int, device: torch.device
 ) -> dict[str, Callable[[], object]]:
     """Return an epoch by hand and one of the engine, each with a network of its own."""
-    loaded = models.load("resnet18", num_classes=2)
+    loaded = models.load(name, num_classes=2)
     reader = mask_reader(root / "masks", ("0", "1"))
-    networks = [timm.create_model("resnet18", num_classes=2).to(device).train() for _ in range(2)]
+    networks = [timm.create_model(name, num_classes=2).to(device).train() for _ in range(2)]
     optimizers = [torch.optim.AdamW(network.parameters(), lr=1e-4) for network in networks]
     guides = [ag.Guide(n, loss="outside") if method == "guide" else None for n in networks]
     interventions = [ag.Intervention(n) if method == "intervention" else None for n in networks]
@@ -139,6 +139,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
+    add("--model", default="resnet18", help="a model of timm")
     add("--images", type=int, default=32)
     add("--batch", type=int, default=16)
     add("--side", type=int, default=256, help="side of the pictures, in pixels")
@@ -158,7 +159,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         samples = draw(Path(folder), options.images, options.side)
         for method in options.methods:
-            calls = epochs(method, Path(folder), samples, options.batch, device)
+            calls = epochs(options.model, method, Path(folder), samples, options.batch, device)
             found = compared(alternate(calls, device, options.rounds, options.seconds), "by hand")
             record[method] = found
             print(method, json.dumps(found["attnguide train"]), flush=True)

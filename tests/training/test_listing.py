@@ -112,6 +112,11 @@ def test_parquet(tmp_path: Path) -> None:
     found = list_images(DataSettings(path, validation=0), ["boxes"])
     assert [sample.label for sample in found.train] == [0, 1]
     assert found.train[0].annotations["boxes"].tolist() == [1, 2, 3, 4]
+    columns = {"file": columns["file"], "hat": [1.0, -1.0], "bald": [True, None]}
+    parquet.write_table(pyarrow.table(columns), path)
+    first, second = (sample.label for sample in list_images(DataSettings(path, validation=0)).train)
+    assert first == (1.0, 1.0)
+    assert str(second) == "(0.0, nan)"
     path.write_text("no table")
     with pytest.raises(DataError, match="is not a Parquet file"):
         listed(path)

@@ -244,11 +244,11 @@ def _of_table(
     samples = [
         Sample(
             folder / str(file).replace("\\", "/"),
-            label,
+            labels[row],
             None if mask in (None, "") else folder / str(mask).replace("\\", "/"),
             {name: _annotation(path, name, columns[name][row]) for name in wanted if name in columns},
         )
-        for row, (file, label, mask) in enumerate(zip(files, labels, masks, strict=True))
+        for row, (file, mask) in enumerate(zip(files, masks, strict=True))
     ]
     if not splits:
         return _existing(path, Listing(names, isinstance(labels[0], tuple), samples, []))
@@ -274,7 +274,7 @@ def _column(
 def _class_labels(
     path: Path, values: Sequence[Any], classes: Sequence[str] | None
 ) -> tuple[tuple[str, ...], list[int]]:
-    texts = ["" if value is None else str(value) for value in values]
+    texts = [_text(value) for value in values]
     names = tuple(sorted({text for text in texts if text}, key=natural_key)) if classes is None else classes
     if len(names) < 2:
         raise DataError(f"{path}: all rows have the label {names[0] if names else ''!r}; two are needed.")
@@ -297,7 +297,7 @@ def _attribute_labels(
     table = []
     for name in names:
         _column(path, columns, "data.attributes", name, ())
-        texts = ["" if value is None else str(value).lower() for value in columns[name]]
+        texts = [_text(value).lower() for value in columns[name]]
         wrong = next((text for text in texts if text not in _ATTRIBUTE_VALUES), None)
         if wrong is not None:
             raise DataError(
@@ -308,8 +308,15 @@ def _attribute_labels(
     return tuple(names), [tuple(row) for row in zip(*table, strict=True)]
 
 
+def _text(value: Any) -> str:
+    """Write a label as a table of text has it; nothing for what is missing, and 1 for 1.0."""
+    if value is None or value != value:
+        return ""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
 def _split_of(value: Any) -> str:
-    text = str(value).lower()
+    text = _text(value).lower()
     return "train" if text in (*_TRAIN, "0") else "valid" if text in (*_VALIDATION, "1") else "other"
 
 
