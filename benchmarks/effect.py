@@ -33,6 +33,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.transforms.functional import gaussian_blur, resized_crop
 
 import attnguide as ag
 from attnguide.guiding.recipe import load_recipe
@@ -49,6 +50,8 @@ FIGURES = Path(__file__).parents[1] / "docs" / "images"
 CHOOSING = 100
 #: Images whose maps are measured.
 LOOKED_AT = 500
+#: Seeds below this are audited, where the data are photographs.
+AUDITED = 3
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,11 @@ class Method:
         like: The method whose λ is taken; None to choose it.
         exchange: What is outside the masks is exchanged between images, and the network learns from
             `"images"` like these; or from these and from how its `"predictions"` differ.
+        layer: What is exchanged: the images, or the features of a layer.
+        augment: What is done to half of the images of a step, given images and masks.
+        groups: How group labels are used: `"weights"` gives each group the same weight, `"dro"` weights them
+            by their loss (Sagawa et al., ICLR 2020: exponentiated, step 0.01).
+        tasks: The tasks that it is for; all, if there are none.
     """
 
     title: str
@@ -71,16 +79,53 @@ class Method:
     every: int = 1
     like: str | None = None
     exchange: Literal["images", "predictions"] | None = None
+    layer: str = "input"
+    augment: Callable[[Tensor, Tensor], Tensor] | None = None
+    groups: Literal["weights", "dro"] | None = None
+    tasks: tuple[str, ...] = ()
 
     @property
     def masked(self) -> bool:
         """Whether it uses masks."""
-        return self.guide is not None or self.exchange is not None
+        return self.guide is not None or self.exchange is not None or self.augment is not None
 
 
 def _signed(**more: Any) -> dict[str, Any]:
     return {"source": HiResCAM(relu=False), "loss": "outside", **more}
 
+
+def _grey(images: Tensor, masks: Tensor) -> Tensor:
+    """The mean color of the normalization, 0, outside of the masks."""
+    return images * masks
+
+
+def _blurred(images: Tensor, masks: Tensor) -> Tensor:
+    return torch.lerp(gaussian_blur(images, [31, 31], [8.0, 8.0]), images, masks)
+
+
+def _cropped(images: Tensor, masks: Tensor) -> Tensor:
+    """The box of each mask, squeezed into the size of the image."""
+    height, width = images.shape[-2:]
+    crops = []
+    for image, mask in zip(images, masks[:, 0] > 0.5, strict=True):
+        rows, columns = (mask.any(dim=axis).nonzero()[:, 0] for axis in (1, 0))
+        top, left = int(rows[0]), int(columns[0])
+        crops.append(
+            resized_crop(
+                image, top, left, int(rows[-1]) - top + 1, int(columns[-1]) - left + 1, [height, width]
+            )
+        )
+    return torch.stack(crops)
+
+
+def _at(layer: str, source: Any, loss: Any, **more: Any) -> Callable[[], dict[str, Any]]:
+    return lambda: {"source": source, "loss": loss, "layer": layer, **more}
+
+
+#: Layers of the network of birds: the last that sees little around a position, the frozen trunk's end, and
+#: the end of the last block.
+EARLY, MIDDLE, LAST = "model.blocks.1", "model.blocks.3", "model.blocks.6"
+BIRDS_ONLY = ("birds",)
 
 METHODS: dict[str, Method] = {
     "unguided": Method("unguided", None),
@@ -154,12 +199,71 @@ METHODS: dict[str, Method] = {
         "`SwapOutside`: images with the outside of others, as augmentation", None, exchange="images"
     ),
     "intervention": Method(
-        "`Intervention`: images with the outside of others, and the divergence of the predictions",
+        "`right-for-real`: images with the outside of others, and the divergence of the predictions",
         None,
         (1.0, 4.0, 10.0),
         exchange="predictions",
     ),
+    "intervention_early": Method(
+        "the same with the features of `blocks.1` in place of the images",
+        None,
+        like="intervention",
+        exchange="predictions",
+        layer=EARLY,
+        tasks=BIRDS_ONLY,
+    ),
+    "intervention_middle": Method(
+        "the same with the features of `blocks.3`",
+        None,
+        like="intervention",
+        exchange="predictions",
+        layer=MIDDLE,
+        tasks=BIRDS_ONLY,
+    ),
+    "grey": Method("outside grey, in half of the images", None, augment=_grey, tasks=BIRDS_ONLY),
+    "blurred": Method("outside blurred, in half of the images", None, augment=_blurred, tasks=BIRDS_ONLY),
+    "cropped": Method(
+        "cropped to the object's box, half of the images", None, augment=_cropped, tasks=BIRDS_ONLY
+    ),
+    "reweighted": Method(
+        "group labels: each group the same weight", None, groups="weights", tasks=BIRDS_ONLY
+    ),
+    "dro": Method("group labels: GroupDRO", None, groups="dro", tasks=BIRDS_ONLY),
+    "signed_evidence": Method(
+        "the recipe `signed-evidence`, layer `auto`",
+        lambda: {
+            name: value for name, value in load_recipe("signed-evidence").guide.items() if name != "weight"
+        },
+        (1.0, 10.0),
+        tasks=BIRDS_ONLY,
+    ),
+    "evidence_absolute": Method(
+        "signed evidence at `blocks.3`, all classes, not scaled",
+        _at(MIDDLE, HiResCAM(relu=False), Outside(scale="none"), targets="all"),
+        (1.0, 100.0),
+        tasks=BIRDS_ONLY,
+    ),
+    "energy_last": Method(
+        "`grad_cam`, `energy`, at `blocks.6`", _at(LAST, "grad_cam", "energy"), (0.1, 1.0), tasks=BIRDS_ONLY
+    ),
+    "energy_middle": Method(
+        "`hires_cam`, `energy`, at `blocks.3`",
+        _at(MIDDLE, "hires_cam", "energy"),
+        (0.1, 1.0),
+        tasks=BIRDS_ONLY,
+    ),
+    "l1_last": Method(
+        "`grad_cam`, `l1`, at `blocks.6`", _at(LAST, "grad_cam", "l1"), (0.1, 1.0), tasks=BIRDS_ONLY
+    ),
+    "ppce_last": Method(
+        "`grad_cam`, `ppce`, at `blocks.6`", _at(LAST, "grad_cam", "ppce"), (0.1, 1.0), tasks=BIRDS_ONLY
+    ),
 }
+
+
+def methods_for(task: str) -> list[str]:
+    """Names of the methods that a task has."""
+    return [name for name, method in METHODS.items() if not method.tasks or task in method.tasks]
 
 
 # --------------------------------------------------------------------------- a run
@@ -205,7 +309,9 @@ class Trainer:
         self.swap = SwapOutside(partners="any") if method.exchange == "images" else None
         self.intervention: ag.Intervention | None = None
         if method.exchange == "predictions":
-            self.intervention = ag.Intervention(self.model, weight=weight)
+            self.intervention = ag.Intervention(self.model, weight=weight, layer=method.layer)
+        self.augment, self.by_group = method.augment, method.groups
+        self.chances: Tensor | None = None
         self.guide: ag.Guide | None = None
         if method.guide is not None:
             self.guide = ag.Guide(self.model, weight=weight * method.every, **method.guide())
@@ -222,13 +328,37 @@ class Trainer:
             loss = F.cross_entropy(both.swapped, part.labels) + both.loss
         else:
             images = part.images if self.swap is None else self.swap(part.images, part.labels, masks).images
-            loss = F.cross_entropy(self.model(images), part.labels)
+            if self.augment is not None:
+                half = torch.rand(len(part)) < 0.5
+                images = images.clone()
+                images[half] = self.augment(images[half], part.masks[half, None])
+            losses = F.cross_entropy(self.model(images), part.labels, reduction="none")
+            loss = losses.mean() if self.by_group is None else self._grouped(losses, part)
         if self.guide is not None and self.steps % self.every == 0:
             loss = loss + self.guide.loss(part.labels, mask=part.masks, sample_weight=part.annotated)
         self.steps += 1
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
+
+    def count(self, groups: Tensor | None) -> None:
+        """See how many images of the training set each group has."""
+        if self.by_group is not None and groups is not None:
+            self.sizes = torch.bincount(groups).float()
+
+    def _grouped(self, losses: Tensor, part: Part) -> Tensor:
+        assert part.groups is not None
+        members = F.one_hot(part.groups, len(self.sizes)).to(losses)
+        if self.by_group == "weights":
+            weights = (1 / self.sizes)[part.groups] * self.sizes.sum() / len(self.sizes)
+            return (losses * weights).mean()
+        # Means of the groups that are in the batch; the others keep their weight.
+        means = losses @ members / members.sum(dim=0).clamp(min=1)
+        if self.chances is None:
+            self.chances = torch.ones(len(self.sizes)) / len(self.sizes)
+        self.chances = self.chances * (0.01 * means.detach()).exp()
+        self.chances = self.chances / self.chances.sum()
+        return self.chances @ means
 
 
 def flipped(part: Part) -> Part:
@@ -265,6 +395,7 @@ def run(what: Run) -> dict[str, Any]:
     train = VARIANTS[what.variant](train, torch.Generator().manual_seed(what.seed))
     torch.manual_seed(what.seed)
     trainer = Trainer(method, task, what.weight)
+    trainer.count(train.groups)
     # The faster layout on most processors; the numbers are the same.
     model = trainer.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     epochs = 1 if what.quick else task.epochs
@@ -291,7 +422,16 @@ def run(what: Run) -> dict[str, Any]:
     some = valid.select(torch.arange(min(LOOKED_AT, len(valid))))
     shown = ag.explain(model, some.images, "input_gradient", "labels", labels=some.labels)
     energy = float(ag.metrics.energy_in_mask(shown.maps[:, 0], some.masks).mean())
-    return {**what.key, "energy": energy, "curve": curve, "seconds": round(seconds, 1)}
+    record = {**what.key, "energy": energy, "curve": curve, "seconds": round(seconds, 1)}
+    if task.folder and not what.choosing and what.variant == "all" and what.seed < AUDITED:
+        audited = ag.audit(model, some.images, some.labels, some.masks, window=some.images.shape[-1] // 4)
+        reliance = audited.outside
+        record["audit"] = {
+            "relies": bool(audited.reasons),
+            "outside": reliance.share,
+            "error": reliance.error,
+        }
+    return record
 
 
 # -------------------------------------------------------------------------- results
@@ -477,7 +617,7 @@ def cost(task: Task, data: Path, rounds: int, seconds: float, *, quick: bool) ->
         trainer = Trainer(METHODS[name], task, 1.0)
         return lambda: [trainer.step(part) for _ in range(4)]
 
-    calls = {name: stepping(name) for name in METHODS}
+    calls = {name: stepping(name) for name in methods_for("decoy-cdep")}
     calls["unguided again"] = stepping("unguided")
     return {**machine(device), "steps": compared(alternate(calls, device, rounds, seconds), "unguided")}
 
@@ -535,7 +675,7 @@ def main() -> None:
         return
     data, quick = str(options.data), options.quick
     if quick:
-        kinds = [(task, name) for task in options.tasks for name in options.methods]
+        kinds = [(t, name) for t in options.tasks for name in options.methods if name in methods_for(t)]
         runs = [Run(t, name, METHODS[name].weights[0], 0, False, data, quick=True) for t, name in kinds]
         work_through(runs, options.processes)
         return
@@ -544,7 +684,9 @@ def main() -> None:
             Run(task, method, weight, CHOOSING, True, data)
             for task in options.tasks
             for method in options.methods
-            if len(METHODS[method].weights) > 1 and TASKS[task].weights_of is None
+            if method in methods_for(task)
+            and len(METHODS[method].weights) > 1
+            and TASKS[task].weights_of is None
             for weight in METHODS[method].weights
         ],
         options.processes,
@@ -556,7 +698,9 @@ def main() -> None:
             for seed in options.seeds
             for task in options.tasks
             for method in options.methods
-            if (weight := chosen(task, method)) is not None and (variant == "all" or METHODS[method].masked)
+            if method in methods_for(task)
+            and (weight := chosen(task, method)) is not None
+            and (variant == "all" or METHODS[method].masked)
         ],
         options.processes,
     )

@@ -13,12 +13,14 @@ from typing import Any, Self
 import numpy as np
 import timm
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from attnguide.data.decoy import DecoyMNIST, Protocol
 from attnguide.data.procedural.faces import ATTRIBUTES, ProceduralFaces, template
+from attnguide.masks import MaskCompletion
 from attnguide.models.networks import small_cnn
 
 PAIR = ("lipstick", "heavy_makeup")
@@ -225,11 +227,57 @@ def _inverted(part: Part, generator: torch.Generator) -> Part:
     return replace(part, masks=1 - part.masks)
 
 
+def _boxes(part: Part, generator: torch.Generator) -> Part:
+    """Boxes around the masks."""
+    inside = part.masks > 0.5
+    rows, columns = inside.any(dim=2), inside.any(dim=1)
+    across = (columns.cummax(dim=1).values & columns.flip(1).cummax(dim=1).values.flip(1))[:, None, :]
+    down = (rows.cummax(dim=1).values & rows.flip(1).cummax(dim=1).values.flip(1))[:, :, None]
+    return replace(part, masks=(across & down).float())
+
+
+def _narrowed(part: Part, generator: torch.Generator) -> Part:
+    """Boxes, out of which `MaskCompletion` takes what looks like the outside."""
+    boxes = _boxes(part, generator)
+    some = torch.randperm(len(part), generator=generator)[:600]
+    completion = MaskCompletion(birds_network())
+    completion.fit([(part.images[i], boxes.masks[i]) for i in some.split(32)], coarse=True)
+    masks = [completion(part.images[i], boxes.masks[i]) for i in torch.arange(len(part)).split(32)]
+    return replace(part, masks=torch.cat(masks))
+
+
+def _completed(share: float, part: Part, generator: torch.Generator) -> Part:
+    """A share of the masks, from which `MaskCompletion` predicts the others."""
+    annotated = _annotated(share, part, generator).annotated
+    assert annotated is not None
+    given = annotated.nonzero()[:, 0]
+    completion = MaskCompletion(birds_network()).fit(
+        [(part.images[i], part.masks[i]) for i in given.split(32)]
+    )
+    masks = torch.cat([completion(part.images[i]) for i in torch.arange(len(part)).split(32)])
+    return replace(part, masks=torch.where(annotated[:, None, None] > 0, part.masks, masks))
+
+
+def _grown(pixels: int, part: Part, generator: torch.Generator) -> Part:
+    """Masks dilated by some pixels, or eroded if the number is negative; none is left empty."""
+    size = 2 * abs(pixels) + 1
+    masks = part.masks if pixels > 0 else -part.masks
+    masks = F.max_pool2d(masks[:, None], size, 1, abs(pixels))[:, 0] * (1 if pixels > 0 else -1)
+    left = masks.flatten(1).any(dim=1)
+    return replace(part, masks=torch.where(left[:, None, None], masks, part.masks))
+
+
 #: What is done to the masks of the training data.
 VARIANTS: dict[str, Callable[[Part, torch.Generator], Part]] = {
     "all": lambda part, generator: part,
     "10 %": partial(_annotated, 0.1),
     "1 %": partial(_annotated, 0.01),
+    "10 %, completed": partial(_completed, 0.1),
+    "1 %, completed": partial(_completed, 0.01),
+    "boxes": _boxes,
+    "boxes, narrowed": _narrowed,
+    "eroded": partial(_grown, -4),
+    "dilated": partial(_grown, 8),
     "shifted": _shifted,
     "of other images": _exchanged,
     "inverted": _inverted,

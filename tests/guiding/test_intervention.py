@@ -7,15 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from scipy.spatial.distance import jensenshannon
-from tests.helpers.models import Wrapped, batch, cnn, smooth_cnn
+from tests.helpers.models import Wrapped, batch, cnn, smooth_cnn, tiny_vit
 from tests.helpers.processes import run_in_processes
 from tests.helpers.state import hooks
 from torch import Tensor, nn
 
 import attnguide as ag
-from attnguide.errors import GuidanceError, InputError
+from attnguide.errors import GuidanceError, InputError, LayerError
 from attnguide.masks import SwapOutside
 
 CLASSES, SIDE = 3, 8
@@ -161,6 +162,95 @@ def test_the_outside_comes_from_another_label_unless_asked_otherwise() -> None:
     drawn = ag.Intervention(cnn(CLASSES).double(), swap=SwapOutside())
     partner = drawn(images.expand(-1, 3, -1, -1), labels, mask=mask).batch.partner
     assert bool((labels[partner] == labels).any())
+
+
+def test_features_of_a_layer_are_exchanged_as_by_hand() -> None:
+    images, labels, masks = batch(6)
+    model = cnn().eval()
+    term = ag.Intervention(model, layer="block2")
+    both = term(images, labels, mask=masks)
+    assert torch.equal(both.batch.images, images)
+    torch.testing.assert_close(both.logits, model(images))
+    names = [name for name, _ in model.named_children()]
+    first = nn.Sequential(*[part for name, part in model.named_children() if name <= "block2"])
+    rest = [name for name in names if not name <= "block2"]
+    feature = first(images)
+    inside = torch.nn.functional.interpolate(masks[:, None], feature.shape[-2:], mode="area")
+    known = inside == 0
+    partner = both.batch.partner
+    # What lies outside of both masks comes from the partner, untouched.
+    exchanged = _captured(model, rest[0], lambda: term(images, labels, mask=masks))[len(images) :]
+    again = ag.Intervention(model, layer="block2")
+    again(images, labels, mask=masks)
+    generator_partner = again(images, labels, mask=masks).batch.partner
+    clean = (known & known[generator_partner]).expand_as(feature)
+    torch.testing.assert_close(exchanged[clean], feature[generator_partner][clean])
+    whole = (inside == 1).expand_as(feature)
+    torch.testing.assert_close(exchanged[whole], feature[whole])
+    assert bool((labels[partner] != labels).all())
+
+
+def _captured(model: nn.Module, name: str, run: Any) -> Tensor:
+    """What a module is given."""
+    found: list[Tensor] = []
+    handle = model.get_submodule(name).register_forward_pre_hook(lambda module, args: found.append(args[0]))
+    run()
+    handle.remove()
+    return found[-1]
+
+
+@pytest.mark.parametrize("layer", ["patch_embed", "blocks.0", "stage:0"])
+def test_features_of_patches_are_exchanged_and_the_class_token_stays(layer: str) -> None:
+    images, labels, masks = batch()
+    model = tiny_vit()
+    both = ag.Intervention(model, layer=layer)(images, labels, mask=masks)
+    torch.testing.assert_close(both.logits, model(images))
+    assert not torch.equal(both.logits, both.swapped)
+    both.loss.backward()
+    assert bool(model.patch_embed.proj.weight.grad.any())  # type: ignore[union-attr, operator]
+
+
+def test_images_without_a_mask_run_once() -> None:
+    images, labels, masks = batch()
+    model = cnn().eval()
+    given: list[int] = []
+    model.register_forward_pre_hook(lambda module, args: given.append(len(args[0])))
+    some = [masks[0], None, masks[2], masks[3]]
+    for layer in ("input", "block1"):
+        both = ag.Intervention(model, layer=layer)(images, labels, mask=some)
+        torch.testing.assert_close(both.swapped[1], both.logits[1])
+        assert bool((both.swapped[0] != both.logits[0]).any())
+    assert given[0] == 7
+
+
+def test_a_layer_that_not_all_passes_through_is_refused_and_nothing_is_left() -> None:
+    images, labels, masks = batch()
+    model = timm.create_model("test_resnet", num_classes=4)
+    before = hooks(model)
+    with pytest.raises(GuidanceError, match=r"layer 'layer2.0.conv1'.*stage:1"):
+        ag.Intervention(model, layer="layer2.0.conv1")(images, labels, mask=masks)
+    assert hooks(model) == before
+    with pytest.raises(LayerError, match="no layer 'layer9'"):
+        ag.Intervention(model, layer="layer9")
+    with pytest.raises(InputError, match="DistributedDataParallel"):
+        ag.Intervention(nn.DataParallel(cnn()), layer="block1")
+
+
+def test_the_recipe() -> None:
+    term = ag.Intervention.from_recipe(cnn())
+    assert (term.weight, term.divergence, term.swap, term.layer) == (
+        10.0,
+        "js",
+        SwapOutside("other"),
+        "input",
+    )
+    assert ag.Intervention.from_recipe(cnn(), "right-for-real", weight=2.0, layer="block1").weight == 2.0
+    with pytest.raises(InputError, match=r"no setting 'wieght'.*weight"):
+        ag.Intervention.from_recipe(cnn(), wieght=1.0)
+    with pytest.raises(InputError, match=r"'rrr' compares maps.*Guide.from_recipe"):
+        ag.Intervention.from_recipe(cnn(), "rrr")
+    with pytest.raises(InputError, match=r"right-for-real.*Intervention.from_recipe"):
+        ag.Guide.from_recipe(cnn(), "right-for-real")
 
 
 def test_a_shortcut_outside_is_unlearned() -> None:

@@ -118,3 +118,12 @@ def test_a_switch_is_true_or_false(tmp_path: Path, value: str) -> None:
     (tmp_path / "mine.toml").write_text(f'[guide]\nsource = {{ name = "grad_cam", relu = {value} }}')
     with pytest.raises(InputError, match=r"source 'grad_cam': relu = .* must be true or false"):
         load_recipe(tmp_path / "mine.toml")
+
+
+def test_an_intervention(tmp_path: Path) -> None:
+    recipe = load_recipe(written(tmp_path, '[intervention]\nweight = 2.0\npartners = "any"'))
+    assert (recipe.intervention, recipe.guide) == ({"weight": 2.0, "partners": "any"}, {})
+    with pytest.raises(InputError, match=r"unknown setting 'weigth'.*weight"):
+        load_recipe(written(tmp_path, "[intervention]\nweigth = 2.0"))
+    with pytest.raises(InputError, match="both tables"):
+        load_recipe(written(tmp_path, "[intervention]\n[guide]"))

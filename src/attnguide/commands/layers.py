@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ class _Row:
     candidate: Candidate
     count: int
     chosen: bool
+    reach: float = math.nan
 
 
 @click.command(short_help="Show the layers at which a model can be explained.")
@@ -63,6 +64,9 @@ def layers(choice: ModelChoice, size: str | None, every: bool, no_measure: bool,
     candidates = _candidates(loaded.model, images, size, measure=not no_measure)
     chosen = core.choose(loaded.model, candidates)
     rows = _rows(candidates, chosen, every)
+    if not no_measure:
+        reached = core.reach(loaded.model, images, [row.candidate.layer for row in rows])
+        rows = [replace(row, reach=reached[row.candidate.layer.name]) for row in rows]
     if as_json:
         print_json([_as_json(row) for row in rows])
         return
@@ -124,6 +128,7 @@ def _as_json(row: _Row) -> dict[str, Any]:
         "how": candidate.layer.how,
         "agreement": _number(candidate.layer.agreement),
         "gradient": _number(candidate.layer.spread),
+        "sees": _number(row.reach),
         "pooled": candidate.layer.shortcuts.pooled,
         "usable": candidate.usable,
         "layers": row.count,
@@ -155,8 +160,11 @@ def _print(rows: Sequence[_Row], chosen: Candidate, title: str) -> None:
         f"  {chosen.layer.layout}, {chosen.layer.how}: {_HOW[chosen.layer.how]}.",
         "gradient: share of the positions that the logits depend on. The number after measured: correlation "
         "of the measured positions with the layout. Dim layers are never the default.",
+        "sees: share of the image that a position depends on, measured on noise with these weights (a "
+        "network that was trained sees more). Where it is large, features inside a region hold what is "
+        "outside of it, and a map proves little.",
     ]
-    for note, style in zip(notes, ("", "", "dim"), strict=True):
+    for note, style in zip(notes, ("", "", "dim", "dim"), strict=True):
         console.print(Text(note), style=style, soft_wrap=True)
 
 
@@ -174,6 +182,7 @@ def _line(row: _Row) -> Any:
         + ("" if math.isnan(candidate.layer.agreement) else f" {candidate.layer.agreement:.2f}"),
         f"gradient {candidate.layer.spread:.0%}",
     ]
+    parts += [] if math.isnan(row.reach) else [f"sees {row.reach:.0%}"]
     parts += [f"{row.count} alike"] if row.count > 1 else []
     style = "bold green" if row.chosen else "" if candidate.usable else "dim"
     mark = "▶ " if row.chosen else ""

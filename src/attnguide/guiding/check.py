@@ -14,8 +14,16 @@ from attnguide.capture.model_state import evaluating, unwrap
 from attnguide.capture.recorder import aside
 from attnguide.errors import GuidanceError
 from attnguide.layers._probe import stand_ins
+from attnguide.layers.finding import find_layers
+from attnguide.layers.reach import reach
 
 __all__ = ["CheckReport", "ParameterGroup", "check"]
+
+
+#: Share of the image from which on a position is said to depend on much of it.
+_MUCH = 0.25
+#: Images that it is measured on.
+_LOOKED_AT = 8
 
 
 @dataclass(frozen=True)
@@ -50,12 +58,15 @@ class CheckReport:
         groups: One group for each module that holds parameters, in the model's order.
         replaced: Weights that are all zero (a fresh head, as some models have) and were replaced for the
             check, because no gradient passes zeros.
+        sees: Share of the image that a position of each layer depends on, in [0, 1]; see
+            [`layers.reach`][attnguide.layers.reach].
     """
 
     loss: float
     layers: list[str]
     groups: list[ParameterGroup]
     replaced: list[str]
+    sees: dict[str, float]
 
     @property
     def reached(self) -> list[str]:
@@ -77,6 +88,13 @@ class CheckReport:
             lines.append(f"  {group.name:{width}}  {group.parameters:>10,}  {state}")
         if self.replaced:
             lines.append(f"  all-zero weights replaced for this check: {', '.join(self.replaced)}")
+        lines += [
+            f"  a position of {name} depends on {share:.0%} of the image: what is outside of a region can be "
+            "read inside it, so the right map proves little; audit the model, or guide it with "
+            "attnguide.Intervention"
+            for name, share in self.sees.items()
+            if share > _MUCH
+        ]
         return "\n".join(lines)
 
 
@@ -124,7 +142,9 @@ def check(
         )
         for module, names in members.items()
     ]
-    report = CheckReport(float(value.detach()), layers(), groups, list(replaced))
+    names = layers()
+    sees = reach(model, images[:_LOOKED_AT], find_layers(model, images[:_LOOKED_AT], names))
+    report = CheckReport(float(value.detach()), names, groups, list(replaced), sees)
     if not report.reached:
         raise GuidanceError(
             "the guidance gradient arrives at no weight. Likely reasons: no sample of the batch is "

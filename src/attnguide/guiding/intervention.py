@@ -121,13 +121,14 @@ class Intervention:
         if swap is not None and not isinstance(swap, SwapOutside):
             raise InputError(f"swap={swap!r:.60} must be an attnguide.masks.SwapOutside.")
         check_spec(logits)
+        self.model = model
         (self.layer,) = check_layer(model, [layer])
         if isinstance(model, nn.DataParallel) and not self._of_images():
             raise InputError(
                 f"layer={layer!r}: DataParallel gives each replica a part of the batch, so features cannot "
                 "be exchanged between all images. Use DistributedDataParallel, or layer='input'."
             )
-        self.model, self.weight, self.divergence, self.seed = model, weight, divergence, seed
+        self.weight, self.divergence, self.seed = weight, divergence, seed
         self.swap = SwapOutside("other") if swap is None else swap
         self._logits, self._process_group = logits, process_group
         self._steps = 0

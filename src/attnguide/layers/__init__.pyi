@@ -12,3 +12,4 @@ from .finding import (
     find_layers as find_layers,
     out_of_reach as out_of_reach,
 )
+from .reach import reach as reach

@@ -9,6 +9,7 @@ from ._shapes import (
 from .annotations import LabeledMasks as LabeledMasks
 from .class_names import ClassNames as ClassNames, class_key as class_key
 from .coco import read_coco as read_coco
+from .completing import MaskCompletion as MaskCompletion
 from .datasets import WithMasks as WithMasks
 from .face_parts import (
     FACE_PARTS as FACE_PARTS,

@@ -168,7 +168,7 @@ class SwapOutside:
                 f"labels have shape {tuple(labels.shape)}; for {len(images)} images they must be "
                 f"({len(images)},) or ({len(images)}, K)."
             )
-        regions, given = _regions(masks, images)
+        regions, given = regions_of(masks, images)
         full = (regions > 0).flatten(1).any(dim=1)
         if self.empty == "error" and may_read(full) and bool((given & ~full).any()):
             raise InputError(
@@ -203,7 +203,7 @@ class SwapOutside:
         return torch.multinomial(chances, 1, generator=generator)[:, 0], found
 
 
-def _regions(masks: Any, images: Tensor) -> tuple[Tensor, Tensor]:
+def regions_of(masks: Any, images: Tensor) -> tuple[Tensor, Tensor]:
     """Return a mask `(B, H, W)` of the images' size for each image, zeros for none, and which there are."""
     batch, _, height, width = images.shape
     kind = full_precision(images[:0]).dtype
@@ -242,8 +242,8 @@ def _regions(masks: Any, images: Tensor) -> tuple[Tensor, Tensor]:
 def _of_one(mask: Any, image: Tensor, number: int) -> tuple[Tensor, Tensor]:
     """The mask of one image and whether it has one, each with a batch axis of one."""
     if mask is None:
-        return _regions(None, image)
+        return regions_of(None, image)
     mask = as_tensor(mask, f"mask {number}")
     if mask.shape[:-2] not in ((), (1,)):
         raise InputError(f"mask {number} has shape {tuple(mask.shape)}; it must be (H, W).")
-    return _regions(mask.reshape(1, *mask.shape[-2:]), image)
+    return regions_of(mask.reshape(1, *mask.shape[-2:]), image)
