@@ -338,6 +338,7 @@ class _Fit:
         model = prepared.fresh().to(run.accelerator.device)
         wrapped = run.accelerator.prepare_model(model)
         with ExitStack() as stack:
+            stack.callback(run.accelerator.free_memory)  # it keeps what it has prepared
             guidance = prepared.method.on(wrapped, self.weight)
             if isinstance(guidance, Guide):
                 stack.callback(guidance.remove)
