@@ -52,7 +52,7 @@ def choose_epoch(scores: Sequence[float | None]) -> int:
     """Choose the epoch of the highest score, the first of several.
 
     Not the earliest within one standard error: on few validation images that stops before a network has
-    learned its task. Over 90 finished runs of `benchmarks/effect.py` the best epoch lost 0.1 to 0.2 points of
+    learned its task. Over 75 finished runs of `benchmarks/effect.py` the best epoch lost 0.1 to 0.2 points of
     test accuracy to the best epoch of the test, 1.2 at most; the earliest within one error 0.1 to 0.35, 2.2
     at most.
 
