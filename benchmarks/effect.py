@@ -559,9 +559,13 @@ def choice(task: str) -> str:
 
 
 def variants(task: str) -> str:
-    """Test accuracy with fewer masks, and with wrong ones; the share of the gain that is left."""
+    """Accuracy with fewer masks, and with others, and the share of the gain; of groups, the worst."""
     names = [name for name in METHODS if any(finished(task, name, variant) for variant in list(VARIANTS)[1:])]
-    unguided = mean(r["curve"]["test"][-1] for r in finished(task, "unguided"))
+    unguided = finished(task, "unguided")
+    if not names or not unguided:
+        return ""
+    part = "worst" if any(r["curve"]["worst"] for r in unguided) else "test"
+    without = mean(r["curve"][part][-1] for r in unguided)
     lines = [
         f"| masks | {' | '.join(METHODS[name].title for name in names)} |",
         f"|---|{'--:|' * len(names)}",
@@ -569,16 +573,31 @@ def variants(task: str) -> str:
     for variant in VARIANTS:
         cells = []
         for name in names:
-            values = [r["curve"]["test"][-1] for r in finished(task, name, variant)]
+            values = [r["curve"][part][-1] for r in finished(task, name, variant)]
             if not values:
                 cells.append("")
                 continue
-            whole = mean(r["curve"]["test"][-1] for r in finished(task, name))
-            share = (mean(values) - unguided) / (whole - unguided)
+            whole = mean(r["curve"][part][-1] for r in finished(task, name))
+            share = (mean(values) - without) / (whole - without)
             cells.append(f"{spread(values)} ({share:.0%} of the gain; {len(values)} seeds)")
         if any(cells):
             lines.append(f"| {variant} | {' | '.join(cells)} |")
-    return "\n".join([*lines, f"| unguided | {' | '.join([f'{100 * unguided:.1f}'] * len(names))} |"])
+    return "\n".join([*lines, f"| unguided | {' | '.join([f'{100 * without:.1f}'] * len(names))} |"])
+
+
+def audits(task: str) -> str:
+    """Share of the predictions that depend on the outside, as the audit of each run says."""
+    lines = [
+        "| method | outside decides, less chance, % | the audit says that it relies on it |",
+        "|---|--:|--:|",
+    ]
+    for name, method in METHODS.items():
+        found = [r["audit"] for r in finished(task, name) if "audit" in r]
+        if found:
+            relies = sum(audit["relies"] for audit in found)
+            outside = spread([audit["outside"] for audit in found])
+            lines.append(f"| {method.title} | {outside} | {relies} of {len(found)} |")
+    return "\n".join(lines)
 
 
 def draw(task: str, path: Path) -> None:
@@ -640,7 +659,13 @@ def cost_table() -> str:
 def main() -> None:
     summaries: dict[str, Callable[[], str]] = {"cost": cost_table}
     for task in TASKS:
-        for name, table in {"": summary, "-curves": curves, "-choice": choice, "-variants": variants}.items():
+        for name, table in {
+            "": summary,
+            "-curves": curves,
+            "-choice": choice,
+            "-variants": variants,
+            "-audits": audits,
+        }.items():
             summaries[f"{task}{name}"] = partial(table, task)
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

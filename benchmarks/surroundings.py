@@ -22,6 +22,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from attnguide import functional
+from attnguide.layers import find_layers, reach
 from attnguide.masks import SwapOutside
 from tasks import Frozen, Part, birds, birds_network
 
@@ -66,25 +67,47 @@ def inside(network: Frozen, images: Tensor, masks: Tensor) -> dict[str, tuple[Te
     return {name: (torch.cat([m for m, _ in f]), torch.cat([o for _, o in f])) for name, f in found.items()}
 
 
+def summary() -> str:
+    """What was found, as a table."""
+    lines = [
+        "| layer | a position sees, % of the image | place read inside the bird, % | images |",
+        "|---|--:|--:|--:|",
+    ]
+    lines += [
+        f"| `{row['layer']}` | {100 * row['sees']:.1f} | {100 * row['place_read']:.1f} | {row['images']} |"
+        for row in json.loads(RESULT.read_text(encoding="utf-8"))
+    ]
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, required=True, help="the folder of birds, with metadata.csv")
-    data = parser.parse_args().data
+    parser.add_argument("--data", type=Path, help="the folder of birds, with metadata.csv")
+    parser.add_argument("--summary", action="store_true", help="run nothing, print what was found")
+    options = parser.parse_args()
+    if options.summary:
+        print(summary())
+        return
+    if options.data is None:
+        parser.error("--data is needed: the folder of birds, with metadata.csv")
+    data = options.data
     network = birds_network().eval()
     train, _, test = birds(data, 0, False)
     images, places = exchanged(train, 0)
     tested, their_places = exchanged(test, 1)
     features, theirs = inside(network, images, train.masks), inside(network, tested, test.masks)
-    rows = []
+    seen = reach(network, test.images[:16], find_layers(network, test.images[:2], list(features)))
+    rows: list[dict[str, Any]] = []
     for name, (feature, own) in features.items():
         other, there = theirs[name]
         reader = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
         reader.fit(feature[own].numpy(), places[own].numpy())
         right = reader.score(other[there].numpy(), their_places[there].numpy())
-        rows.append({"layer": name, "place_read": round(float(right), 4), "images": int(there.sum())})
-        print(f"{name:12} {100 * right:5.1f} % of {int(there.sum())} images", flush=True)
+        row = {"layer": name.removeprefix("model."), "sees": round(seen[name], 4)}
+        rows.append({**row, "place_read": round(float(right), 4), "images": int(there.sum())})
+        print(rows[-1], flush=True)
     RESULT.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 

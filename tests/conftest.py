@@ -15,6 +15,11 @@ ROOT = Path(__file__).parents[1]
 if str(ROOT) not in sys.path:  # so that `from tests.helpers…` works however pytest is started
     sys.path.insert(0, str(ROOT))
 
+from tests.helpers.contract import (  # noqa: E402, F401  hooks of the contract
+    pytest_attnguide_annotations,
+    pytest_attnguide_beside,
+    pytest_attnguide_settings,
+)
 from tests.helpers.ids import readable  # noqa: E402  behind the line that makes it importable
 from tests.helpers.real_data import RealData  # noqa: E402
 

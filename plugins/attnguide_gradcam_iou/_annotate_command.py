@@ -60,7 +60,9 @@ _file_option = partial(click.option, type=PATH, metavar="FILE")
     help="Folder of the masks; existing masks are kept and can be edited.",
 )
 @click.option(
-    "--model", metavar="NAME", help="Show where this model looks: a model of timm, or torchvision/NAME."
+    "--model",
+    metavar="NAME",
+    help="Show where this model looks: a model of timm, torchvision/NAME, or hf:NAME_OR_FOLDER.",
 )
 @model_options
 @click.option("--source", default="grad_cam", show_default=True, metavar="NAME", help="Attribution source.")

@@ -19,7 +19,12 @@ _ANALYSIS, _REPORT = "analysis.json", "report.html"
 
 @click.command(short_help="Find similar attributes, and the channels that matter to them.")
 @click.argument("images", nargs=-1, required=True, metavar="IMAGES...")
-@click.option("--model", required=True, metavar="NAME", help="Model of timm, or torchvision/NAME.")
+@click.option(
+    "--model",
+    required=True,
+    metavar="NAME",
+    help="Model of timm, torchvision/NAME, or hf:NAME_OR_FOLDER.",
+)
 @click.option(
     "--checkpoint",
     required=True,

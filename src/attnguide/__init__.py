@@ -29,6 +29,7 @@ PUBLIC_MODULES: tuple[str, ...] = (
     "attnguide.functional",
     "attnguide.interfaces",
     "attnguide.layers",
+    "attnguide.lightning",
     "attnguide.losses",
     "attnguide.masks",
     "attnguide.metrics",
@@ -37,7 +38,9 @@ PUBLIC_MODULES: tuple[str, ...] = (
     "attnguide.parts",
     "attnguide.priors",
     "attnguide.sources",
+    "attnguide.testing",
     "attnguide.trace",
     "attnguide.training",
+    "attnguide.transformers",
     "attnguide.visual",
 )

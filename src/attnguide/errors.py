@@ -16,6 +16,7 @@ __all__ = [
     "GuidanceError",
     "InputError",
     "LayerError",
+    "MissingPackageError",
     "PluginError",
     "UnknownNameError",
     "nearest",
@@ -55,6 +56,20 @@ class LayerError(AttnGuideError, LookupError):
 
 class GuidanceError(AttnGuideError, RuntimeError):
     """The guidance loss cannot be computed, or sends no gradient to the weights."""
+
+
+class MissingPackageError(AttnGuideError, ImportError):
+    """An optional package is not installed; the message says how it is."""
+
+    def __init__(self, what: str, package: str, extra: str) -> None:
+        """Compose the message.
+
+        Args:
+            what: What needs the package.
+            package: The package that cannot be imported.
+            extra: The extra of attnguide that installs it.
+        """
+        super().__init__(f"{what} needs {package}, which is not installed: pip install 'attnguide[{extra}]'.")
 
 
 class PluginError(AttnGuideError, RuntimeError):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 from tests.helpers.models import CLASSES, batch, cnn
-from tests.helpers.state import hooks
 from torch import Tensor, nn
 
 import attnguide as ag
 from attnguide.adapters import Folded
 from attnguide.layers import find_layers
+from attnguide.testing import hooks
 
 
 class Bottleneck(ag.Adapter):

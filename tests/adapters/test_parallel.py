@@ -10,10 +10,10 @@ import pytest
 import torch
 from tests.helpers.models import cnn
 from tests.helpers.processes import run_in_processes
-from tests.helpers.state import hooks
 
 from attnguide.adapters import AdapterSet
 from attnguide.interfaces import Adapter
+from attnguide.testing import hooks
 from attnguide.trace import Trace
 
 WORK = """

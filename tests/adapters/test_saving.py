@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from tests.helpers.models import CLASSES, batch, cnn, tiny_vit
-from tests.helpers.state import snapshot
 
 from attnguide.adapters import SavedAdapters, feature_sizes
 from attnguide.errors import DataError
+from attnguide.testing import snapshot
 
 
 def written(path: Path, about: object) -> Path:

@@ -11,13 +11,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tests.helpers.models import batch, cnn, tiny_vit
-from tests.helpers.state import snapshot
 from torch import Tensor, nn
 
 import attnguide as ag
 from attnguide.auditing.audit import AuditReport, Reliance
 from attnguide.errors import InputError
 from attnguide.sources.grad_cam import HiResCAM
+from attnguide.testing import snapshot
 
 SIDE, CLASSES = 16, 3
 #: Where to look: the left half. The right half holds the shortcut.

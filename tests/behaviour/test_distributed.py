@@ -1,4 +1,4 @@
-"""Guidance under DistributedDataParallel."""
+"""Guidance in several processes: DistributedDataParallel, and sharded weights (FSDP2)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ WHOLE_BATCH = """
 def work(rank, world, unused):
     import attnguide as ag
     from tests.helpers.models import batch, cnn
-    from tests.helpers.state import hooks
+    from attnguide.testing import hooks
 
     torch.manual_seed(0)
     model = DDP(cnn().eval(), find_unused_parameters=unused == "unused")
@@ -166,3 +166,64 @@ def work(rank, world):
 @pytest.mark.slow
 def test_the_mean_is_that_of_all_processes_and_accumulated_batches(tmp_path: Path) -> None:
     run_in_processes(UNEVEN, tmp_path)
+
+
+SHARDED = """
+import timm
+from torch.distributed.fsdp import fully_shard
+from torch.nn.functional import cross_entropy
+
+
+def work(rank, world, kind):
+    import attnguide as ag
+    from tests.helpers.models import batch, tiny_vit
+
+    def build():
+        torch.manual_seed(0)
+        model = tiny_vit() if kind == "vit" else timm.create_model("resnet18", num_classes=4)
+        return model.eval().double()
+
+    images, labels, masks = batch(4, 32 if kind == "vit" else 64)
+    images = images.double()
+    masks[1:3] = torch.nan  # one in each process
+    masks[3] = masks[0] if kind == "vit" else torch.nan  # or two in the first, none in the second
+    part = slice(2 * rank, 2 * rank + 2)
+    plain, model = build(), build()
+    guide = ag.Guide(model, weight=2.0)
+    guide.check(images[:2], labels[:2], mask=masks[:2])
+    blocks = model.blocks if kind == "vit" else [model.layer1, model.layer2, model.layer3, model.layer4]
+    for module in (*blocks, model):
+        fully_shard(module)
+    with ag.Guide(plain, weight=2.0) as other:
+        for step in range(2):
+            (cross_entropy(plain(images), labels) + other.loss(labels, mask=masks)).backward()
+            loss = cross_entropy(model(images[part]), labels[part])
+            (loss + guide.loss(labels[part], mask=masks[part])).backward()
+            for found, expected in zip(model.parameters(), plain.parameters(), strict=True):
+                if expected.grad is not None:
+                    assert (found.grad.full_tensor() - expected.grad).abs().max() <= 1e-5
+            for each in (plain, model):
+                torch.optim.SGD(each.parameters(), lr=0.1).step()
+                each.zero_grad()
+    if kind == "vit":
+        both = ag.Intervention(plain)(images, labels, mask=masks)
+        both.loss.backward()
+        ag.Intervention(model)(images[part], labels[part], mask=masks[part]).loss.backward()
+        assert all(p.grad is not None for p in model.parameters())
+    for action in (
+        lambda: guide.check(images[part], labels[part], mask=masks[part]),
+        lambda: ag.layers.find_layers(model, torch.rand(1, 3, 64, 32).double()),
+    ):
+        try:
+            action()
+        except ag.AttnGuideError as error:
+            assert "before fully_shard" in str(error)
+        else:
+            raise AssertionError("weights in pieces were taken for whole ones")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["vit", "resnet18"])
+def test_gradients_of_sharded_weights_are_the_plain_ones(tmp_path: Path, kind: str) -> None:
+    run_in_processes(SHARDED, tmp_path, 2, kind)

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from tests.helpers.models import CLASSES, Wrapped, batch, cnn
-from tests.helpers.state import snapshot
 from torch import Tensor, nn
 
 import attnguide as ag
@@ -24,6 +23,7 @@ from attnguide.errors import (
 from attnguide.priors.boxes import BoxPrior
 from attnguide.priors.mask import MaskPrior
 from attnguide.sources.grad_cam import GradCAM
+from attnguide.testing import snapshot
 
 IMAGES, LABELS, MASKS = batch()
 

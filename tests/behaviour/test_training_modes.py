@@ -12,7 +12,6 @@ import timm
 import torch
 import torchvision
 from tests.helpers.models import CLASSES, Wrapped, batch, cnn, tiny_vit
-from tests.helpers.state import process
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -20,6 +19,7 @@ import attnguide as ag
 from attnguide.capture.logits import find_logits, replace_logits
 from attnguide.capture.recorder import Shard
 from attnguide.pairs import resolve
+from attnguide.testing import process
 from attnguide.trace import trace_of
 
 

@@ -7,7 +7,6 @@ import threading
 import pytest
 import torch
 from tests.helpers.models import cnn, tiny_vit
-from tests.helpers.state import snapshot
 from torch import nn
 
 from attnguide.capture.model_state import (
@@ -19,6 +18,7 @@ from attnguide.capture.model_state import (
     uncached_autocast,
 )
 from attnguide.functional import full_precision_mode
+from attnguide.testing import snapshot
 
 
 @pytest.mark.parametrize("error", [None, RuntimeError, KeyboardInterrupt])

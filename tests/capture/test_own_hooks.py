@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 from tests.helpers.models import cnn
-from tests.helpers.state import hooks
 from torch.nn.modules.module import register_module_forward_hook
 
 from attnguide.capture.own_hooks import Handles, is_observed
+from attnguide.testing import hooks
 
 KINDS = (
     "register_forward_hook",

@@ -8,9 +8,9 @@ import io
 import pytest
 import torch
 from tests.helpers.models import batch, cnn, tiny_vit
-from tests.helpers.state import hooks
 
 import attnguide as ag
+from attnguide.testing import hooks
 
 
 def test_explain_and_check_between_forward_and_loss() -> None:

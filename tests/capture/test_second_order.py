@@ -6,12 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tests.helpers.models import CLASSES, batch
-from tests.helpers.state import process, snapshot
 from torch import nn
 from torch.backends import cuda
 
 import attnguide as ag
 from attnguide.capture.second_order import Fusion, SecondOrder, smooth
+from attnguide.testing import process, snapshot
 
 
 @pytest.mark.parametrize("inplace", [False, True])

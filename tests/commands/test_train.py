@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from tests.helpers.training import network, pictures, recipe
+from tests.helpers.recipes import network, pictures, recipe
 
 from attnguide.commands.train import _EXAMPLE
 from attnguide.parts.hookspecs import Part
@@ -80,7 +80,7 @@ def test_options_alone(call, tmp_path: Path) -> None:
 
 
 def test_a_prior_of_a_plugin(call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    middle = Owned(Part("prior", "middle", "tests.helpers.training:Middle", "the middle"), "extra")
+    middle = Owned(Part("prior", "middle", "tests.helpers.recipes:Middle", "the middle"), "extra")
     monkeypatch.setitem(registry().parts, ("prior", "middle"), [middle])
     path = recipe(tmp_path, QUICK)
     text = path.read_text().replace('masks = "masks"\n', "")

@@ -99,12 +99,13 @@ def execute(block: Block, namespace: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(block.code, encoding="utf-8")
     if path.name == "pyproject.toml":
-        _install(tomllib.loads(block.code)["project"])
+        install(path.parent)
 
 
-def _install(project: dict[str, Any]) -> None:
-    """Declare a distribution in the current folder, as an installer does."""
-    folder = Path(f"{project['name'].replace('-', '_')}-{project['version']}.dist-info")
+def install(where: Path) -> None:
+    """Declare the distribution of a folder's pyproject.toml, as an installer does."""
+    project = tomllib.loads((where / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    folder = where / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
     folder.mkdir()
     (folder / "METADATA").write_text(
         f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"

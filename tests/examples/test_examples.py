@@ -12,8 +12,10 @@ from statistics import mean
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from tests.helpers.celeba import make_celeba
 from tests.helpers.helen import make_helen
 
@@ -56,6 +58,18 @@ def test_own_prior(run: Callable[..., str]) -> None:
     assert "NearPoints()" in printed
     losses = numbers(r"guidance loss ([\d.]+)", printed)
     assert losses[-1] < 0.8 * losses[0]
+
+
+def test_a_watermark_on_a_photograph(run: Callable[..., str], tmp_path: Path) -> None:
+    """The steps without their effect, which needs pretrained weights and minutes."""
+    network = timm.create_model("tf_efficientnet_lite0")
+    save_file(network.state_dict(), tmp_path / "weights.safetensors")
+    printed = run(
+        "watermark.py", "--weights", tmp_path / "weights.safetensors", "--steps", 1, "--out", tmp_path
+    )
+    assert len(numbers(r"other class: ([\d.]+)%", printed)) == 2
+    with Image.open(tmp_path / "watermark.jpg") as picture:
+        assert picture.size == (3 * 384 + 2 * 12, 384 + 26)
 
 
 def test_celeba_lipstick_on_drawn_faces(run: Callable[..., str]) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from tests.helpers.models import batch, cnn
-from tests.helpers.state import snapshot
 
 import attnguide as ag
+from attnguide.testing import snapshot
 
 
 def test_norms_are_those_of_autograd() -> None:

@@ -12,12 +12,12 @@ import torch
 from scipy.spatial.distance import jensenshannon
 from tests.helpers.models import Wrapped, batch, cnn, smooth_cnn, tiny_vit
 from tests.helpers.processes import run_in_processes
-from tests.helpers.state import hooks
 from torch import Tensor, nn
 
 import attnguide as ag
 from attnguide.errors import GuidanceError, InputError, LayerError
 from attnguide.masks import SwapOutside
+from attnguide.testing import hooks
 
 CLASSES, SIDE = 3, 8
 

@@ -145,3 +145,26 @@ def test_draws_differ_between_seeds_steps_and_processes() -> None:
     first = {float(torch.rand((), generator=generator_of(device, *moment))) for moment in moments}
     assert len(first) == len(moments)
     assert abs(sum(first) / len(first) - 0.5) < 0.06  # four standard errors
+
+
+def test_annotated_pairs_are_counted_without_a_pass() -> None:
+    images, labels, masks = batch(8)
+    masks[2] = torch.nan
+    several = [ag.Term(loss="mse"), ag.Term(loss="mse", targets="all", max_classes=1, layer="block3")]
+    with ag.Guide(cnn(), terms=several) as guide:
+        with pytest.raises(ag.errors.GuidanceError, match="before a forward"):
+            guide.count(images, labels, mask=masks)
+        guide.model(images[:2])  # of another size than the batch
+        assert guide.count(images, labels, mask=masks) == [7, 28]
+        assert guide.count(images, labels, mask=None) == [0, 0]
+        trust = torch.tensor([0.5] * 4 + [0.0] * 4)
+        assert guide.count(images, labels, mask=masks, sample_weight=trust) == [1.5, 6]
+        several_labels = torch.zeros(8, 4)
+        several_labels[:3, :2] = 1
+        assert guide.count(images, several_labels, mask=[*masks[:7], None]) == [4, 24]
+        with pytest.raises(ag.errors.InputError, match="points="):
+            guide.count(images, labels, mask=masks, points=None)
+    with ag.Guide(cnn(), targets="predicted") as guide:
+        guide.model(images)
+        with pytest.raises(ag.errors.InputError, match="cannot be counted before"):
+            guide.count(images, labels, mask=masks)

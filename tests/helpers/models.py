@@ -5,18 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import timm
-import torch
 from torch import Tensor, nn
 
-from attnguide.models.networks import small_cnn
+from attnguide.testing import CLASSES, batch, tiny_cnn as cnn, tiny_vit
 
-CLASSES = 4
-
-
-def cnn(classes: int = CLASSES, width: int = 4) -> nn.Module:
-    """A CNN with batch normalisation."""
-    return small_cnn(classes, width=width, reduction=8)
+__all__ = ["CLASSES", "Wrapped", "batch", "cnn", "smooth_cnn", "tiny_vit"]
 
 
 def smooth_cnn(classes: int = CLASSES) -> nn.Module:
@@ -36,15 +29,6 @@ def smooth_cnn(classes: int = CLASSES) -> nn.Module:
     )
 
 
-def tiny_vit(classes: int = CLASSES, depth: int = 2, size: int = 32, **options: Any) -> nn.Module:
-    """A vision transformer with fused attention."""
-    settings = {"patch_size": 8, "embed_dim": 12, "depth": depth, "num_heads": 2, **options}
-    model = timm.models.VisionTransformer(img_size=size, num_classes=classes, **settings)
-    with torch.no_grad():  # timm's fresh head is close to nothing
-        model.head.weight.normal_(std=0.5)
-    return model
-
-
 class Wrapped(nn.Module):
     """A CNN whose output is packed by a function."""
 
@@ -55,15 +39,3 @@ class Wrapped(nn.Module):
 
     def forward(self, images: Tensor) -> Any:
         return self.pack(self.body(images), images)
-
-
-def batch(size: int = 4, side: int = 32, classes: int = CLASSES) -> tuple[Tensor, Tensor, Tensor]:
-    """Images, class indices, and masks with a rectangle each."""
-    generator = torch.Generator().manual_seed(size)
-    images = torch.rand(size, 3, side, side, generator=generator)
-    labels = torch.arange(size) % classes
-    masks = torch.zeros(size, side, side)
-    for sample in range(size):
-        top = (sample * side // 5) % (side // 2)
-        masks[sample, top : top + side // 2, side // 8 : side // 2] = 1
-    return images, labels, masks

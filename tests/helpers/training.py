@@ -1,70 +1,69 @@
-"""A folder of small pictures with masks, and a small network to train on them."""
+"""A small data set with few masks, and the loop written by hand that trainers are compared with."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import numpy as np
 import torch
-from PIL import Image
+from tests.helpers.models import CLASSES, batch, smooth_cnn
+from torch import Tensor, nn
+from torch.utils.data import Dataset
 
-from attnguide import Pairs, PriorMaps, TargetPrior, Trace
-from attnguide.models import small_cnn, write_embedded
+import attnguide as ag
 
-SIDE = 32
-
-
-def pictures(root: Path, count: int = 12, *, masks: int | None = None) -> Path:
-    """Write `photos/red` and `photos/blue`, squares on noise, and `masks` for the first of each."""
-    rng = np.random.default_rng(0)
-    for number, name in enumerate(("blue", "red")):
-        for folder in (root / "photos" / name, root / "masks" / name):
-            folder.mkdir(parents=True, exist_ok=True)
-        for index in range(count):
-            pixels = rng.integers(0, 120, (SIDE, SIDE, 3), dtype=np.uint8)
-            row, column = rng.integers(0, SIDE - 12, 2)
-            pixels[row : row + 12, column : column + 12] = 0
-            pixels[row : row + 12, column : column + 12, 2 - 2 * number] = 255
-            Image.fromarray(pixels).save(root / "photos" / name / f"{index}.png")
-            if masks is None or index < masks:
-                mask = np.zeros((SIDE, SIDE), np.uint8)
-                mask[row : row + 12, column : column + 12] = 255
-                Image.fromarray(mask).save(root / "masks" / name / f"{index}.png")
-    return root
+STEPS, LR, WEIGHT = 20, 0.02, 1.0
 
 
-def network(root: Path, *, classes: int = 2, multi_label: bool = False) -> Path:
-    """Write a small network with random weights, in the format of the embedded one."""
+class Sparse(Dataset[tuple[Tensor, Tensor, Tensor]]):
+    """Images, labels and masks, every third of which is missing, and more in the first half."""
+
+    def __init__(self, size: int = 48) -> None:
+        self.images, self.labels, self.masks = batch(size)
+        self.images, self.masks = self.images.double(), self.masks.double()
+        self.masks[::3] = torch.nan
+        self.masks[: size // 2 : 2] = torch.nan
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        return self.images[index], self.labels[index], self.masks[index]
+
+
+def network() -> nn.Module:
+    """A network without batch normalization, so that parts of a batch are those of the whole."""
     torch.manual_seed(0)
-    path = root / "network.safetensors"
-    write_embedded(
-        path,
-        small_cnn(classes, width=4),
-        classes=[f"class {n}" for n in range(classes)],
-        size=SIDE,
-        width=4,
-        mean=[0.5] * 3,
-        std=[0.25] * 3,
-        multi_label=multi_label,
-    )
-    return path
+    return smooth_cnn(CLASSES).double()
 
 
-def recipe(root: Path, text: str = "") -> Path:
-    """Write pictures, a network, and `photos.toml`, whose three lines are followed by a text."""
-    pictures(root)
-    network(root)
-    path = root / "photos.toml"
-    path.write_text(
-        f'data = "photos"\nmodel = {{ checkpoint = "network.safetensors" }}\nmasks = "masks"\n{text}'
-    )
-    return path
+def terms() -> list[ag.Term]:
+    return [ag.Term(loss="energy", weight=WEIGHT, warmup=8)]
 
 
-class Middle(TargetPrior):
-    """Looks at the middle of every image, and reads no annotation."""
+def plain_loop(size: int, steps: int = STEPS, every: int = 1, model: nn.Module | None = None) -> nn.Module:
+    """Train with plain SGD on joint batches, going over the data in order again and again.
 
-    def __call__(self, trace: Trace, pairs: Pairs, size: tuple[int, int]) -> PriorMaps:
-        maps = torch.zeros(len(pairs), *size, device=trace.images.device)
-        maps[:, size[0] // 4 : -(size[0] // 4) or None, size[1] // 4 : -(size[1] // 4) or None] = 1
-        return PriorMaps(maps, torch.ones(len(pairs), device=maps.device))
+    Args:
+        size: Size of the joint batch: of all processes and accumulated batches together.
+        steps: Number of steps of the optimizer.
+        every: Number of accumulated batches, which count as steps of the warm-up.
+        model: A network that gives logits; by default a small one.
+    """
+    data, model = Sparse(), network() if model is None else model
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR)
+    with ag.Guide(model, terms=terms()) as guide:
+        order = torch.arange(len(data)).repeat(-(-steps * size // len(data)))
+        for step in range(steps):
+            indices = order[step * size : (step + 1) * size]
+            annotated = float((~data.masks[indices].isnan().all(dim=(1, 2))).sum())
+            for part in indices.chunk(every):
+                images, labels, masks = (values[part] for values in (data.images, data.labels, data.masks))
+                loss = nn.functional.cross_entropy(model(images), labels) / every
+                guidance = guide.loss(labels, mask=masks, normalize_by=annotated if every > 1 else None)
+                (loss + guidance).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return model
+
+
+def assert_same_weights(found: nn.Module, expected: nn.Module, tolerance: float = 1e-6) -> None:
+    for (name, one), other in zip(found.named_parameters(), expected.parameters(), strict=True):
+        assert float((one - other).abs().max()) <= tolerance, name

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from tests.helpers.models import batch, cnn, tiny_vit
-from tests.helpers.state import hooks
 
 from attnguide.errors import LayerError
 from attnguide.layers import find_attention
+from attnguide.testing import hooks
 
 IMAGES = batch()[0]
 

@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from tests.helpers.models import CLASSES, batch, cnn, tiny_vit
-from tests.helpers.state import snapshot
 from torch import Tensor, nn
 
 import attnguide as ag
@@ -22,6 +21,7 @@ from attnguide.capture.calls import Tap
 from attnguide.errors import LayerError
 from attnguide.layers import _memory as memory, choose, find_layers, list_candidates, stages
 from attnguide.layers._layout import assume, codes, decode, fit
+from attnguide.testing import snapshot
 from attnguide.trace import Layout
 
 VIT = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 from tests.helpers.models import batch, cnn, tiny_vit
-from tests.helpers.state import snapshot
 from torch import nn
 
 from attnguide.capture.calls import Tap
 from attnguide.layers._probe import Subject, first_pass, measure
+from attnguide.testing import snapshot
 
 IMAGES = batch()[0]
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from tests.helpers.models import cnn
-from tests.helpers.state import snapshot
 from torch import Tensor, nn
 
 import attnguide as ag
 from attnguide import metrics
 from attnguide.errors import InputError
 from attnguide.metrics.faithfulness import area
+from attnguide.testing import snapshot
 
 
 class Corner(nn.Module):

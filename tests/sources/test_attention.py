@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from tests.helpers.models import batch, cnn, tiny_vit
-from tests.helpers.state import snapshot
 from torch import Tensor, nn
 
 import attnguide as ag
 from attnguide.capture.attention_reader import Reading
 from attnguide.errors import LayerError
 from attnguide.layers import find_attention
+from attnguide.testing import snapshot
 
 
 @contextmanager

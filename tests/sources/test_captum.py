@@ -10,7 +10,6 @@ import pytest
 import torch
 import torchvision
 from tests.helpers.models import batch, cnn, smooth_cnn, tiny_vit
-from tests.helpers.state import snapshot
 from torch import Tensor
 
 import attnguide as ag
@@ -19,6 +18,7 @@ from attnguide.parts.registry import registry
 from attnguide.parts.standard import CAPTUM_OF_IMAGES, CAPTUM_OF_LAYERS
 from attnguide.sources.captum import Captum
 from attnguide.sources.grad_cam import GradCAM
+from attnguide.testing import snapshot
 
 #: A grid would take too long, and lets nothing else be seen.
 QUICK: dict[str, dict[str, Any]] = {

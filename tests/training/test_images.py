@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.helpers.training import SIDE, network, pictures
+from tests.helpers.recipes import SIDE, network, pictures
 from torch import Tensor
 
 from attnguide import models

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from tests.helpers.celeba import make_celeba
-from tests.helpers.training import pictures
+from tests.helpers.recipes import pictures
 
 from attnguide.errors import DataError, InputError
 from attnguide.training import DataSettings, Listing, draw_share, list_images

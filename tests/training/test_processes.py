@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from safetensors.torch import load_file
-from tests.helpers.training import recipe
+from tests.helpers.recipes import recipe
 
 from attnguide.training import read_settings, train
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.helpers.training import network, pictures, recipe
+from tests.helpers.recipes import network, pictures, recipe
 
 from attnguide import models
 from attnguide.errors import DataError, InputError

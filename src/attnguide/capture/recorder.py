@@ -22,7 +22,7 @@ from attnguide.capture.derivatives import Derivatives
 from attnguide.capture.logits import LogitsSpec, find_logits
 from attnguide.capture.model_state import ModelState, empty_caches, muting, state_of, unwrap
 from attnguide.capture.own_hooks import Handles
-from attnguide.capture.parallel import parallel_of
+from attnguide.capture.parallel import Shards, parallel_of, shards_of
 from attnguide.capture.second_order import Fusion, SecondOrder
 from attnguide.errors import GuidanceError, LayerError
 from attnguide.trace import Shard
@@ -135,6 +135,7 @@ class Recorder:
 
     Attributes:
         recordings: The recordings of the last forward by device; empty before the first.
+        shards: What `fully_shard` was called on.
         inert: Set in a copy of the model, where the hooks do nothing.
     """
 
@@ -153,6 +154,7 @@ class Recorder:
         self.adapters = nn.ModuleList() if adapters is None else adapters
         self.replaces_output = after is not None
         self.recordings: dict[torch.device, Recording] = {}
+        self.shards = Shards()
         self.inert = False
         self.second_order: SecondOrder | None = None
         self._attention: AttentionReader | None = None
@@ -246,6 +248,7 @@ class Recorder:
         for rider in (self.second_order, self._attention, self._class_token):
             if rider is not None:
                 rider.remove()
+        self.shards.restore()
         self.clear()
 
     def clear(self) -> None:
@@ -317,6 +320,9 @@ class Recorder:
         if self.adapters.training != self.model.training:
             self.adapters.train(self.model.training)
         state = self._state = state_of(self.model)
+        self.shards.modules = shards_of(state.modules)
+        if self.second_order is not None and torch.is_grad_enabled():
+            self.shards.keep_whole()
         key = (state.snapshot, call.images.shape[1:], call.signature, adapters_of(self.model))
         # A reference is gone where a new module took the place, perhaps with the same id.
         if key != self._planned_for or None in [reference() for reference in self._planned]:

@@ -27,6 +27,7 @@ BUILT_IN = {
     "evaluate": "attnguide.commands.evaluate",
     "report": "attnguide.commands.report",
     "plugins": "attnguide.commands.plugins",
+    "plugin": "attnguide.commands.plugin",
 }
 
 _HELP = """Make image classifiers look where they should.

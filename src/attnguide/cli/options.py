@@ -112,6 +112,7 @@ class ModelChoice:
 
         return {
             "model": self.name,
+            **({"weights": folder} if (folder := _digests(self.name)) else {}),
             "checkpoint": self.checkpoint and checkpoints.digest(self.checkpoint),
             "pretrained": self.pretrained,
             "num_classes": self.num_classes,
@@ -119,6 +120,16 @@ class ModelChoice:
             "multi_label": self.multi_label,
             "logits": self.logits,
         }
+
+
+def _digests(name: str | None) -> dict[str, str]:
+    """Digests of the weights in the folder that a name such as `hf:FOLDER` means; none for other names."""
+    from attnguide.models import checkpoints
+
+    prefix, _, where = (name or "").partition(":")
+    if prefix not in ("hf", "local-dir"):
+        return {}
+    return {file.name: checkpoints.digest(file) for file in sorted(Path(where).glob("*.safetensors"))}
 
 
 _CHECKPOINT = click.option(

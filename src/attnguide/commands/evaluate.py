@@ -46,7 +46,7 @@ __all__ = ["evaluate"]
 @click.option(
     "--model",
     metavar="NAME",
-    help="Model of timm, or torchvision/NAME.  [default: the small embedded one]",
+    help="Model of timm, torchvision/NAME, or hf:NAME_OR_FOLDER.  [default: the small embedded one]",
 )
 @single_label_options
 @measuring_options

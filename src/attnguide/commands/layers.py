@@ -48,9 +48,9 @@ class _Row:
 def layers(choice: ModelChoice, size: str | None, every: bool, no_measure: bool, as_json: bool) -> None:
     """Show the layers at which MODEL can be explained, and which of them is the default.
 
-    MODEL is a model of timm, or torchvision/NAME; by default the small embedded classifier. Weights are not
-    needed: the model runs on a few perturbed images, which shows the part of the image that each position
-    depends on, and one backward pass shows the positions that the logits depend on.
+    MODEL is a model of timm, torchvision/NAME, or hf:NAME_OR_FOLDER; by default the small embedded
+    classifier. Weights are not needed: the model runs on a few perturbed images, which shows the part of the
+    image that each position depends on, and one backward pass shows the positions that the logits depend on.
     """
     shape = None if size is None else pair_of_sizes(size)
     import torch

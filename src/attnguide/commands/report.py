@@ -76,7 +76,8 @@ _DIGITS = 12
 @click.option(
     "--model",
     metavar="NAME",
-    help="Model of timm, or torchvision/NAME.  [default: the small network, in the embedded format]",
+    help="Model of timm, torchvision/NAME, or hf:NAME_OR_FOLDER.  "
+    "[default: the small network, in the embedded format]",
 )
 @class_options
 @measuring_options

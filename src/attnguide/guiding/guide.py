@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -17,7 +17,7 @@ from attnguide.adapters.holder import AdapterSet
 from attnguide.capture.calls import Call
 from attnguide.capture.logits import LogitsSpec, check_spec
 from attnguide.capture.model_state import unwrap
-from attnguide.capture.parallel import joint_sum
+from attnguide.capture.parallel import group_of, joint_sum, refuse_sharded
 from attnguide.capture.recorder import Plan, Recorder, adapters_of
 from attnguide.capture.suitable import suitable
 from attnguide.errors import GuidanceError, InputError, nearest
@@ -234,6 +234,11 @@ class Guide:
                 "the last forward recorded no graph: it ran under torch.no_grad() or inference_mode(), or "
                 "every parameter is frozen. Run it with gradients enabled; skip guide.loss in validation."
             )
+        if self._recorder.shards.modules and len(self.adapters):
+            raise GuidanceError(
+                "adapters do not work on a model that is sharded by fully_shard: nobody would average their "
+                "gradients. Use DistributedDataParallel."
+            )
         group = self._group() if joint else None
         # An empty sum is an exact zero with a graph, whatever the logits are.
         total = trace.logits.flatten()[:0].sum().float()
@@ -245,6 +250,7 @@ class Guide:
         with (
             full_precision_mode(trace.logits.device),
             nullcontext() if second_order is None else second_order.held(fusions),
+            self._recorder.shards.held(),
             # On an accelerator values are checked in the first step: later nothing waits for it.
             nullcontext() if self._checked else reading(),
         ):
@@ -285,7 +291,9 @@ class Guide:
                 "the mean over all processes cannot be taken inside model.join(), where some of them have "
                 "run out of batches. Give each process equally many batches, as DistributedSampler does."
             )
-        return self._process_group if self._process_group or wrapper is None else wrapper.process_group
+        if self._process_group is not None:
+            return self._process_group
+        return group_of(self._recorder.shards.modules) if wrapper is None else wrapper.process_group
 
     @staticmethod
     def _weights(
@@ -308,6 +316,35 @@ class Guide:
         """Return the record of each term at each of its layers in the last call of `loss`, detached."""
         return list(self._records)
 
+    def count(
+        self, images: Tensor, labels: Tensor, *, sample_weight: Tensor | None = None, **annotations: Any
+    ) -> list[float]:
+        """Count the annotated pairs of a batch, which need not have passed through the model.
+
+        The sum over the batches of one step of the optimizer is what
+        [`loss`][attnguide.Guide.loss] takes as `normalize_by=`. Call it after a first forward, which shows
+        the layers and the number of classes.
+
+        Args:
+            images: `(B, C, H, W)`, on any device.
+            labels: As for [`loss`][attnguide.Guide.loss], like the rest.
+            sample_weight: How much each annotation counts.
+            **annotations: What the priors read.
+
+        Returns:
+            For each term the sum of the weights of its annotated pairs; without `sample_weight` their number.
+
+        Raises:
+            GuidanceError: If there was no forward yet, or the guide was removed.
+            InputError: If labels or annotations are wrong, or the pairs depend on the prediction.
+        """
+        check_annotations(self._readers, annotations)
+        trace = self._trace()
+        logits = torch.zeros(len(images), trace.logits.shape[1], device=images.device)
+        batch = replace(trace, images=images, logits=logits)
+        with torch.no_grad():
+            return [bound.count(batch, labels, sample_weight, annotations) for bound in self._bound]
+
     def check(self, images: Tensor, labels: Tensor, **annotations: Any) -> checking.CheckReport:
         """Prove that the guidance term reaches the weights, and report which.
 
@@ -325,6 +362,7 @@ class Guide:
         Raises:
             GuidanceError: If the gradient arrives nowhere.
         """
+        refuse_sharded(unwrap(self.model), "check a guide")
         before = self._records, self._steps, self._checked
         try:
             return checking.check(
@@ -420,6 +458,20 @@ class Guide:
     def layers(self) -> list[str]:
         """Names of the layers looked at; before the first forward, what was asked for."""
         return [name for bound in self._bound for name in bound.names]
+
+    @property
+    def recording(self) -> bool:
+        """Whether forward passes are recorded; set to False, they go by unseen, as in validation.
+
+        With adapters it stays True, since they answer in every pass.
+        """
+        return not self._recorder.inert
+
+    @recording.setter
+    def recording(self, value: bool) -> None:
+        if not value and len(self.adapters):
+            raise GuidanceError("the adapters of this guide answer in every pass; keep recording on.")
+        self._recorder.inert = not value
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Return the parameters of the adapters, for the optimiser; none without adapters."""

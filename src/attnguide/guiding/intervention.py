@@ -18,9 +18,9 @@ from torch.nn.parallel import DistributedDataParallel
 from attnguide import functional
 from attnguide.capture.calls import INPUT, Tap, images_name, replace, select, tensors_in
 from attnguide.capture.logits import LogitsSpec, check_spec, find_logits
-from attnguide.capture.model_state import unwrap
+from attnguide.capture.model_state import modules_of, unwrap
 from attnguide.capture.own_hooks import Handles, in_this_thread
-from attnguide.capture.parallel import joint_sum
+from attnguide.capture.parallel import group_of, joint_sum, shards_of
 from attnguide.errors import AttnGuideError, GuidanceError, InputError, nearest
 from attnguide.functional import full_precision_mode, reading
 from attnguide.guiding.recipe import load_recipe
@@ -277,12 +277,11 @@ class Intervention:
 
     def _group(self) -> ProcessGroup | None:
         """The processes whose gradients are averaged; None for this one alone."""
-        model = self.model
-        return (
-            model.process_group
-            if self._process_group is None and isinstance(model, DistributedDataParallel)
-            else self._process_group
-        )
+        if self._process_group is not None:
+            return self._process_group
+        if isinstance(self.model, DistributedDataParallel):
+            return self.model.process_group
+        return group_of(shards_of(modules_of(self.model)))
 
     def __repr__(self) -> str:
         at = "" if self._of_images() else f" at {self.layer}"

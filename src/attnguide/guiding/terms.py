@@ -206,6 +206,43 @@ class BoundTerm:
         Returns:
             Records and losses, at each layer or at all of them combined.
         """
+        pairs, weights = self._pairs(trace, labels, sample_weight)
+        groups = [self.layers] if self.term.combine else [[layer] for layer in self.layers]
+        compared = [self._compare(layers, trace, pairs, weights, annotations, moment) for layers in groups]
+        return [record for record, _ in compared], [losses for _, losses in compared]
+
+    def count(
+        self,
+        trace: Trace,
+        labels: Tensor,
+        sample_weight: Tensor | None,
+        annotations: Mapping[str, Any],
+    ) -> float:
+        """Sum up the weights of the annotated pairs of a batch of which only images and labels are known.
+
+        Args:
+            trace: A pass of the model, with the images of the batch, and logits that mean nothing.
+            labels: As for [`Guide.loss`][attnguide.Guide.loss], like the rest.
+            sample_weight: Weight of each annotation.
+            annotations: What the priors read.
+
+        Raises:
+            InputError: If the pairs depend on the prediction.
+        """
+        if self.term.targets == "predicted":
+            raise InputError(
+                "targets='predicted' gives pairs that are known after the forward pass alone: they cannot be "
+                "counted before. Choose other targets, or accumulate no gradients."
+            )
+        pairs, weights = self._pairs(trace, labels, sample_weight)
+        layer = trace.at(self.layers[0].name)
+        _, annotated = self.prior_at(layer, pairs, self.source.size(layer), annotations)
+        return float((annotated if weights is None else annotated * weights).sum())
+
+    def _pairs(
+        self, trace: Trace, labels: Tensor, sample_weight: Tensor | None
+    ) -> tuple[Pairs, Tensor | None]:
+        """Return the pairs that count, and the weight of each; None for all 1."""
         pairs = resolve(self.term.targets, trace.logits, labels, self.term.evidence)
         weights = None if pairs.present is None else pairs.present.float()
         if sample_weight is not None:
@@ -215,9 +252,7 @@ class BoundTerm:
         kept = None if weights is None else _positive(weights)
         if kept is not None and weights is not None:
             pairs, weights = pairs.select(kept), weights[kept]
-        groups = [self.layers] if self.term.combine else [[layer] for layer in self.layers]
-        compared = [self._compare(layers, trace, pairs, weights, annotations, moment) for layers in groups]
-        return [record for record, _ in compared], [losses for _, losses in compared]
+        return pairs, weights
 
     def prior_at(
         self, trace: Trace, pairs: Pairs, size: tuple[int, int], annotations: Mapping[str, Any]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from attnguide.capture.calls import INPUT, Call, Tap, images_name, select, tensors_in
 from attnguide.capture.model_state import evaluating, muted, unwrap
 from attnguide.capture.own_hooks import in_this_thread
+from attnguide.capture.parallel import refuse_sharded
 from attnguide.capture.suitable import check_images, suitable
 from attnguide.errors import LayerError, nearest
 from attnguide.layers import _memory as memory
@@ -142,6 +143,7 @@ def find_layers(
         LayerError: If a name is unknown, or no layer passes.
         InputError: If the model was scripted, exported or quantized, or has no weights yet, or the images are
             not `(B, C, H, W)`.
+        GuidanceError: If the model was sharded before they were found.
     """
     model = unwrap(model)
     if not isinstance(images, Tensor) or images.ndim != 4:
@@ -160,6 +162,7 @@ def find_layers(
     question = memory.Question(asked, measure, () if call is None else call.signature)
     known = memory.recall(model, images, question)
     if known is None:
+        refuse_sharded(model, "the layers of a model are found")
         checked = check_layer(model, asked)
         subject = Subject.of(suitable(model), images, call)
         other = memory.other_sizes(model, images, question)

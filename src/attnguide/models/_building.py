@@ -13,6 +13,10 @@ from attnguide.errors import InputError
 
 #: Begins the name of a model of torchvision; names without it are timm's.
 TORCHVISION = "torchvision/"
+#: Begins the name of a model of transformers, or of its folder.
+TRANSFORMERS = "hf:"
+#: Begin the name of a model of timm that lies on the hub, or in a folder.
+TIMM_PLACES = ("hf-hub:", "hf_hub:", "local-dir:")
 
 
 def unknown_model(name: str, known: Sequence[str], remedy: str) -> InputError:

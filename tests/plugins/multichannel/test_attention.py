@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from tests.helpers.hosts import nightly_vgg
-from tests.helpers.state import hooks, snapshot
 from torch import Tensor, nn
 
 import attnguide as ag
 from attnguide.errors import DataError, GuidanceError, InputError, LayerError
+from attnguide.testing import hooks, snapshot
 from attnguide_multichannel.adapted import attach, load_adapters, multichannel_of
 from attnguide_multichannel.attention import MultiChannel
 from attnguide_multichannel.pruning import magnitude_ranking, prune, without_channels

@@ -17,11 +17,11 @@ import torch.utils.checkpoint
 import torchvision
 from tests.helpers.hosts import nightly_vgg
 from tests.helpers.processes import run_in_processes
-from tests.helpers.state import hooks
 from torch import Tensor, nn
 
 import attnguide as ag
 from attnguide.errors import AttnGuideError
+from attnguide.testing import hooks
 from attnguide_segmentation._hosts import find_gate, first_convolution
 from attnguide_segmentation.adapted import Average, attach, load_adapters
 from attnguide_segmentation.finder import RegionFinder

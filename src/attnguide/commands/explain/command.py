@@ -30,7 +30,8 @@ _FORMATS = ("png", "npz", "npy")
 @click.option(
     "--model",
     metavar="NAME",
-    help="Model of timm (resnet50.a1_in1k) or of torchvision (torchvision/resnet50).  "
+    help="Model of timm (resnet50.a1_in1k), of torchvision (torchvision/resnet50) or of transformers "
+    "(hf:OWNER/NAME, or hf:FOLDER).  "
     "[default: the small embedded one]",
 )
 @model_options

@@ -10,7 +10,6 @@ import pytest
 import torch
 from tests.helpers.celeba import make_celeba
 from tests.helpers.models import Wrapped, cnn, tiny_vit
-from tests.helpers.state import hooks, process
 from tests.plugins.gradcam_iou.samples import (
     CLASSES,
     SIZE,
@@ -31,6 +30,7 @@ from attnguide.data.celeba import CelebA
 from attnguide.errors import InputError, UnknownNameError
 from attnguide.masks import load_template
 from attnguide.priors.mask import MaskPrior
+from attnguide.testing import hooks, process
 from attnguide_gradcam_iou.finetune import Epoch, finetune, prepare
 
 

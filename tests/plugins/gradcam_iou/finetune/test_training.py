@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from tests.helpers.models import cnn
-from tests.helpers.state import hooks
 from tests.plugins.gradcam_iou.samples import (
     SIZE,
     cnn_without_randomness,
@@ -24,6 +23,7 @@ import attnguide as ag
 from attnguide import functional
 from attnguide.errors import GuidanceError, InputError
 from attnguide.priors.mask import MaskPrior
+from attnguide.testing import hooks
 
 
 def test_one_class_for_each_image() -> None:
