@@ -28,7 +28,7 @@ class Tried:
 def choose_weight(tried: Sequence[Tried]) -> Tried:
     """Choose the largest λ within one standard error of the best.
 
-    Differences below the error say nothing, and of what is equally good as far as one can tell, more guidance
+    Differences below the error say nothing, and of what is equally good as far as one can see, more guidance
     is the safer choice: a shortcut that validation images do not show cannot be used either.
 
     Args:
