@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import attnguide as ag
-from attnguide.errors import GuidanceError
+from attnguide.errors import GuidanceError, MissingPackageError
 from attnguide.metrics import SwappedAccuracy
 from attnguide.models import small_cnn
 from attnguide.training import Batch, Trainer, accelerator_on
@@ -169,3 +170,9 @@ def test_reduced_precision() -> None:
     assert weights(model).isfinite().all()
     assert not torch.equal(weights(model), before)
     assert accelerator_on(torch.device("cpu"), "no").mixed_precision == "no"
+
+
+def test_without_accelerate_it_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(MissingPackageError, match=r"training needs accelerate.*attnguide\[train\]"):
+        accelerator_on()

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from attnguide import functional, metrics
 from attnguide.capture.logits import LogitsSpec, find_logits
 from attnguide.capture.model_state import evaluating
-from attnguide.errors import GuidanceError, InputError, LayerError
+from attnguide.errors import GuidanceError, InputError, LayerError, MissingPackageError
 from attnguide.explanation import explain
 from attnguide.guiding.guide import Guide
 from attnguide.guiding.intervention import Intervention
@@ -44,15 +44,14 @@ def accelerator_on(device: torch.device | None = None, precision: str | None = N
         precision: `"no"`, `"bf16"` or `"fp16"`; None for what `accelerate launch` says.
 
     Raises:
-        InputError: If Accelerate is not installed, or the precision does not work here.
+        MissingPackageError: If Accelerate is not installed.
+        InputError: If the precision does not work here.
     """
     try:
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
     except ModuleNotFoundError as error:
-        raise InputError(
-            f"training needs {error.name}, which is not installed: pip install 'attnguide[train]'"
-        ) from error
+        raise MissingPackageError("training", error.name or "accelerate", "train") from error
     # Settings are kept for the whole process; a training of its own may have others.
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     if device is not None and device.type == "cuda" and device.index is not None:

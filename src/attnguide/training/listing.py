@@ -13,7 +13,7 @@ import torch
 
 from attnguide.data.files import natural_key, read_rows, read_text
 from attnguide.data.images import find_images
-from attnguide.errors import DataError, InputError, nearest
+from attnguide.errors import DataError, InputError, MissingPackageError, nearest
 from attnguide.training.settings import DataSettings
 
 __all__ = ["Listing", "Sample", "draw_share", "list_images"]
@@ -211,9 +211,7 @@ def _parquet_columns(path: Path) -> dict[str, list[Any]]:
         import pyarrow
         from pyarrow import parquet
     except ModuleNotFoundError as error:
-        raise InputError(
-            f"{path} is read by pyarrow, which is not installed: pip install 'attnguide[parquet]'"
-        ) from error
+        raise MissingPackageError(f"reading {path}", error.name or "pyarrow", "parquet") from error
     try:
         columns: dict[str, list[Any]] = parquet.read_table(path).to_pydict()
     except (pyarrow.ArrowException, OSError) as error:

@@ -144,7 +144,8 @@ def train(
         What was measured, and chosen.
 
     Raises:
-        InputError: If settings do not fit, Accelerate is not installed, or the folder holds another training.
+        InputError: If settings do not fit, or the folder holds another training.
+        MissingPackageError: If Accelerate is not installed.
         DataError: If a file cannot be read.
         GuidanceError: If the guidance reaches no weight, or a loss is not finite.
         KeyboardInterrupt: At Ctrl-C, after a checkpoint was written.
