@@ -41,6 +41,7 @@ PUBLIC_MODULES: tuple[str, ...] = (
     "attnguide.sources",
     "attnguide.testing",
     "attnguide.trace",
+    "attnguide.training",
     "attnguide.transformers",
     "attnguide.visual",
 )

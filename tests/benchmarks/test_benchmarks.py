@@ -50,6 +50,17 @@ def test_coverage_judges_models_and_goes_on_where_it_stopped(tmp_path: Path) -> 
 
 
 @pytest.mark.nightly
+def test_training_is_compared_with_a_loop_by_hand(tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    options = ("--model", "test_resnet", "--images", "4", "--batch", "2", "--side", "64", "--seconds", "1")
+    run("training.py", *options, "--out", str(tmp_path / "training.json"))
+    found = json.loads((tmp_path / "training.json").read_text())
+    for method in ("unguided", "guide", "intervention"):
+        assert found[method]["by hand"]["ratio"] == 1
+        assert found[method]["attnguide train"]["ratio"] > 0
+
+
+@pytest.mark.nightly
 def test_speed_measures_all_kinds() -> None:
     output = run("speed.py", "--quick", "--threads", "1")
     for kind in (

@@ -3,46 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from attnguide import Recipe
-from attnguide.data.procedural.faces import FaceSample
+from attnguide import Guide, Recipe
+from attnguide.capture.logits import find_logits
+from attnguide.capture.model_state import evaluating
+from attnguide.data.procedural import FaceSample
 from attnguide.errors import InputError
 from attnguide.pairs import IGNORE_INDEX
+from attnguide.priors import MaskPrior
+from attnguide.training import Batch
 from attnguide_gradcam_iou.finetune._settings import whole_number
 
-__all__ = ["Batch", "as_loader", "batches", "has_class_indices"]
+__all__ = ["as_loader", "batches", "check_data", "has_class_indices"]
 
 
-class Batch(NamedTuple):
-    """Images `(B, C, H, W)`; attributes; masks as `MaskPrior` takes them.
-
-    Attributes are floats `(B, K)`, NaN where unknown, or class indices `(B,)`, −100 where unknown.
-    """
-
-    images: Tensor
-    attributes: Tensor
-    masks: Any = None
-
-    @property
-    def annotations(self) -> dict[str, Any]:
-        """Annotations for `guide.loss`."""
-        return {} if self.masks is None else {"mask": self.masks}
-
-    @property
-    def painted(self) -> bool:
-        """Whether any sample has its own mask; a mask of NaN or −1 means "none"."""
-        if isinstance(self.masks, Tensor):
-            return bool((self.masks >= 0).any())
-        return self.masks is not None and any(mask is not None for mask in self.masks)
-
-
-def batches(loader: DataLoader[Any], device: torch.device) -> Iterator[Batch]:
-    """Read batches, and move images and attributes to a device.
+def batches(loader: DataLoader[Any]) -> Iterator[Batch]:
+    """Read batches.
 
     Raises:
         InputError: If the data do not have the form `(image, attributes)` or `(image, attributes, mask)`.
@@ -65,14 +46,58 @@ def batches(loader: DataLoader[Any], device: torch.device) -> Iterator[Batch]:
             attributes = attributes.float()
             attributes = attributes[:, None] if attributes.ndim == 1 else attributes
             attributes = attributes.masked_fill(attributes == IGNORE_INDEX, torch.nan)
-        moved = images.as_subclass(Tensor).to(device, non_blocking=True)
-        yield Batch(moved, attributes.to(device, non_blocking=True), *parts[2:])
+        yield Batch(images.as_subclass(Tensor), attributes, {"mask": parts[2]} if len(parts) == 3 else {})
 
 
-def has_class_indices(loader: DataLoader[Any], device: torch.device) -> bool:
+def check_data(guide: Guide, loader: DataLoader[Any], device: torch.device) -> None:
+    """Refuse data that do not fit the model, and a guidance that reaches no weight.
+
+    Raises:
+        InputError: If the data do not fit.
+        GuidanceError: If the guidance reaches no weight.
+    """
+    prior, model = guide.terms[0].prior, guide.model
+    has_template = isinstance(prior, MaskPrior) and prior.template is not None
+    needs_masks = prior == "mask" or (isinstance(prior, MaskPrior) and prior.template is None)
+    for batch in batches(loader):
+        batch, masks = batch.to(device), batch.annotations.get("mask")
+        if masks is not None and has_template:
+            raise InputError("the data give masks, and there is a template too. Give one of them.")
+        if masks is None and needs_masks:
+            raise InputError(
+                "there are no regions to look at. Give template=, or data of (image, attributes, mask)."
+            )
+        if needs_masks and not _painted(masks):
+            continue  # masks may be rare
+        with torch.no_grad(), evaluating(model):
+            count = find_logits(model(batch.images)).shape[1]
+        if batch.labels.ndim == 1 and int(batch.labels.max()) >= count:
+            raise InputError(
+                f"the data give class {int(batch.labels.max())}, but the model has {count} outputs. "
+                f"Give it a head: with_head(model, {int(batch.labels.max()) + 1})."
+            )
+        if batch.labels.ndim == 2 and batch.labels.shape[1] != count:
+            raise InputError(
+                f"attributes have shape {tuple(batch.labels.shape)}, but the model has {count} "
+                f"outputs. Give it a head: with_head(model, {batch.labels.shape[-1]})."
+            )
+        if any(term.weight > 0 for term in guide.terms):
+            guide.check(batch.images, batch.labels, **batch.annotations)
+        return
+    raise InputError("no sample of the training data has a mask, or there is no sample.")
+
+
+def _painted(masks: Any) -> bool:
+    """Whether any sample has its own mask; a mask of NaN or −1 means "none"."""
+    if isinstance(masks, Tensor):
+        return bool((masks >= 0).any())
+    return masks is not None and any(mask is not None for mask in masks)
+
+
+def has_class_indices(loader: DataLoader[Any]) -> bool:
     """Whether the data give a class index for each image, instead of attributes."""
-    first = next(batches(loader, device), None)
-    return first is not None and first.attributes.ndim == 1
+    first = next(batches(loader), None)
+    return first is not None and first.labels.ndim == 1
 
 
 def as_loader(

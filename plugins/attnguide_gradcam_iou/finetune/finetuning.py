@@ -19,9 +19,9 @@ from attnguide.capture.model_state import evaluating
 from attnguide.errors import InputError
 from attnguide.masks import Template
 from attnguide.models import with_head
-from attnguide_gradcam_iou.finetune._data import as_loader, has_class_indices
+from attnguide.training import Measured, Trainer, accelerator_on, unseeded
+from attnguide_gradcam_iou.finetune._data import as_loader, batches, check_data, has_class_indices
 from attnguide_gradcam_iou.finetune._settings import guide_arguments, positive_number, whole_number
-from attnguide_gradcam_iou.finetune._training import Trainer, seeded
 
 __all__ = ["Epoch", "finetune", "prepare"]
 
@@ -76,6 +76,8 @@ def finetune(
     measure_before: bool = False,
 ) -> list[Epoch]:
     """Fine-tune a classifier so that it predicts attributes from the regions that show them.
+
+    The steps are those of `attnguide train`, which needs `pip install 'attnguide[train]'`.
 
     Data are batches, or single samples of a data set, of `(image, attributes)` or `(image, attributes,
     mask)`: images as the model expects them, attributes multi-hot with NaN or −100 for an unknown label, and
@@ -137,34 +139,49 @@ def finetune(
     judge = None if validation is None else as_loader(validation, "validation", batch_size, settings)
     arguments = guide_arguments(settings, template, classes, loader.dataset, guidance_weight)
     place = torch.device(device) if device is not None else next(iter(model.parameters())).device
+    accelerator = accelerator_on(place, "bf16" if amp else "no")
     with ExitStack() as stack:
-        stack.enter_context(seeded(seed, place))
+        stack.enter_context(unseeded())
+        torch.manual_seed(seed)
         # At its end it restores the training flag of every module.
         stack.enter_context(evaluating(model))
-        if has_class_indices(loader, place):
+        if has_class_indices(loader):
             # Classes of a softmax exclude each other: only the map of the true class is guided.
             arguments |= {"targets": "labels", "evidence": "logit"}
         guide = stack.enter_context(Guide(model.to(place), terms=[Term(**arguments)]))
         weights = [weight for weight in model.parameters() if weight.requires_grad]
-        trainer = Trainer(model, guide, optimizer(weights, lr=rate), attribute_weight, place, amp)
-        trainer.check(loader)
+        trainer = Trainer(
+            model, optimizer(weights, lr=rate), accelerator, guide, task_weight=attribute_weight, seed=seed
+        )
+        check_data(guide, loader, place)
         history = []
         steps = _steps(epochs, loader, judge, measure_before)
         with progress_bar("", steps, show=progress, keep=True) as advance:
 
-            def step(epoch: int) -> None:
-                advance(description=f"epoch {epoch}/{epochs}")
+            def step() -> None:
+                advance(description=f"epoch {number}/{epochs}")
                 if on_step is not None:
                     on_step()
 
             for number in range(0 if measure_before and judge is not None else 1, epochs + 1):
-                losses = trainer.train(loader, number, step) if number else (math.nan, math.nan)
-                scores = (None, None) if judge is None else trainer.validate(judge, number, step)
-                history.append(Epoch(number, *losses, *scores))
+                model.train()
+                for batch in batches(loader) if number else ():
+                    trainer.step([batch])
+                    step()
+                losses = trainer.finish_epoch() if number else Measured()
+                model.eval()
+                scores = Measured() if judge is None else trainer.measure(batches(judge), on_batch=step)
+                history.append(
+                    Epoch(number, _or_nan(losses.loss), _or_nan(losses.guidance), scores.accuracy, scores.iou)
+                )
                 if on_epoch is not None:
                     on_epoch(history[-1])
         trainer.optimizer.zero_grad()
     return history
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def _steps(epochs: int, train: DataLoader[Any], judge: DataLoader[Any] | None, before: bool) -> int | None:
@@ -200,6 +217,7 @@ def prepare(
         raise InputError(f"classes must be a sequence of at least one name, got {classes!r}.")
     loaded = models.load(name, pretrained=pretrained, checkpoint=checkpoint)
     if len(loaded.classes) != len(classes) or checkpoint is None:
-        with seeded(0, torch.device("cpu")):  # as what `load` makes: the same each time
+        with unseeded():
+            torch.manual_seed(0)  # as what `load` makes: the same each time
             with_head(loaded.model, len(classes))
     return replace(loaded, classes=tuple(classes), multi_label=True)

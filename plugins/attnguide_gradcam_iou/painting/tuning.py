@@ -23,6 +23,7 @@ from attnguide.errors import AttnGuideError, DataError, InputError
 from attnguide.evaluation import mask_reader, preprocess_mask
 from attnguide.masks import ClassNames
 from attnguide.models import LoadedModel
+from attnguide.training import draw_share
 from attnguide_gradcam_iou.finetune import Epoch, finetune
 
 __all__ = ["FineTuning", "LabeledImage", "Progress", "read_attributes"]
@@ -148,7 +149,8 @@ class FineTuning:
     def _tune(self, epochs: int, weight: float, learning_rate: float) -> None:
         tuned = replace(self.loaded, model=copy.deepcopy(self._fresh))
         data = _Painted(self.loaded, self.images, self.masks)
-        train, held_out = _split([image.label for image in self.images])
+        train, held_out = draw_share([image.label for image in self.images], _HELD_OUT)
+        held_out = held_out or train  # if each class has one image, it is for both
         batches = [math.ceil(len(part) / _BATCH) for part in (train, held_out)]
         self.progress.steps = epochs * sum(batches) + batches[1]
 
@@ -261,19 +263,3 @@ def read_attributes(table: Path, folder: Path, classes: Sequence[str]) -> list[L
 
 
 _LABELS = {"1": 1.0, "0": 0.0, "-1": 0.0, "": math.nan}
-
-
-def _split(labels: Sequence[object]) -> tuple[list[int], list[int]]:
-    """Draw positions for training and for validation from each class, the same each time."""
-    generator = torch.Generator().manual_seed(0)
-    train: list[int] = []
-    held_out: list[int] = []
-    classes: list[object] = sorted(set(labels), key=str) if isinstance(labels[0], int) else [None]
-    for cls in classes:
-        own = [n for n, label in enumerate(labels) if cls is None or label == cls]
-        own = [own[n] for n in torch.randperm(len(own), generator=generator).tolist()]
-        count = min(max(1, round(_HELD_OUT * len(own))), len(own) - 1)
-        held_out += own[:count]
-        train += own[count:]
-    # If each class has one image, it is for both.
-    return sorted(train), sorted(held_out or train)

@@ -24,6 +24,7 @@ BUILT_IN = {
     "explain": "attnguide.commands.explain.command",
     "overlay": "attnguide.commands.overlay",
     "layers": "attnguide.commands.layers",
+    "train": "attnguide.commands.train",
     "evaluate": "attnguide.commands.evaluate",
     "report": "attnguide.commands.report",
     "plugins": "attnguide.commands.plugins",
@@ -33,8 +34,8 @@ BUILT_IN = {
 _HELP = """Make image classifiers look where they should.
 
 attnguide shows where a classifier looks, and trains it to look elsewhere: attributions such as Grad-CAM
-become part of the training loss. The commands explain, measure and compare classifiers; training is done in
-Python (`import attnguide as ag`).
+become part of the training loss. The commands explain, train, measure and compare classifiers; in a training
+loop of your own guidance is two lines of Python (`import attnguide as ag`).
 
 \b
 First steps:
@@ -42,6 +43,7 @@ First steps:
   attnguide explain photos/                 Where the small embedded classifier looks
   attnguide explain photos/ --model resnet50.a1_in1k --pretrained
   attnguide layers resnet50                 Which layers an explanation can use
+  attnguide train                           How a training with guidance is written down
 """
 
 

@@ -14,7 +14,7 @@ from attnguide.interfaces import AlignmentLoss, AttributionSource, TargetPrior
 from attnguide.parts.hookspecs import Kind
 from attnguide.parts.registry import registry
 
-__all__ = ["Recipe", "load_recipe"]
+__all__ = ["Recipe", "as_recipe", "load_recipe"]
 
 _PARTS: dict[str, type] = {"source": AttributionSource, "prior": TargetPrior, "loss": AlignmentLoss}
 _SETTINGS = tuple(setting.name for setting in fields(Term))
@@ -76,6 +76,16 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     # Nesting too deep is a RecursionError, and an integer of thousands of digits a plain ValueError.
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{where} cannot be read as a recipe: {error}") from error
+    return as_recipe(content, name, where)
+
+
+def as_recipe(content: Mapping[str, Any], name: str, where: str) -> Recipe:
+    """Make a recipe of the content of a file; arguments are its name, and where it stands, for errors.
+
+    Raises:
+        UnknownNameError: If a part is unknown.
+        InputError: If there is an unknown setting.
+    """
     _check_keys(where, "table", content, ("about", "guide", "intervention", "train"))
     guide = content.get("guide", {})
     _check_keys(where, "setting", guide, _SETTINGS)

@@ -26,6 +26,7 @@ from attnguide.metrics.localization import (
     pointing_game,
     relevance_rank,
 )
+from attnguide.metrics.swapping import SwappedAccuracy, swapped_accuracy
 
 __all__ = [
     "AveragePrecision",
@@ -37,6 +38,7 @@ __all__ = [
     "IoU",
     "PointingGame",
     "RelevanceRank",
+    "SwappedAccuracy",
     "WorstGroupAccuracy",
     "average_precision",
     "balanced_accuracy",
@@ -50,4 +52,5 @@ __all__ = [
     "occlusion",
     "pointing_game",
     "relevance_rank",
+    "swapped_accuracy",
 ]

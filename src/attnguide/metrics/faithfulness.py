@@ -184,13 +184,13 @@ def area(curves: Tensor) -> Tensor:
     return (curves[:, :-1] + curves[:, 1:]).mean(dim=1) / 2
 
 
-class _Held:
+class Held:
     """Holds a model that a copy of the metric shares."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
 
-    def __deepcopy__(self, memo: Any) -> _Held:
+    def __deepcopy__(self, memo: Any) -> Held:
         return self
 
 
@@ -207,7 +207,7 @@ class Deletion(MeanMetric):
 
     def __init__(self, model: nn.Module, **options: Any) -> None:
         super().__init__()
-        self._model = _Held(model)
+        self._model = Held(model)
         self._options = options
 
     def score(self, images: Tensor, maps: Tensor, classes: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
 from .checkpoints import digest as digest, load_into as load_into, read_weights as read_weights
+from .described import metadata_of as metadata_of
 from .embedded_model import EMBEDDED as EMBEDDED, embedded as embedded, write_embedded as write_embedded
 from .heads import with_head as with_head
 from .loaded_model import LoadedModel as LoadedModel

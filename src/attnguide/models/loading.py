@@ -12,6 +12,7 @@ from attnguide.errors import InputError
 from attnguide.models import _timm, _torchvision, _transformers
 from attnguide.models._building import TORCHVISION, TRANSFORMERS
 from attnguide.models.checkpoints import load_into, read_weights
+from attnguide.models.described import described
 from attnguide.models.embedded_model import embedded
 from attnguide.models.loaded_model import LoadedModel
 
@@ -37,7 +38,7 @@ def load(
             torchvision as `torchvision/NAME`, or of transformers as `hf:OWNER/NAME` on the hub or
             `hf:FOLDER`; None for the embedded classifier. A folder comes with its weights.
         checkpoint: File with weights; see [`read_weights`][attnguide.models.read_weights]. If no
-            name is given, a file in the format of
+            name is given, a file that says it, as those of `attnguide train`, or one in the format of
             [`write_embedded`][attnguide.models.write_embedded].
         pretrained: Download the published weights, or take them from the cache.
         num_classes: Number of classes; by default that of the checkpoint's classifier, else the model's own.
@@ -62,6 +63,10 @@ def load(
         raise InputError(f"num_classes={num_classes} must be at least 1.")
     if name is not None and not isinstance(name, str):
         raise InputError(f"name={name!r:.60} must be text: a model of timm, torchvision/NAME, or hf:NAME.")
+    about = {} if checkpoint is None else described(checkpoint)
+    if about and name in (None, about["model"]):
+        name, multi_label = about["model"], multi_label or bool(about["multi_label"])
+        class_names = about["classes"] if class_names is None else class_names
     if name is None:
         if pretrained or num_classes is not None:
             raise InputError("pretrained and num_classes describe a model that has a name. Name one.")
