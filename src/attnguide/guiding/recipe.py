@@ -29,9 +29,9 @@ class Recipe:
         name: Name of the recipe.
         about: What it is and where it comes from.
         guide: Fields of [`Term`][attnguide.Term], parts already created.
-        intervention: Settings of [`Intervention`][attnguide.Intervention], `weight`, `divergence` and `layer`,
-            and of its [`SwapOutside`][attnguide.masks.SwapOutside], `partners` and `probability`; None if the
-            method is none.
+        intervention: Settings of [`Intervention`][attnguide.Intervention], `weight`, `divergence` and
+            `layer`, and of its [`SwapOutside`][attnguide.masks.SwapOutside], `partners` and `probability`;
+            None if the method is none.
         train: Settings of the training that go with it, for the tools that train.
     """
 
