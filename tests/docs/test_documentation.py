@@ -118,15 +118,25 @@ def test_public_modules_are_in_the_table_of_the_reference(name: str) -> None:
     assert f"`{name}`" in (DOCS / "reference/index.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
+def commands() -> dict[str, click.Command]:
+    """The built-in commands by what is typed; of a group, those in it."""
+    found: dict[str, click.Command] = {}
+    for name in BUILT_IN:
+        command = main.get_command(click.Context(main), name)
+        assert command is not None
+        inner = command.commands if isinstance(command, click.Group) else {}
+        found |= {f"{name} {each}": value for each, value in inner.items()} or {name: command}
+    return found
+
+
+@pytest.mark.parametrize("name", commands())
 def test_options_of_the_command_line(name: str) -> None:
     """The tables in `command-line.md` list each option, and nothing else, with its default."""
     text = (DOCS / "command-line.md").read_text(encoding="utf-8")
     section = re.search(rf"^## `attnguide {name}`$(.*?)(?=^## |\Z)", text, re.M | re.S)
     assert section, f"command-line.md has no section on {name}"
     rows = dict(re.findall(r"^\| `(--[a-z-]+)[^|]*\| ([^|]*?) *\|", section[1], re.M))
-    command = main.get_command(click.Context(main), name)
-    assert command is not None
+    command = commands()[name]
     options = {param.opts[0]: param for param in command.params if isinstance(param, click.Option)}
     assert set(rows) == set(options)
     for option, param in options.items():
