@@ -66,4 +66,4 @@ def plain_loop(size: int, steps: int = STEPS, every: int = 1, model: nn.Module |
 
 def assert_same_weights(found: nn.Module, expected: nn.Module, tolerance: float = 1e-6) -> None:
     for (name, one), other in zip(found.named_parameters(), expected.parameters(), strict=True):
-        assert float((one - other).abs().max()) <= tolerance, name
+        assert (one - other).abs().max().item() <= tolerance, name

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from tests.helpers.models import cnn
-from tests.helpers.state import hooks
 from torch import Tensor
 
 from attnguide.errors import InputError
 from attnguide.masks import MaskCompletion
+from attnguide.testing import hooks
 
 SIDE = 32
 
