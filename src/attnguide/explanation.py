@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import time
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from attnguide import functional, visual
@@ -25,9 +28,14 @@ from attnguide.errors import InputError, nearest
 from attnguide.functional import full_precision, full_precision_mode
 from attnguide.interfaces import AttributionSource, maps_of
 from attnguide.layers import LayerSpec, find_attention, find_layers, out_of_reach
+from attnguide.models.loaded_model import LoadedModel
+from attnguide.models.preprocessing import Pictures, preprocessing_of
 from attnguide.pairs import Evidence, Pairs, Targets, resolve
 from attnguide.parts.registry import registry
 from attnguide.trace import Trace, trace_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["Explanation", "explain"]
 
@@ -35,6 +43,10 @@ __all__ = ["Explanation", "explain"]
 _CHUNK = 64
 #: Largest side of a map, in pixels.
 _LONGEST = 65_535
+#: From so many seconds on, an attribution announces itself.
+_LONG = 20
+#: Largest numbers of images and of maps of each on a page.
+_IMAGES, _MAPS = 12, 6
 
 
 @dataclass(frozen=True)
@@ -50,6 +62,13 @@ class Explanation:
         images: What it was given, `(B, C, H0, W0)`.
         source: Name of the attribution source.
         combine: How the maps of several layers are joined.
+        normalization: Mean and standard deviation of each channel, which were subtracted from the images and
+            divided by; None if they are not known.
+        class_names: Names of the K classes; empty if they are not known.
+        names: Name of each image, from its file; empty if tensors were given.
+
+    In a notebook an explanation shows itself: each image with its maps, as [`picture`][attnguide.Explanation]
+    draws them.
     """
 
     raw: dict[str, Tensor]
@@ -59,6 +78,9 @@ class Explanation:
     images: Tensor
     source: str
     combine: str = "mean"
+    normalization: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    class_names: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
 
     @cached_property
     def maps(self) -> Tensor:
@@ -91,25 +113,144 @@ class Explanation:
         chosen = self.logits.float().gather(1, self.classes.clamp_min(0))
         return torch.where(self.classes >= 0, chosen, torch.nan)
 
+    @property
+    def signed(self) -> bool:
+        """Whether there is evidence against a class: values below 0."""
+        return visual.has_signs(self.maps)
+
+    @property
+    def displayed(self) -> Tensor:
+        """The images as RGB in [0, 1], `(B, 3, H0, W0)`.
+
+        The model's normalisation is undone. Where that is not known, each image is scaled by its own minimum
+        and maximum.
+        """
+        if self.normalization is None or len(self.normalization[0]) != self.images.shape[1]:
+            return visual.displayable(self.images)
+        images = full_precision(self.images.detach())
+        mean, std = (images.new_tensor(values)[:, None, None] for values in self.normalization)
+        images = (images * std + mean).clamp(0, 1)
+        return images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)
+
     def scaled(self) -> Tensor:
         """Maps scaled to [0, 1] each by its minimum and maximum, `(B, T, H, W)`; a flat map becomes zeros."""
         return functional.min_max(self.maps)
 
-    def overlay(self, images: Tensor | None = None, *, alpha: float = 0.5) -> Tensor:
-        """Lay the scaled maps over the images in colour.
+    def overlay(
+        self, images: Tensor | None = None, *, alpha: float = 0.5, percentile: float = visual.PERCENTILE
+    ) -> Tensor:
+        """Lay the maps over the images in colour; signed ones in red for the class and blue against it.
 
         Args:
-            images: What to draw on, `(B, C, H0, W0)` in [0, 1]; by default the images that were explained,
-                brought to [0, 1] each by its minimum and maximum, because the model's normalisation is not
-                known here.
+            images: What to draw on, `(B, 3, H0, W0)` in [0, 1]; by default
+                [`displayed`][attnguide.Explanation].
             alpha: Opacity of the maps, 0 to 1; 0 gives the images as they are.
+            percentile: Percentile of a map's values at which the colours end.
 
         Returns:
-            uint8 pictures `(B, T, 3, H0, W0)`, on the CPU.
+            uint8 pictures `(B, T, 3, H0, W0)`, on the CPU; see [`visual.overlay`][attnguide.visual.overlay].
         """
-        return visual.overlay(
-            visual.displayable(self.images) if images is None else images, self.scaled(), alpha
-        )
+        drawn_on = self.displayed if images is None else images
+        return self._laid_over(drawn_on, self.maps, alpha, percentile)
+
+    def _laid_over(
+        self, images: Tensor, maps: Tensor, alpha: float, percentile: float = visual.PERCENTILE
+    ) -> Tensor:
+        if not isinstance(images, Tensor) or images.ndim != 4:
+            return visual.overlay(images, maps)  # which reports what is wrong
+        size, signed = (images.shape[-2], images.shape[-1]), self.signed
+        drawn = visual.scaled(maps, size=size, signed=signed, percentile=percentile)
+        return visual.overlay(images, drawn, alpha, signed=signed)
+
+    def class_name(self, cls: int) -> str:
+        """Name of a class; "class 3" if the names are not known."""
+        return self.class_names[cls] if cls < len(self.class_names) else f"class {cls}"
+
+    def picture(self, *, alpha: float = 0.5, cell: int = 224) -> Image.Image:
+        """Draw one page: each image with its maps, their classes and logits, and a colour bar.
+
+        At most 12 images are shown, and of each the 6 maps of the highest logits.
+
+        Args:
+            alpha: Opacity of the maps, 0 to 1.
+            cell: Side of an image in pixels.
+        """
+        shown, overlays, plain = self._shown(alpha)
+        group = 1 + max((len(columns) for columns in shown), default=0)
+        pictures: list[Image.Image | None] = []
+        captions: list[str] = []
+        for row, columns in enumerate(shown):
+            pictures += [visual.to_pil(plain[row]), *(visual.to_pil(overlays[row, c]) for c in columns)]
+            captions += [self._name(row), *(self._caption(row, column) for column in columns)]
+            pictures += [None] * (group - 1 - len(columns))
+            captions += [""] * (group - 1 - len(columns))
+        page = visual.contact_sheet(pictures, captions, columns=max(1, 5 // group), cell=cell, group=group)
+        return visual.with_legend(page, self._legend(), signed=self.signed)
+
+    def figure(self, *, alpha: float = 0.5) -> Figure:
+        """Draw what [`picture`][attnguide.Explanation] shows as a figure of matplotlib, with a colour bar.
+
+        Raises:
+            InputError: If matplotlib is not installed.
+        """
+        try:
+            from matplotlib.cm import ScalarMappable
+            from matplotlib.colors import ListedColormap, Normalize
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise InputError("figures need matplotlib: pip install 'attnguide[figures]'.") from error
+        shown, overlays, plain = self._shown(alpha)
+        width = 1 + max((len(columns) for columns in shown), default=0)
+        figure = Figure(figsize=(2.4 * width + 1, 2.7 * len(shown)), layout="constrained")
+        axes = figure.subplots(len(shown), width, squeeze=False)
+        for axis in axes.flat:
+            axis.set_axis_off()
+        for row, columns in enumerate(shown):
+            pictures = [visual.to_pil(plain[row]), *(visual.to_pil(overlays[row, c]) for c in columns)]
+            captions = [self._name(row), *(self._caption(row, column) for column in columns)]
+            for axis, drawn, caption in zip(axes[row], pictures, captions, strict=False):
+                axis.imshow(drawn)
+                axis.set_title(caption, fontsize="small")
+        low = -1 if self.signed else 0
+        colors = visual.colorize(torch.linspace(low, 1, 256)[None], signed=self.signed)[:, 0].T.tolist()
+        mappable = ScalarMappable(Normalize(low, 1), ListedColormap(colors))
+        bar = figure.colorbar(mappable, ax=axes, shrink=0.6, ticks=[low, 0, 1])
+        bar.ax.set_yticklabels(["against", "0", "for"] if self.signed else ["low", "", "high"])
+        figure.supxlabel(self._legend(), fontsize="small")
+        return figure
+
+    def show(self, *, alpha: float = 0.5) -> None:
+        """Show the page: below the cell of a notebook, elsewhere in the system's viewer of pictures."""
+        visual.show(self.picture(alpha=alpha))
+
+    def _repr_png_(self) -> bytes:
+        return visual.to_png(self.picture())
+
+    def __repr__(self) -> str:
+        batch, count = self.classes.shape
+        return f"Explanation({self.source} at {self.layer}: {batch} images, up to {count} maps each)"
+
+    def _shown(self, alpha: float) -> tuple[list[list[int]], Tensor, Tensor]:
+        """Columns of the maps of each image on the page, all overlays of these images, and the images."""
+        count = min(_IMAGES, len(self.classes))
+        scores = self.scores[:count].nan_to_num(-torch.inf)
+        shown = [
+            [column for column in order if self.classes[row, column] >= 0][:_MAPS]
+            for row, order in enumerate(scores.argsort(dim=1, descending=True, stable=True).tolist())
+        ]
+        plain = self.displayed[:count]
+        return shown, self._laid_over(plain, self.maps[:count], alpha), plain
+
+    def _name(self, row: int) -> str:
+        return self.names[row] if row < len(self.names) else f"image {row}"
+
+    def _caption(self, row: int, column: int) -> str:
+        return f"{self.class_name(int(self.classes[row, column]))}  {float(self.scores[row, column]):.1f}"
+
+    def _legend(self) -> str:
+        left_out = len(self.classes) - _IMAGES
+        more = f"; {left_out} more images" if left_out > 0 else ""
+        return f"{self.source} at {self.layer}; colours end at the {visual.PERCENTILE:g}th percentile{more}"
 
     def save(
         self, folder: str | Path, names: Sequence[str] | None = None, *, format: str = "png"
@@ -171,8 +312,8 @@ def _save(explanation: Explanation, folder: Path, names: Sequence[str] | None, f
 
 
 def explain(
-    model: nn.Module,
-    images: Tensor,
+    model: nn.Module | LoadedModel,
+    images: Tensor | Pictures,
     source: str | AttributionSource = "grad_cam",
     targets: Targets = "predicted",
     layer: LayerSpec = "auto",
@@ -183,6 +324,7 @@ def explain(
     combine: str = "mean",
     measure: bool = True,
     logits: LogitsSpec = None,
+    transform: Any = None,
 ) -> Explanation:
     """Explain the answers of a classifier, without leaving a trace in it.
 
@@ -193,8 +335,10 @@ def explain(
     meanwhile, in evaluation mode.
 
     Args:
-        model: Any classifier.
-        images: `(B, C, H, W)`, as the model expects them, on its device.
+        model: Any classifier, or a [`LoadedModel`][attnguide.models.LoadedModel].
+        images: `(B, C, H, W)`, as the model expects them, on its device. Or image files, folders, patterns
+            such as `"photos/*.jpg"`, PIL images, or several of these, where it is known how the model wants
+            them; see [`preprocessing_of`][attnguide.models.preprocessing_of].
         source: An attribution source, by name or as an object.
         targets: Which classes; see [`pairs.resolve`][attnguide.pairs.resolve].
         layer: Where to look: `"auto"`, the deepest with rows and columns, `"stage:-2"`, a module's name, a
@@ -208,9 +352,14 @@ def explain(
         logits: Which part of the model's output is the logits: a name such as `"scores"` or
             `"heads.species"`, an index, or a function of the output. By default the output itself, if it is a
             tensor; else its `logits`; else the only floating-point tensor with one or two axes in it.
+        transform: How files and PIL images become the model's input: a function, weights of torchvision, or
+            an image processor of transformers. Not needed where the model says so itself.
 
     Returns:
         The explanation.
+
+    Warns:
+        UserWarning: If the source runs the model so often that it takes more than 20 seconds, by an estimate.
 
     Raises:
         UnknownNameError: If the source is unknown.
@@ -218,6 +367,15 @@ def explain(
         InputError: If the images or targets are wrong, or an image has NaN or infinite values.
         GuidanceError: If several tensors of the output could be the logits, or none.
     """
+    about: dict[str, Any] = {}
+    if isinstance(images, (str, Path, Image.Image)) or _are_pictures(images):
+        images, about = _read(model, images, transform)  # type: ignore[arg-type]
+    elif transform is not None:
+        raise InputError("transform= is for image files and PIL images; a tensor is taken as it is.")
+    elif isinstance(model, LoadedModel):
+        about = {"normalization": (model.mean, model.std), "class_names": model.classes}
+    if isinstance(model, LoadedModel):
+        model = model.model
     if not isinstance(images, Tensor) or images.ndim != 4 or not len(images):
         check_images(images)
     if images.is_meta:
@@ -277,7 +435,9 @@ def explain(
         stack.callback(recorder.remove)
         attention = () if attending is None else attending.modules
         recorder.record(Plan([found.name for found in layers], watched, attention, class_token))
+        start = time.perf_counter()
         model(images)
+        seconds = time.perf_counter() - start
         trace = trace_of(
             [*recorder.recordings.values()],
             layers,
@@ -288,6 +448,7 @@ def explain(
             output=logits,
         )
         pairs = resolve(targets, trace.logits, labels, evidence).compact()
+        _announce(attribution, trace, pairs, seconds)
         with torch.no_grad(), full_precision_mode(trace.logits.device):
             raw = {found.name: _maps(attribution, trace.at(found.name), pairs) for found in layers}
             classes = torch.full((len(images), pairs.slots), -1, device=trace.logits.device)
@@ -300,6 +461,45 @@ def explain(
             images,
             source if isinstance(source, str) else repr(source),
             combine,
+            **about,
+        )
+
+
+def _are_pictures(images: Any) -> bool:
+    """Whether this is a list of paths and images; what else is in it is an error later."""
+    return (
+        isinstance(images, Sequence)
+        and bool(images)
+        and any(isinstance(item, (str, Path, Image.Image)) for item in images)
+    )
+
+
+def _read(
+    model: nn.Module | LoadedModel, pictures: Pictures, transform: Any
+) -> tuple[Tensor, dict[str, Any]]:
+    """Read images, and prepare them for the model; with what the explanation says about them."""
+    preprocessing = preprocessing_of(model, transform)
+    images, names = preprocessing.read(pictures)
+    network = model.model if isinstance(model, LoadedModel) else model
+    weight = next((w for w in network.parameters() if w.is_floating_point()), images)
+    known = (preprocessing.mean, preprocessing.std) if preprocessing.mean else None
+    about = {"normalization": known, "class_names": preprocessing.class_names, "names": names}
+    return images.to(weight), about
+
+
+def _announce(source: AttributionSource, trace: Trace, pairs: Pairs, seconds: float) -> None:
+    """Warn of a source that will take long, by the time of one pass over the batch.
+
+    On an accelerator that time is a lower bound, because nothing waits for its result.
+    """
+    passes = source.passes(trace)
+    estimate = seconds / len(trace.images) * passes * len(pairs)
+    if estimate > _LONG:
+        took = f"{estimate:.0f} seconds" if estimate < 120 else f"{estimate / 60:.0f} minutes"
+        warnings.warn(
+            f"slow source: {source!r} runs the model {passes} times for each of {len(pairs)} maps, which "
+            f"takes about {took}.",
+            stacklevel=3,
         )
 
 

@@ -21,6 +21,7 @@ from .images import (
     open_image as open_image,
     read_image as read_image,
     save_picture as save_picture,
+    to_rgb as to_rgb,
 )
 from .mixing import Mixed as Mixed, mix as mix
 from .procedural import (

@@ -30,6 +30,7 @@ __all__ = [
     "open_image",
     "read_image",
     "save_picture",
+    "to_rgb",
 ]
 
 # The formats that are opened, whatever the suffix of a file, with their suffixes. A list, because Pillow also
@@ -110,6 +111,28 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image
             have no known range.
     """
     image, is_deep_color = _loaded(check_file(path), path, max_pixels)
+    return _rgb(image, path, is_deep_color)
+
+
+def to_rgb(image: Image.Image, name: str | Path) -> Image.Image:
+    """Turn an image that lies in memory into upright RGB with 8 bits per channel, as `read_image` does.
+
+    Args:
+        image: An image of any mode.
+        name: The image, for the error.
+
+    Returns:
+        An image of mode `"RGB"`.
+
+    Raises:
+        DataError: It cannot be decoded, or its values have no known range.
+    """
+    with _decoding(name):
+        upright = ImageOps.exif_transpose(image)
+    return _rgb(upright, name, is_deep_color=False)
+
+
+def _rgb(image: Image.Image, path: str | Path, is_deep_color: bool) -> Image.Image:
     with _decoding(path):
         if _is_deep(image):
             image = Image.fromarray(np.rint(_scaled_levels(image, path) * 255).astype(np.uint8))

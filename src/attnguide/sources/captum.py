@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
-from math import prod
+from math import factorial, prod
 from typing import Any
 
 import captum.attr
@@ -129,6 +129,29 @@ class Captum(AttributionSource):
     def size(self, trace: Trace) -> tuple[int, int]:
         """Size of the images, or of the layer."""
         return trace.feature.layout.grid if self.of_layer else trace.image_size
+
+    def passes(self, trace: Trace) -> int:
+        """Return how many times captum runs the model for each pair, forward and backward counted apart."""
+        options = {**_DEFAULTS.get(self.method, {}), **self.options}
+        cells = _CELLS.get(self.method, 0) ** 2
+        if self.method in ("LayerFeatureAblation", "LayerFeaturePermutation"):
+            cells = prod(trace.feature.layout.grid)
+        counts = {
+            "n_steps": 3,
+            "nt_samples": 3,
+            "n_samples": 1 if self.method in ("KernelShap", "Lime") else cells + 1 if cells else 3,
+        }
+        for name, each in counts.items():
+            if name in options:
+                return int(options[name]) * each
+        if self.method == "Occlusion":
+            where = {**self._inputs(trace, trace.images), **options}
+            steps = where.get("strides") or where["sliding_window_shapes"]
+            sizes = zip(trace.images.shape[1:], where["sliding_window_shapes"], _each(steps), strict=True)
+            return prod(-(-max(0, size - window) // step) + 1 for size, window, step in sizes)
+        if self.method == "ShapleyValues":
+            return factorial(cells) * cells
+        return cells or 3
 
     def _attributed(self, trace: Trace, model: nn.Module, pairs: Pairs) -> Tensor:
         images = pairs.pick(trace.images)
@@ -249,6 +272,11 @@ def _gradients(
     with torch.enable_grad():
         scores = forward_fn(*inputs).gather(1, target_ind[:, None])
         return torch.autograd.grad(scores.sum(), inputs, create_graph=True)
+
+
+def _each(steps: int | tuple[int, ...]) -> tuple[int, ...]:
+    """Strides along channels, rows and columns, which captum takes as one number too."""
+    return (steps,) * 3 if isinstance(steps, int) else steps
 
 
 def _positions(feature: Feature) -> Tensor:
