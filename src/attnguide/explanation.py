@@ -234,6 +234,8 @@ class Explanation:
         """Columns of the maps of each image on the page, all overlays of these images, and the images."""
         count = min(_IMAGES, len(self.classes))
         scores = self.scores[:count].nan_to_num(-torch.inf)
+        if scores.shape[1] <= _MAPS:  # in the order in which they were requested
+            scores = torch.zeros_like(scores)
         shown = [
             [column for column in order if self.classes[row, column] >= 0][:_MAPS]
             for row, order in enumerate(scores.argsort(dim=1, descending=True, stable=True).tolist())
@@ -250,7 +252,8 @@ class Explanation:
     def _legend(self) -> str:
         left_out = len(self.classes) - _IMAGES
         more = f"; {left_out} more images" if left_out > 0 else ""
-        return f"{self.source} at {self.layer}; colours end at the {visual.PERCENTILE:g}th percentile{more}"
+        scale = f"each map by itself, up to its {visual.PERCENTILE:g}th percentile"
+        return f"{self.source} at {self.layer}: {scale}{more}"
 
     def save(
         self, folder: str | Path, names: Sequence[str] | None = None, *, format: str = "png"

@@ -328,19 +328,26 @@ def with_legend(page: Image.Image, text: str, *, signed: bool = False) -> Image.
     """
     from PIL import ImageDraw, ImageFont
 
-    bar, gap, line = min(140, page.width // 3), 10, 30
-    result = Image.new("RGB", (page.width, page.height + line), _PAPER)
+    bar, gap, line, margin = min(140, page.width // 3), 6, 20, 18
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(size=12)
+
+    def measure(text: str) -> float:
+        return draw.textlength(text, font=font)
+
+    labels = ("against", "for") if signed else ("low", "high")
+    width = bar + 2 * gap + round(sum(map(measure, labels)))
+    beside = margin + width + 2 * gap + measure(text) <= page.width - margin
+    result = Image.new("RGB", (page.width, page.height + line + (0 if beside else line)), _PAPER)
     result.paste(page, (0, 0))
-    draw, font = ImageDraw.Draw(result), ImageFont.load_default(size=12)
-    left, top = gap, page.height
-    for label in ("against", "for") if signed else ("low", "high"):
-        draw.text((left, top), label, fill=_INK, font=font)
-        left += round(draw.textlength(label, font=font)) + 6
-        if label in ("against", "low"):
-            result.paste(color_bar(bar, 12, signed=signed), (left, top + 2))
-            left += bar + 6
-    shown = _fitted(text, page.width - left - 2 * gap, lambda text: draw.textlength(text, font=font))
-    draw.text((left + gap, top), shown, fill=_MUTED, font=font)
+    draw = ImageDraw.Draw(result)
+    left, top = margin, page.height - 6
+    draw.text((left, top), labels[0], fill=_INK, font=font)
+    left += round(measure(labels[0])) + gap
+    result.paste(color_bar(bar, 12, signed=signed), (left, top + 2))
+    left += bar + gap
+    draw.text((left, top), labels[1], fill=_INK, font=font)
+    place = (margin + width + 2 * gap, top) if beside else (margin, top + line)
+    draw.text(place, _fitted(text, page.width - 2 * margin, measure), fill=_MUTED, font=font)
     return result
 
 
