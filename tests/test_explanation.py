@@ -72,8 +72,8 @@ def test_scaled_maps_lie_in_0_to_1_and_flat_ones_are_zero() -> None:
     assert not bool(constant.scaled().any())
 
 
-# captum's have tests of their own.
-SOURCES = [name for name in standard("source") if not name.startswith("captum:")]
+# Those of other libraries have tests of their own.
+SOURCES = [name for name in standard("source") if ":" not in name]
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -433,3 +433,24 @@ class Slow(AttributionSource):
 def test_a_slow_source_says_so_before_it_begins() -> None:
     with pytest.warns(UserWarning, match=r"Slow\(\) runs the model 1000000000 times for each of 4 maps"):
         ag.explain(cnn(), IMAGES, Slow())
+
+
+def test_smoothing_is_the_mean_over_copies() -> None:
+    model = cnn().eval()
+    generator = torch.Generator().manual_seed(0)
+    span = IMAGES.amax(dim=(1, 2, 3), keepdim=True) - IMAGES.amin(dim=(1, 2, 3), keepdim=True)
+    plain = ag.explain(model, IMAGES, "input_gradient", [2, 0])
+    noisy = [IMAGES + 0.1 * span * torch.randn(IMAGES.shape, generator=generator) for _ in range(2)]
+    mirrored = ag.explain(model, noisy[0].flip(-1), "input_gradient", [2, 0]).maps.flip(-1)
+    other = ag.explain(model, noisy[1], "input_gradient", [2, 0]).maps
+    found = ag.explain(model, IMAGES, "input_gradient", [2, 0], smooth=3)
+    torch.testing.assert_close(found.maps, (plain.maps + mirrored + other) / 3)
+    torch.testing.assert_close(found.logits, plain.logits)
+    assert found.classes.tolist() == plain.classes.tolist()
+    assert "smoothed over 3" in found.source
+
+
+@pytest.mark.parametrize("wrong", [{"smooth": -1}, {"smooth": 2.5}, {"smooth": 2, "evidence": "decision"}])
+def test_smoothing_that_cannot_be(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="smooth="):
+        ag.explain(cnn(), IMAGES, **wrong)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -201,7 +202,16 @@ class Explanation:
             raise InputError("figures need matplotlib: pip install 'attnguide[figures]'.") from error
         shown, overlays, plain = self._shown(alpha)
         width = 1 + max((len(columns) for columns in shown), default=0)
-        figure = Figure(figsize=(2.4 * width + 1, 2.7 * len(shown)), layout="constrained")
+
+        class Shown(Figure):
+            """A figure that a notebook shows without pyplot."""
+
+            def _repr_png_(self) -> bytes:
+                buffer = io.BytesIO()
+                self.savefig(buffer, format="png")
+                return buffer.getvalue()
+
+        figure = Shown(figsize=(2.4 * width + 1, 2.7 * len(shown)), layout="constrained")
         axes = figure.subplots(len(shown), width, squeeze=False)
         for axis in axes.flat:
             axis.set_axis_off()
@@ -328,6 +338,7 @@ def explain(
     measure: bool = True,
     logits: LogitsSpec = None,
     transform: Any = None,
+    smooth: int = 0,
 ) -> Explanation:
     """Explain the answers of a classifier, without leaving a trace in it.
 
@@ -357,6 +368,9 @@ def explain(
             tensor; else its `logits`; else the only floating-point tensor with one or two axes in it.
         transform: How files and PIL images become the model's input: a function, weights of torchvision, or
             an image processor of transformers. Not needed where the model says so itself.
+        smooth: Number of copies of the images over whose raw maps the mean is taken; 0 for the images alone.
+            Every second copy is mirrored, and Gaussian noise of a tenth of the image's range is added to all
+            but the first (SmoothGrad, Smilkov et al. 2017). The classes are those of the images themselves.
 
     Returns:
         The explanation.
@@ -371,6 +385,10 @@ def explain(
         GuidanceError: If several tensors of the output could be the logits, or none.
     """
     about: dict[str, Any] = {}
+    if type(smooth) is not int or smooth < 0:
+        raise InputError(f"smooth={smooth!r} must be a number of copies of the images, at least 0.")
+    if smooth > 1 and evidence != "logit":
+        raise InputError("smooth= needs evidence='logit': noise may change a decision, and so the sign.")
     if isinstance(images, (str, Path, Image.Image)) or _are_pictures(images):
         images, about = _read(model, images, transform)  # type: ignore[arg-type]
     elif transform is not None:
@@ -456,7 +474,7 @@ def explain(
             raw = {found.name: _maps(attribution, trace.at(found.name), pairs) for found in layers}
             classes = torch.full((len(images), pairs.slots), -1, device=trace.logits.device)
             classes[pairs.sample, pairs.slot] = pairs.cls
-        return Explanation(
+        found = Explanation(
             raw,
             (images.shape[-2], images.shape[-1]) if size == "input" else size,
             classes,
@@ -466,6 +484,36 @@ def explain(
             combine,
             **about,
         )
+    if smooth < 2 or not len(pairs):
+        return found
+    return _smoothed(
+        found,
+        smooth,
+        lambda images, targets: explain(
+            model, images, attribution, targets, layer, None, combine=combine, measure=measure, logits=logits
+        ),
+    )
+
+
+def _smoothed(
+    found: Explanation, copies: int, again: Callable[[Tensor, list[tuple[int, int]]], Explanation]
+) -> Explanation:
+    """Take the mean of an explanation's raw maps and of those of copies with noise, half of them mirrored."""
+    images = found.images.float()
+    spread = images.amax(dim=(1, 2, 3), keepdim=True) - images.amin(dim=(1, 2, 3), keepdim=True)
+    targets = [(row, cls) for row, listed in enumerate(found.classes.tolist()) for cls in listed if cls >= 0]
+    generator = torch.Generator().manual_seed(0)
+    total = dict(found.raw)
+    for copy in range(1, copies):
+        noise = torch.randn(images.shape, generator=generator).to(images)
+        noisy = (images + 0.1 * spread * noise).to(found.images)
+        mirrored = copy % 2 == 1
+        raw = again(noisy.flip(-1) if mirrored else noisy, targets).raw
+        # A layer that was found by "auto" is the same one for all copies.
+        for name, maps in zip(total, raw.values(), strict=True):
+            total[name] = total[name] + (maps.flip(-1) if mirrored else maps)
+    mean = {name: maps / copies for name, maps in total.items()}
+    return replace(found, raw=mean, source=f"{found.source}, smoothed over {copies}")
 
 
 def _are_pictures(images: Any) -> bool:

@@ -50,6 +50,12 @@ __all__ = ["evaluate"]
 )
 @single_label_options
 @measuring_options
+@click.option(
+    "--metrics",
+    metavar="NAMES",
+    help="Further measures, which need no mask, with commas between them: deletion, insertion, road, "
+    "confidence_change, sensitivity. They run the model often.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Write JSON, for other programs.")
 def evaluate(
     choice: ModelChoice,
@@ -61,6 +67,7 @@ def evaluate(
     threshold: float,
     batch_size: int,
     device: str,
+    metrics: str | None,
     as_json: bool,
 ) -> None:
     """Measure how good a model is, and whether it looks where it should, class by class.
@@ -69,6 +76,10 @@ def evaluate(
     compared with its mask: energy in the mask (the share of the attribution inside it), IoU, pointing game,
     and the energy of the gradient of the images, which guidance at a layer does not optimise. Masks are
     cropped and resized like the images. The energy of a uniform map is the mask's share of the area.
+
+    --metrics adds measures of the maps that need no mask. Deletion and insertion are areas under curves; ROAD
+    and the change of the confidence are computed by pytorch-grad-cam (pip install 'attnguide[grad-cam]'), the
+    sensitivity by captum. Lower is better of deletion and sensitivity, higher of the others.
 
     Images that cannot be read are listed. The exit status is then 1, and also if no image has a mask.
 
@@ -97,6 +108,7 @@ def evaluate(
             batch_size=batch_size,
             device=used_device,
             advance=advance,
+            metrics=[name.strip() for name in metrics.split(",")] if metrics else (),
         )
     note_skipped(result.failures.values())
     warn_of_empty_masks(result.empty)

@@ -138,6 +138,10 @@ class TermRecord:
         """Show the picture: below the cell of a notebook, elsewhere in the system's viewer."""
         visual.show(self.picture())
 
+    def __repr__(self) -> str:
+        loss = f", mean loss {float(self.losses.mean()):.3g}" if len(self.pairs) else ""
+        return f"TermRecord({self.layer}: {len(self.pairs)} pairs{loss})"
+
     def _repr_png_(self) -> bytes | None:
         return visual.to_png(self.picture()) if len(self.pairs) else None
 
@@ -148,7 +152,7 @@ class Records(list[TermRecord]):
     def _repr_html_(self) -> str:
         shown = [
             f'<p>{escape(record.layer)}</p><img alt="maps and priors" style="max-width:100%" '
-            f'src="{visual.data_uri(record.picture())}">'
+            f'src="{visual.data_uri(record.picture(), "jpeg")}">'
             if len(record.pairs)
             else f"<p>{escape(record.layer)}: no annotated pair</p>"
             for record in self

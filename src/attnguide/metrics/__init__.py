@@ -26,6 +26,7 @@ from attnguide.metrics.localization import (
     pointing_game,
     relevance_rank,
 )
+from attnguide.metrics.perturbation import confidence_change, road, sensitivity
 
 __all__ = [
     "AveragePrecision",
@@ -41,6 +42,7 @@ __all__ = [
     "average_precision",
     "balanced_accuracy",
     "classification_error",
+    "confidence_change",
     "cosine",
     "deletion",
     "energy_in_mask",
@@ -50,4 +52,6 @@ __all__ = [
     "occlusion",
     "pointing_game",
     "relevance_rank",
+    "road",
+    "sensitivity",
 ]

@@ -4,7 +4,42 @@ from __future__ import annotations
 
 from attnguide.parts.hookspecs import Part, hookimpl
 
-__all__ = ["CAPTUM_OF_IMAGES", "CAPTUM_OF_LAYERS", "attnguide_parts"]
+__all__ = ["CAMS", "CAPTUM_OF_IMAGES", "CAPTUM_OF_LAYERS", "ZENNIT", "attnguide_parts"]
+
+#: The methods of pytorch-grad-cam.
+CAMS = (
+    "AblationCAM",
+    "EigenCAM",
+    "EigenGradCAM",
+    "FEM",
+    "FinerCAM",
+    "FullGrad",
+    "GradCAM",
+    "GradCAMElementWise",
+    "GradCAMPlusPlus",
+    "HiResCAM",
+    "KPCA_CAM",
+    "LayerCAM",
+    "RandomCAM",
+    "RefineCAM",
+    "SESS",
+    "ScoreCAM",
+    "SegEigenCAM",
+    "ShapleyCAM",
+    "XGradCAM",
+)
+#: zennit's composites: sets of rules for the layers of a network.
+ZENNIT = (
+    "BetaSmooth",
+    "DeconvNet",
+    "EpsilonAlpha2Beta1",
+    "EpsilonAlpha2Beta1Flat",
+    "EpsilonGammaBox",
+    "EpsilonPlus",
+    "EpsilonPlusFlat",
+    "ExcitationBackprop",
+    "GuidedBackprop",
+)
 
 #: captum's attributions of images, and of layers; those of neurons, text and training data are left out.
 CAPTUM_OF_IMAGES = (
@@ -101,6 +136,14 @@ def attnguide_parts() -> list[Part]:
         *(
             Part("source", f"captum:{name}", f"{sources}.captum:{name}", f"captum.attr.{name}, of a layer")
             for name in CAPTUM_OF_LAYERS
+        ),
+        *(
+            Part("source", f"cam:{name}", f"{sources}.cam:{name}", f"pytorch_grad_cam.{name}")
+            for name in CAMS
+        ),
+        *(
+            Part("source", f"zennit:{name}", f"{sources}.zennit:{name}", f"zennit.composites.{name}")
+            for name in ZENNIT
         ),
         Part(
             "prior",
