@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from typing import Any
 
 import pytest
@@ -37,7 +38,8 @@ def test_road_is_that_of_pytorch_grad_cam() -> None:
     found = road(model, IMAGES[:2], MAPS[:2], LABELS[:2], percentiles=[30, 70])
     assert snapshot(model) == before
     targets = [ClassifierOutputSoftmaxTarget(cls) for cls in LABELS[:2].tolist()]
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         torch.manual_seed(0)
         expected = ROADCombined([30, 70])(IMAGES[:2], min_max(MAPS[:2]).numpy(), targets, model)
     torch.testing.assert_close(found, torch.as_tensor(expected), rtol=1e-4, atol=1e-6)

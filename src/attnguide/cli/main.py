@@ -25,6 +25,7 @@ BUILT_IN = {
     "layers": "attnguide.commands.layers",
     "evaluate": "attnguide.commands.evaluate",
     "report": "attnguide.commands.report",
+    "masks": "attnguide.commands.masks",
     "plugins": "attnguide.commands.plugins",
 }
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -109,16 +110,15 @@ def sensitivity(
 
     from attnguide.explanation import explain  # which is built on this package's neighbours
 
-    def attributed(inputs: Tensor | tuple[Tensor, ...], target: Tensor) -> Tensor:
-        pixels = inputs[0] if isinstance(inputs, tuple) else inputs
+    def attributed(inputs: tuple[Tensor, ...], target: Tensor) -> tuple[Tensor, ...]:
         pairs = list(enumerate(target.tolist()))
-        return explain(model, pixels, source, pairs, layer).maps
+        return (explain(model, inputs[0], source, pairs, layer).maps,)
 
     devices = [images.device] if images.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(0)
         values: Tensor = sensitivity_max(
-            attributed, images, perturb_radius=radius, n_perturb_samples=samples, target=classes
+            attributed, (images,), perturb_radius=radius, n_perturb_samples=samples, target=classes
         )
     return values.detach().nan_to_num(0.0)  # a map of zeros that stays one does not change
 
@@ -151,6 +151,10 @@ def _foreign(
     except ImportError as error:
         raise InputError("this measure needs pytorch-grad-cam: pip install 'attnguide[grad-cam]'.") from error
     model = unwrap(model)
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), evaluating(model), aside(model):
+    with ExitStack() as stack:
+        contexts = (torch.random.fork_rng([]), torch.no_grad(), evaluating(model), aside(model))
+        for context in (*contexts, warnings.catch_warnings()):
+            stack.enter_context(context)
+        warnings.simplefilter("ignore")  # it calls numpy in ways of old
         torch.manual_seed(0)
         yield _Probabilities(model), [ClassifierOutputTarget(cls) for cls in classes.tolist()]

@@ -96,7 +96,7 @@ class PytorchGradCAM(AttributionSource):
             called = {"target_idx": cls, **called}  # which it compares with the classes most like it
             targets = None
         else:
-            targets = [lambda logits: logits[cls]]
+            targets = [lambda logits: logits[..., cls]]  # of one image, or of several
         reshape = None if layout.kind == "nchw" or not layers else layout.spatial
         cam = None
         try:
