@@ -55,8 +55,9 @@ def test_a_teachers_masks_are_those_of_the_prior(photos: Path, tmp_path: Path) -
     mask = np.asarray(Image.open(out / "0.png"))
     assert mask.shape == (100, 80)
     np.testing.assert_array_equal(mask > 0, (maps[0, 0] >= 0.5).numpy())
-    folder = MaskFolder(out)
-    assert all(folder.get(path) is not None for path in ("0.png", "more/2.png"))
+    folder = MaskFolder(out, ["more"])  # a subfolder is a class
+    assert folder.get("0.png") is not None
+    assert folder.get_class("more/2.png", "more") is not None
 
 
 def test_existing_masks_are_kept(photos: Path, tmp_path: Path) -> None:
@@ -85,3 +86,21 @@ def test_what_goes_wrong(photos: Path, tmp_path: Path) -> None:
     assert same.exit_code == 2
     assert "would have one mask" in same.output
     assert call(photos, "--source", "grad_kam").exit_code == 2
+
+
+def test_a_segmenter_from_a_file(photos: Path, tmp_path: Path) -> None:
+    class Bright(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return 40 * images.mean(dim=1, keepdim=True)
+
+    file = tmp_path / "bright.onnx"
+    settings = {"dynamo": False, "input_names": ["images"], "dynamic_axes": {"images": {0: "n"}}}
+    torch.onnx.export(Bright(), (torch.zeros(1, 3, 320, 320),), str(file), **settings)
+    result = call(photos, "--prior", "segmenter", "--segmenter", file, "--out", tmp_path / "masks")
+    assert result.exit_code == 0, result.output
+    with Image.open(photos / "0.png") as image, Image.open(tmp_path / "masks" / "0.png") as mask:
+        pixels = np.asarray(image.convert("RGB"), dtype=float).mean(axis=2) / 255
+        inside = np.asarray(mask) > 0
+    clear = abs(pixels - 0.45) > 0.1  # ImageNet's mean
+    assert (inside == (pixels > 0.45))[clear].mean() > 0.95
+    assert call(photos, "--segmenter", file).exit_code == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ from attnguide.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from attnguide.models import LoadedModel
     from attnguide.priors import FindingPrior
@@ -42,10 +43,17 @@ _ON_SHEET = 60
 @click.argument("data", type=PATH, metavar="FOLDER")
 @click.option(
     "--prior",
-    type=click.Choice(["token_cut", "teacher"]),
+    type=click.Choice(["token_cut", "teacher", "segmenter"]),
     default="token_cut",
     show_default=True,
-    help="token_cut: the object, from the model's features; teacher: where the model looks.",
+    help="token_cut: the object, from the model's features; teacher: where the model looks; segmenter: what a "
+    "segmentation network calls an object.",
+)
+@click.option(
+    "--segmenter",
+    metavar="NAME",
+    help="Segmentation network: of torchvision (deeplabv3_resnet50), transformers/NAME, or an ONNX file. Its "
+    "weights are downloaded once.",
 )
 @click.option(
     "--model",
@@ -98,6 +106,7 @@ def masks(
     choice: ModelChoice,
     data: Path,
     prior: str,
+    segmenter: str | None,
     source: str,
     layer: str,
     threshold: float,
@@ -114,7 +123,7 @@ def masks(
     masks are kept, so that corrected ones stay, and a run that was ended goes on.
 
     The whole image is resized to the model's input, and the mask back to the image. A teacher's mask is that
-    of the class that it predicts. An image in which no region is found gets no mask, and is counted.
+    of the class that it predicts. A segmenter needs no --model. An image in which no region is found gets no mask, and is counted.
 
     The exit status is 1 if an image could not be read or no region was found at all.
 
@@ -132,11 +141,17 @@ def masks(
     files = _names(images, data, out)
     check_writable(out)
     left = {image: file for image, file in files.items() if overwrite or not file.exists()}
-    loaded = choice.load()
-    warn_of_random_weights(loaded)
-    note_default_model(choice, loaded)
-    found = _prior(prior, loaded, source, layers_of(layer), threshold)
-    written, skipped, missing = _write(loaded, found, left, pick_device(device), batch_size)
+    if prior == "segmenter":
+        finder = _segmenter(segmenter)
+    else:
+        if segmenter is not None:
+            raise click.UsageError("--segmenter is for --prior segmenter.")
+        loaded = choice.load()
+        warn_of_random_weights(loaded)
+        note_default_model(choice, loaded)
+        found = _prior(prior, loaded, source, layers_of(layer), threshold)
+        finder = _Finder(found, loaded.size, loaded.mean, loaded.std, loaded.model)
+    written, skipped, missing = _write(finder, left, pick_device(device), batch_size)
     note_skipped(skipped)
     kept = len(files) - len(left)
     if missing:
@@ -151,6 +166,26 @@ def masks(
         + f", {len(missing)} images without a region, {len(skipped)} skipped"
     )
     exit_if(skipped or (left and not written))
+
+
+@dataclass(frozen=True)
+class _Finder:
+    """A prior, the images that it wants, and the model that chooses their class, if one does."""
+
+    prior: FindingPrior
+    size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    model: nn.Module | None = None
+
+
+def _segmenter(name: str | None) -> _Finder:
+    """Make the finder of a segmentation network, whose images are larger than most classifiers'."""
+    from attnguide.priors import SegmenterPrior
+
+    prior = SegmenterPrior() if name is None else SegmenterPrior(name)
+    prior.prepare(None, 1)
+    return _Finder(prior, (320, 320), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def _names(images: Sequence[Path], data: Path, out: Path) -> dict[Path, Path]:
@@ -189,7 +224,7 @@ def _prior(
 
 
 def _write(
-    loaded: LoadedModel, prior: FindingPrior, files: dict[Path, Path], device: Any, batch_size: int
+    finder: _Finder, files: dict[Path, Path], device: Any, batch_size: int
 ) -> tuple[int, list[str], list[Path]]:
     """Find and write masks; return their number, reasons of skipped images, and images without a region."""
     import torch
@@ -197,7 +232,7 @@ def _write(
     from attnguide.capture.logits import find_logits
     from attnguide.errors import DataError
 
-    model = loaded.model.to(device)
+    model = None if finder.model is None else finder.model.to(device)
     written, skipped, missing = 0, [], []
     items = list(files.items())
     with progress("Finding regions", len(items), unit="images") as advance:
@@ -205,14 +240,16 @@ def _write(
             batch = []
             for image, file in items[start : start + batch_size]:
                 try:
-                    batch.append((image, file, *_read(loaded, image)))
+                    batch.append((image, file, *_read(finder, image)))
                 except DataError as error:
                     skipped.append(str(error))
             if batch:
                 pixels = torch.stack([pixels for _, _, pixels, _ in batch]).to(device)
                 with torch.no_grad():
-                    classes = find_logits(model(pixels)).argmax(dim=1)
-                    maps, weights = prior.find(pixels, classes)
+                    classes = torch.zeros(len(pixels), dtype=torch.long, device=pixels.device)
+                    if model is not None:
+                        classes = find_logits(model(pixels)).argmax(dim=1)
+                    maps, weights = finder.prior.find(pixels, classes)
                 for (image, file, _, size), plane, weight in zip(batch, maps, weights.tolist(), strict=True):
                     if weight:
                         _save(plane, size, file)
@@ -223,7 +260,7 @@ def _write(
     return written, skipped, missing
 
 
-def _read(loaded: LoadedModel, path: Path) -> tuple[Tensor, tuple[int, int]]:
+def _read(finder: _Finder, path: Path) -> tuple[Tensor, tuple[int, int]]:
     """Read a whole image as the model's input, `(3, H, W)`, and return its own width and height."""
     import torch
     from torchvision.transforms.functional import pil_to_tensor
@@ -231,9 +268,9 @@ def _read(loaded: LoadedModel, path: Path) -> tuple[Tensor, tuple[int, int]]:
     from attnguide.data.images import read_image
 
     image = read_image(path)
-    height, width = loaded.size
+    height, width = finder.size
     pixels = pil_to_tensor(image.resize((width, height))).float() / 255
-    mean, std = (torch.tensor(values)[:, None, None] for values in (loaded.mean, loaded.std))
+    mean, std = (torch.tensor(values)[:, None, None] for values in (finder.mean, finder.std))
     return (pixels - mean) / std, image.size
 
 

@@ -153,6 +153,7 @@ def attnguide_parts() -> list[Part]:
         ),
         Part("prior", "boxes", f"{priors}.boxes:BoxPrior", "bounding boxes in pixels"),
         Part("prior", "landmarks", f"{priors}.landmarks:LandmarkPrior", "Gaussians at points"),
+        Part("prior", "segmenter", f"{priors}.segmenter:SegmenterPrior", "by a segmentation network"),
         Part("prior", "teacher", f"{priors}.teacher:TeacherPrior", "where another model looks"),
         Part(
             "prior",

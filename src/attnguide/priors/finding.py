@@ -7,7 +7,7 @@ import hashlib
 import warnings
 from abc import abstractmethod
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,7 +44,7 @@ class FindingPrior(TargetPrior):
         missing: Number of pairs so far that had none.
     """
 
-    by_class: ClassVar[bool] = False
+    by_class: bool = False
 
     def __init__(self, cache: str | Path | None = None) -> None:
         self.cache = None if cache is None else Path(cache)

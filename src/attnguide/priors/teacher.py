@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,7 @@ class TeacherPrior(FindingPrior):
         InputError: If a model is none, or the threshold is not in (0, 1].
     """
 
-    by_class: ClassVar[bool] = True
+    by_class = True
 
     def __init__(
         self,
