@@ -9,6 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from PIL import Image
+from tests.helpers.models import export_onnx
 
 from attnguide.cli.main import main
 from attnguide.data.procedural.faces import ProceduralFaces
@@ -94,8 +95,7 @@ def test_a_segmenter_from_a_file(photos: Path, tmp_path: Path) -> None:
             return 40 * images.mean(dim=1, keepdim=True)
 
     file = tmp_path / "bright.onnx"
-    settings = {"dynamo": False, "input_names": ["images"], "dynamic_axes": {"images": {0: "n"}}}
-    torch.onnx.export(Bright(), (torch.zeros(1, 3, 320, 320),), str(file), **settings)
+    export_onnx(Bright(), torch.zeros(1, 3, 320, 320), file)
     result = call(photos, "--prior", "segmenter", "--segmenter", file, "--out", tmp_path / "masks")
     assert result.exit_code == 0, result.output
     with Image.open(photos / "0.png") as image, Image.open(tmp_path / "masks" / "0.png") as mask:

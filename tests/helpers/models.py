@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -67,3 +69,11 @@ def batch(size: int = 4, side: int = 32, classes: int = CLASSES) -> tuple[Tensor
         top = (sample * side // 5) % (side // 2)
         masks[sample, top : top + side // 2, side // 8 : side // 2] = 1
     return images, labels, masks
+
+
+def export_onnx(model: nn.Module, images: Tensor, file: Path) -> None:
+    """Write a model as an ONNX file that takes any number of images."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter of old writes what the new one does, and is quicker
+        settings = {"input_names": ["images"], "dynamic_axes": {"images": {0: "n"}}}
+        torch.onnx.export(model, (images,), str(file), dynamo=False, **settings)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.helpers.models import batch, cnn
+from tests.helpers.models import batch, cnn, export_onnx
 from torch import Tensor, nn
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
@@ -81,14 +81,7 @@ def test_an_onnx_file_gives_what_its_module_gives(tmp_path: Path) -> None:
             return 40 * (images[:, :1] - 0.5)
 
     file = tmp_path / "saliency.onnx"
-    torch.onnx.export(
-        Plain(),
-        (squares(),),
-        str(file),
-        dynamo=False,
-        input_names=["images"],
-        dynamic_axes={"images": {0: "n"}},
-    )
+    export_onnx(Plain(), squares(), file)
     maps, weights = SegmenterPrior(file, **PLAIN).find(squares(), LABELS)
     assert weights.tolist() == [1, 0, 1, 0]
     torch.testing.assert_close(maps[0], squares()[0, 0])

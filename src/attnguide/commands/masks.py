@@ -46,8 +46,8 @@ _ON_SHEET = 60
     type=click.Choice(["token_cut", "teacher", "segmenter"]),
     default="token_cut",
     show_default=True,
-    help="token_cut: the object, from the model's features; teacher: where the model looks; segmenter: what a "
-    "segmentation network calls an object.",
+    help="token_cut: the object, from the model's features; teacher: where the model looks; segmenter: what "
+    "a segmentation network calls an object.",
 )
 @click.option(
     "--segmenter",
@@ -123,7 +123,8 @@ def masks(
     masks are kept, so that corrected ones stay, and a run that was ended goes on.
 
     The whole image is resized to the model's input, and the mask back to the image. A teacher's mask is that
-    of the class that it predicts. A segmenter needs no --model. An image in which no region is found gets no mask, and is counted.
+    of the class that it predicts. A segmenter needs no --model. An image in which no region is found gets no
+    mask, and is counted.
 
     The exit status is 1 if an image could not be read or no region was found at all.
 
