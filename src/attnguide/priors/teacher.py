@@ -30,7 +30,7 @@ class TeacherPrior(FindingPrior):
             at its first batch, such as before fine-tuning.
         source: Attribution source of the teacher.
         layer: Layer of the teacher.
-        classes: For each class of the guided model the teacher's class, or None if it has none. By default
+        classes: The teacher's class for each class of the guided model, None where it has none. By default
             both have the same classes.
         threshold: Share of the maximum from which on a position is inside; None for the map itself.
         cache: Folder of regions; see [`FindingPrior`][attnguide.priors.FindingPrior].
