@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
@@ -397,6 +397,7 @@ def explain(
         about = {"normalization": (model.mean, model.std), "class_names": model.classes}
     if isinstance(model, LoadedModel):
         model = model.model
+    images = cast("Tensor", images)  # anything else is an error now
     if not isinstance(images, Tensor) or images.ndim != 4 or not len(images):
         check_images(images)
     if images.is_meta:
@@ -474,7 +475,7 @@ def explain(
             raw = {found.name: _maps(attribution, trace.at(found.name), pairs) for found in layers}
             classes = torch.full((len(images), pairs.slots), -1, device=trace.logits.device)
             classes[pairs.sample, pairs.slot] = pairs.cls
-        found = Explanation(
+        explanation = Explanation(
             raw,
             (images.shape[-2], images.shape[-1]) if size == "input" else size,
             classes,
@@ -485,9 +486,9 @@ def explain(
             **about,
         )
     if smooth < 2 or not len(pairs):
-        return found
+        return explanation
     return _smoothed(
-        found,
+        explanation,
         smooth,
         lambda images, targets: explain(
             model, images, attribution, targets, layer, None, combine=combine, measure=measure, logits=logits

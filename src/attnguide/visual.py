@@ -248,7 +248,7 @@ def show(picture: Image.Image) -> None:
         return
     from IPython.display import display  # it runs, so it is installed
 
-    display(picture)
+    display(picture)  # type: ignore[no-untyped-call]
 
 
 def data_uri(picture: Image.Image | bytes, format: Literal["png", "jpeg"] = "png") -> str:

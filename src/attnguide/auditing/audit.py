@@ -187,14 +187,18 @@ class AuditReport:
         """Name, value, and earlier value of each measurement."""
         was = self.before
         return [
-            (f"energy of {self.source} in the mask (optimized)", self.optimized, was and was.optimized),
+            (
+                f"energy of {self.source} in the mask (optimized)",
+                self.optimized,
+                None if was is None else was.optimized,
+            ),
             *(
-                (f"energy of {name} in the mask", value, was and was.witnesses[name])
+                (f"energy of {name} in the mask", value, None if was is None else was.witnesses[name])
                 for name, value in self.witnesses.items()
             ),
             ("energy of a uniform map", self.uniform, None),
-            (_OUTSIDE, self.reliance, was and was.reliance),
-            ("predictions that depend on what is inside", self.inside, was and was.inside),
+            (_OUTSIDE, self.reliance, None if was is None else was.reliance),
+            ("predictions that depend on what is inside", self.inside, None if was is None else was.inside),
         ]
 
     def _verdict(self) -> str:

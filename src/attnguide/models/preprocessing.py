@@ -52,9 +52,10 @@ class Preprocessing:
                 sizes.
             DataError: If a file cannot be read.
         """
-        single = isinstance(pictures, (str, Path, Image.Image))
-        prepared, names = [], []
-        for item in [pictures] if single else pictures:  # type: ignore[list-item]
+        items: Sequence[Any] = [pictures] if isinstance(pictures, (str, Path, Image.Image)) else pictures
+        prepared: list[Tensor] = []
+        names: list[str] = []
+        for item in items:
             if isinstance(item, Image.Image):
                 opened = [(to_rgb(item, f"image {len(names)}"), f"image{len(names)}")]
             elif isinstance(item, (str, Path)):
@@ -131,14 +132,12 @@ def _given(transform: Any, names: tuple[str, ...]) -> Preprocessing:
         raise InputError(f"transform={transform!r:.60} must be a function of a PIL image.")
     if hasattr(transform, "image_mean"):
         processor = transform
+        known = _normalizes(processor)
         return Preprocessing(
             lambda image: processor(images=image, return_tensors="pt")["pixel_values"][0],
-            *(
-                (_numbers(processor.image_mean), _numbers(processor.image_std))
-                if _normalizes(processor)
-                else ()
-            ),
-            class_names=names,
+            _numbers(processor.image_mean) if known else (),
+            _numbers(processor.image_std) if known else (),
+            names,
         )
     # torchvision's presets have mean and std themselves, a Compose in its Normalize.
     for step in (transform, *getattr(transform, "transforms", ())):
@@ -167,7 +166,7 @@ def _processor_of(model: nn.Module) -> Any:
     from transformers import AutoImageProcessor  # the model is transformers', so it is installed
 
     try:
-        return AutoImageProcessor.from_pretrained(name, local_files_only=True)
+        return AutoImageProcessor.from_pretrained(name, local_files_only=True)  # type: ignore[no-untyped-call]
     except (OSError, ValueError):  # there is none
         return None
 

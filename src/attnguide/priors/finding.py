@@ -75,7 +75,7 @@ class FindingPrior(TargetPrior):
         self.prepare(trace.model, trace.logits.shape[1])
         images = trace.images.detach()
         wanted = torch.stack([pairs.sample, pairs.cls if self.by_class else torch.zeros_like(pairs.cls)], 1)
-        unique, index = wanted.unique(dim=0, return_inverse=True)
+        unique, index = torch.unique(wanted, dim=0, return_inverse=True)
         with torch.no_grad():
             maps, weights = self._cached(images[unique[:, 0]], unique[:, 1], size)
         maps, weights = maps[index].to(images.device), weights[index].to(images.device)
