@@ -36,11 +36,7 @@ def test_notebook(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, r
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
-def test_what_is_saved_has_outputs_and_no_errors(path: Path) -> None:
-    """The site and the repository show the saved outputs; they name no folder of whoever ran it."""
+def test_notebooks_are_kept_without_outputs(path: Path) -> None:
+    """Outputs would fill the repository, and name the folders of whoever ran them."""
     cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
-    outputs = [output for cell in cells for output in cell.outputs]
-    assert all(output.output_type != "error" for output in outputs)
-    kinds = [kind for output in outputs for kind in output.get("data", ())]
-    assert all(kinds.count(kind) >= count for kind, count in SHOWN[path.name].items())
-    assert "/work/" not in path.read_text(encoding="utf-8")
+    assert [cell.source for cell in cells if cell.outputs or cell.execution_count] == []
