@@ -33,7 +33,7 @@ SOURCES = [
         "captum:IntegratedGradients",
         "captum:LayerGradientShap",
         "cam:EigenGradCAM",
-        "zennit:EpsilonPlus",
+        "zennit:GuidedBackprop",
     )
 ]
 MODELS = {"cnn": cnn, "vit": tiny_vit}
