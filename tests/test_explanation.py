@@ -419,6 +419,8 @@ def test_files_and_pictures_are_what_their_tensors_are(photos: list[Path]) -> No
     one = ag.explain(loaded, photos[1])
     torch.testing.assert_close(one.maps[0], expected.maps[1], rtol=1e-4, atol=1e-5)
     assert one.names == ("10 dogs",)
+    row = one.to_arrow().to_pylist()[0]
+    assert (row["key"], row["class"]) == ("10 dogs", loaded.classes[row["index"]])
     assert one.class_names == loaded.classes
     torch.testing.assert_close(one.displayed, loaded.displayed(tensors[1:]))
     # A tensor, too, is shown as it was before the normalisation of a loaded model.
@@ -499,6 +501,20 @@ def test_smoothing_is_the_mean_over_copies() -> None:
     torch.testing.assert_close(found.logits, plain.logits)
     assert found.classes.tolist() == plain.classes.tolist()
     assert "smoothed over 3" in found.source
+
+
+def test_smoothing_leaves_out_an_image_that_is_not_finite() -> None:
+    model, images = cnn().eval(), torch.rand(3, 3, 32, 32)
+    expected = ag.explain(model, images, targets=[0, 2], smooth=1)
+    given = images.clone()
+    given[1, 2, 0, 0] = torch.inf
+    found = ag.explain(model, given, targets=[0, 2], smooth=3, errors="skip")
+    assert [*found.skipped] == [1]
+    assert found.classes.tolist() == [[0, 2], [-1, -1], [0, 2]]
+    assert not found.maps[1].any()
+    assert bool(found.maps[[0, 2]].isfinite().all())
+    torch.testing.assert_close(found.logits[[0, 2]], expected.logits[[0, 2]])
+    assert found._repr_png_()
 
 
 @pytest.mark.parametrize("wrong", [{"smooth": -1}, {"smooth": 2.5}, {"smooth": 2, "evidence": "decision"}])
