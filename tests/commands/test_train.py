@@ -95,7 +95,7 @@ def test_a_dry_run(call, tmp_path: Path) -> None:
     path = recipe(tmp_path, QUICK)
     done = call("train", path, "--out", tmp_path / "run", "--dry-run", "--device", "cpu")
     assert "20 images to train on, 4 to validate; classes: blue, red" in done.stdout
-    assert "8 of 8 images with a mask get other surroundings" in done.stdout
+    assert " of 8 images with a mask get other surroundings; loss" in done.stdout
     done = call("train", path, "--prior", "mask", "--out", tmp_path / "run", "--dry-run", "--device", "cpu")
     assert "at block4; reaches" in done.stdout
     with Image.open(tmp_path / "run" / "dry-run.png") as picture:

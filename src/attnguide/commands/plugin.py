@@ -35,7 +35,7 @@ _KINDS: dict[str, tuple[str, str, str]] = {
         '```python\nag.explain(model, images, "$part")\nguide = ag.Guide(model, source="$part")\n```',
     ),
     "loss": (
-        "the highest attribution outside of the prior",
+        "how far the middle of the attribution is from that of the prior",
         "Loss",
         '```python\nguide = ag.Guide(model, loss="$part")\n```',
     ),
