@@ -55,8 +55,8 @@ _PALETTE = torch.tensor(
         [0.99, 0.97, 0.50],
     ]
 )
-#: Of signed maps: against the class in blue, for it in red, which the colour-blind distinguish too. The middle
-#: is never seen over a photograph, since the map is transparent there.
+#: Of signed maps: against the class in blue, for it in red, which the colour-blind distinguish too.
+#: The middle is never seen over a photograph, since the map is transparent there.
 _DIVERGING = torch.tensor(
     [
         [0.02, 0.19, 0.52],
