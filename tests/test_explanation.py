@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,13 @@ from tests.helpers.models import batch, cnn, tiny_vit
 from tests.helpers.parts import standard
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
+from torchvision.transforms.functional import to_tensor
 
 import attnguide as ag
+from attnguide import visual
 from attnguide.errors import InputError, LayerError
 from attnguide.interfaces import AttributionSource
+from attnguide.models import load
 from attnguide.parts.registry import registry
 
 IMAGES, LABELS, _ = batch()
@@ -68,8 +72,8 @@ def test_scaled_maps_lie_in_0_to_1_and_flat_ones_are_zero() -> None:
     assert not bool(constant.scaled().any())
 
 
-# captum's have tests of their own.
-SOURCES = [name for name in standard("source") if not name.startswith("captum:")]
+# Those of other libraries have tests of their own.
+SOURCES = [name for name in standard("source") if ":" not in name]
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -390,3 +394,130 @@ def test_weights_that_are_not_finite_skip_all_images() -> None:
     assert [*found.skipped] == [0, 1]
     with pytest.raises(InputError, match="errors='none'"):
         ag.explain(model, torch.rand(2, 3, 32, 32), errors="none")  # type: ignore[arg-type]
+
+
+# -------------------------------------------------------------- files and notebooks
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> list[Path]:
+    paths = [tmp_path / name for name in ("2 cats.png", "10 dogs.png")]
+    for path, image in zip(paths, IMAGES, strict=False):
+        visual.to_pil(image).save(path)
+    return paths
+
+
+def test_files_and_pictures_are_what_their_tensors_are(photos: list[Path]) -> None:
+    loaded = load()
+    tensors = torch.stack([loaded.read(path) for path in photos])
+    expected = ag.explain(loaded.model, tensors)
+    pictures = [Image.open(path) for path in photos]
+    for given in (photos, str(photos[0].parent), str(photos[0].parent / "*.png"), pictures):
+        found = ag.explain(loaded, given)
+        torch.testing.assert_close(found.maps, expected.maps)
+        torch.testing.assert_close(found.images, tensors)
+    one = ag.explain(loaded, photos[1])
+    torch.testing.assert_close(one.maps[0], expected.maps[1], rtol=1e-4, atol=1e-5)
+    assert one.names == ("10 dogs",)
+    row = one.to_arrow().to_pylist()[0]
+    assert (row["key"], row["class"]) == ("10 dogs", loaded.classes[row["index"]])
+    assert one.class_names == loaded.classes
+    torch.testing.assert_close(one.displayed, loaded.displayed(tensors[1:]))
+    # A tensor, too, is shown as it was before the normalisation of a loaded model.
+    torch.testing.assert_close(ag.explain(loaded, tensors).displayed, loaded.displayed(tensors))
+
+
+def test_files_without_a_known_preprocessing(photos: list[Path]) -> None:
+    model = cnn()
+    with pytest.raises(InputError, match=r"not known how .* Give transform="):
+        ag.explain(model, photos)
+    found = ag.explain(model, photos, transform=to_tensor)
+    tensors = torch.stack([to_tensor(Image.open(path)) for path in photos])
+    torch.testing.assert_close(found.maps, ag.explain(model, tensors).maps)
+    with pytest.raises(InputError, match="transform= is for image files"):
+        ag.explain(model, IMAGES, transform=to_tensor)
+    with pytest.raises(InputError, match="does not exist"):
+        ag.explain(model, "nowhere.png", transform=to_tensor)
+    with pytest.raises(InputError, match=r"images has 3"):
+        ag.explain(model, [photos[0], 3], transform=to_tensor)
+
+
+def test_an_explanation_shows_itself(photos: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    found = ag.explain(load(), photos, targets="all")
+    with Image.open(io.BytesIO(found._repr_png_())) as page:
+        assert page.size == found.picture().size
+    shown = found._shown(0.5)[0]
+    # Of 16 classes the 6 of the highest logits, in order; of a few, all as they were requested.
+    assert shown[0] == found.logits[0].topk(6).indices.tolist()
+    assert ag.explain(load(), photos, targets=[2, 0])._shown(0.5)[0] == [[0, 1], [0, 1]]
+    assert found.class_name(0) == load().classes[0]
+    assert ag.explain(cnn(), IMAGES).class_name(2) == "class 2"
+    assert repr(found) == "Explanation(grad_cam at block4: 2 images, up to 16 maps each)"
+    opened: list[Image.Image] = []
+    monkeypatch.setattr(Image.Image, "show", lambda picture: opened.append(picture))
+    found.show()
+    assert opened[0].size == page.size
+    many = ag.explain(cnn(), torch.rand(14, 3, 32, 32))
+    assert "2 more images" in many._legend()
+    assert many._repr_png_()
+    assert ag.explain(cnn(), IMAGES, targets="labels", labels=torch.zeros(4, 4))._repr_png_()
+
+
+def test_a_figure_has_an_image_for_each_map_and_a_colour_bar() -> None:
+    found = ag.explain(cnn(), IMAGES, "input_x_gradient", [0, 1])
+    assert found.signed
+    figure = found.figure()
+    assert len(figure.axes) == 4 * 3 + 1
+    assert [label.get_text() for label in figure.axes[-1].get_yticklabels()] == ["against", "0", "for"]
+
+
+class Slow(AttributionSource):
+    """Gives zeros, and says how often it runs the model."""
+
+    needs_gradient = False
+
+    def __call__(self, trace: Any, pairs: Any) -> Tensor:
+        return torch.zeros(len(pairs), *self.size(trace))
+
+    def passes(self, trace: Any) -> int:
+        return 10**9
+
+
+def test_a_slow_source_says_so_before_it_begins() -> None:
+    with pytest.warns(UserWarning, match=r"Slow\(\) runs the model 1000000000 times for each of 4 maps"):
+        ag.explain(cnn(), IMAGES, Slow())
+
+
+def test_smoothing_is_the_mean_over_copies() -> None:
+    model = cnn().eval()
+    generator = torch.Generator().manual_seed(0)
+    span = IMAGES.amax(dim=(1, 2, 3), keepdim=True) - IMAGES.amin(dim=(1, 2, 3), keepdim=True)
+    plain = ag.explain(model, IMAGES, "input_gradient", [2, 0])
+    noisy = [IMAGES + 0.1 * span * torch.randn(IMAGES.shape, generator=generator) for _ in range(2)]
+    mirrored = ag.explain(model, noisy[0].flip(-1), "input_gradient", [2, 0]).maps.flip(-1)
+    other = ag.explain(model, noisy[1], "input_gradient", [2, 0]).maps
+    found = ag.explain(model, IMAGES, "input_gradient", [2, 0], smooth=3)
+    torch.testing.assert_close(found.maps, (plain.maps + mirrored + other) / 3)
+    torch.testing.assert_close(found.logits, plain.logits)
+    assert found.classes.tolist() == plain.classes.tolist()
+    assert "smoothed over 3" in found.source
+
+
+def test_smoothing_leaves_out_an_image_that_is_not_finite() -> None:
+    model, images = cnn().eval(), torch.rand(3, 3, 32, 32)
+    expected = ag.explain(model, images, targets=[0, 2], smooth=1)
+    given = images.clone()
+    given[1, 2, 0, 0] = torch.inf
+    found = ag.explain(model, given, targets=[0, 2], smooth=3, errors="skip")
+    assert [*found.skipped] == [1]
+    assert found.classes.tolist() == [[0, 2], [-1, -1], [0, 2]]
+    assert not found.maps[1].any()
+    assert bool(found.maps[[0, 2]].isfinite().all())
+    torch.testing.assert_close(found.logits[[0, 2]], expected.logits[[0, 2]])
+    assert found._repr_png_()
+
+
+@pytest.mark.parametrize("wrong", [{"smooth": -1}, {"smooth": 2.5}, {"smooth": 2, "evidence": "decision"}])
+def test_smoothing_that_cannot_be(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="smooth="):
+        ag.explain(cnn(), IMAGES, **wrong)

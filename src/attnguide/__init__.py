@@ -22,6 +22,7 @@ PUBLIC_MODULES: tuple[str, ...] = (
     "attnguide.adapters",
     "attnguide.cli.console",
     "attnguide.cli.options",
+    "attnguide.concepts",
     "attnguide.data",
     "attnguide.data.procedural",
     "attnguide.errors",

@@ -75,6 +75,13 @@ class AttributionSource(ABC):
         """Size `(h, w)` of the maps; by default that of the layer."""
         return trace.feature.layout.grid
 
+    def passes(self, trace: Trace) -> int:
+        """Return how many times the source runs the model for each pair; 0 if it uses the trace alone.
+
+        Of a source that runs it often, the time is estimated and reported before it begins.
+        """
+        return 0
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
 

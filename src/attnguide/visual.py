@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+import math
+import sys
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -11,11 +13,34 @@ from typing import Literal
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms.functional import gaussian_blur
 
 from attnguide import functional
 from attnguide.errors import InputError
 
-__all__ = ["colorize", "contact_sheet", "data_uri", "displayable", "overlay", "to_pil"]
+__all__ = [
+    "PERCENTILE",
+    "SMOOTHING",
+    "color_bar",
+    "colorize",
+    "contact_sheet",
+    "data_uri",
+    "displayable",
+    "has_signs",
+    "overlay",
+    "scaled",
+    "show",
+    "to_pil",
+    "to_png",
+    "with_legend",
+]
+
+PERCENTILE = 99.5
+"""Percentile of a map's values at which its colours end: the few above have the color of that value."""
+
+SMOOTHING = 0.01
+"""Standard deviation of the Gaussian that smooths maps for display, as a share of the longer side. Maps of a
+coarse layer stay as they are; of maps with a value for each pixel it shows the sum over a neighbourhood."""
 
 #: From cold to hot through colours that keep their order in grey and for the colour-blind: violet, magenta,
 #: orange, yellow.
@@ -30,17 +55,96 @@ _PALETTE = torch.tensor(
         [0.99, 0.97, 0.50],
     ]
 )
+#: Of signed maps: against the class in blue, for it in red, which the colour-blind distinguish too.
+#: The middle is never seen over a photograph, since the map is transparent there.
+_DIVERGING = torch.tensor(
+    [
+        [0.02, 0.19, 0.52],
+        [0.13, 0.44, 0.79],
+        [0.57, 0.77, 0.91],
+        [0.97, 0.97, 0.97],
+        [0.98, 0.66, 0.51],
+        [0.86, 0.24, 0.18],
+        [0.50, 0.02, 0.10],
+    ]
+)
+#: Colours of pages: of the paper, of text, and of text that matters less.
+_PAPER, _INK, _MUTED = (250, 250, 248), (30, 30, 30), (130, 130, 126)
 #: How bright red, green and blue look (ITU-R 601).
 _LUMA = (0.299, 0.587, 0.114)
 
 
-def colorize(maps: Tensor) -> Tensor:
-    """Colour maps in [0, 1], `(..., h, w)`, as RGB in [0, 1], `(..., 3, h, w)`."""
-    position = functional.full_precision(maps).clamp(0, 1) * (len(_PALETTE) - 1)
-    low = position.floor().long().clamp(max=len(_PALETTE) - 2)
-    palette = _PALETTE.to(maps.device)
+def colorize(maps: Tensor, *, signed: bool = False) -> Tensor:
+    """Colour maps as RGB in [0, 1], `(..., 3, h, w)`.
+
+    Args:
+        maps: Maps `(..., h, w)` in [0, 1], from violet to yellow; signed ones in [−1, 1], from blue through
+            white to red.
+        signed: Whether the maps are signed.
+    """
+    values = functional.full_precision(maps)
+    colors = (_DIVERGING if signed else _PALETTE).to(maps.device)
+    position = ((values + 1) / 2 if signed else values).clamp(0, 1) * (len(colors) - 1)
+    low = position.floor().long().clamp(max=len(colors) - 2)
     share = (position - low)[..., None]
-    return torch.movedim(palette[low] * (1 - share) + palette[low + 1] * share, -1, -3)
+    return torch.movedim(colors[low] * (1 - share) + colors[low + 1] * share, -1, -3)
+
+
+def has_signs(maps: Tensor) -> bool:
+    """Whether any value is below 0, as evidence against a class is."""
+    return bool(maps.numel()) and bool(maps.amin() < 0)
+
+
+def scaled(
+    maps: Tensor,
+    *,
+    size: tuple[int, int] | None = None,
+    signed: bool | None = None,
+    percentile: float = PERCENTILE,
+    smooth: float = SMOOTHING,
+) -> Tensor:
+    """Scale maps for display, each by its own values, of which the strongest few are cut off.
+
+    Args:
+        maps: Maps `(..., h, w)` of any range.
+        size: `(H, W)` to which they are resized first.
+        signed: Whether 0 is the middle; by default if any value is below 0.
+        percentile: Percentile of the values, of signed maps of the magnitudes, that becomes 1.
+        smooth: Standard deviation of the smoothing, as a share of the longer side; 0 for none.
+
+    Returns:
+        Maps `(..., H, W)`, in [0, 1] from the lowest value, or in [−1, 1] with 0 where it was. A flat map
+        becomes zeros.
+
+    Raises:
+        InputError: If the percentile is not in (0, 100], or `smooth` not in [0, 1].
+    """
+    if not isinstance(percentile, (int, float)) or not 0 < percentile <= 100:
+        raise InputError(f"percentile={percentile!r} must be above 0, and at most 100.")
+    if not isinstance(smooth, (int, float)) or not 0 <= smooth <= 1:
+        raise InputError(f"smooth={smooth!r} must be in [0, 1].")
+    signed = has_signs(maps) if signed is None else signed
+    maps = functional.full_precision(maps.detach())
+    shape = (*maps.shape[:-2], *(size or maps.shape[-2:]))
+    if not maps.numel():
+        return maps.new_zeros(shape)
+    maps = maps.reshape(-1, *maps.shape[-2:])
+    maps = _smoothed(maps if size is None else functional.resize(maps, size), smooth)
+    if not signed:
+        maps = maps - maps.amin(dim=(-2, -1), keepdim=True)
+    strength = maps.abs().flatten(1)
+    rank = max(1, math.ceil(strength.shape[-1] * percentile / 100))
+    top = strength.kthvalue(rank, dim=-1).values
+    # Where all but a few values are 0, these few are what there is to see.
+    top = torch.where(top > 0, top, strength.amax(dim=-1))[:, None, None]
+    maps = maps / torch.where(top > 0, top, torch.ones_like(top))
+    return maps.clamp(-1 if signed else 0, 1).view(shape)
+
+
+def color_bar(width: int, height: int, *, signed: bool = False) -> Image.Image:
+    """Draw the colours of maps from the lowest value, on the left, to the highest."""
+    values = torch.linspace(-1 if signed else 0, 1, width).expand(max(1, height), width)
+    return to_pil(colorize(values, signed=signed))
 
 
 def displayable(images: Tensor) -> Tensor:
@@ -51,13 +155,17 @@ def displayable(images: Tensor) -> Tensor:
     return (images - low) / torch.where(high > low, high - low, torch.ones_like(high))
 
 
-def overlay(images: Tensor, maps: Tensor, alpha: float = 0.5) -> Tensor:
+def overlay(images: Tensor, maps: Tensor, alpha: float = 0.5, *, signed: bool | None = None) -> Tensor:
     """Lay coloured maps over images, whose own colours fade by as much, so that the two are distinct.
+
+    Signed maps are drawn in red and blue on a grey image, and are transparent where they are 0.
 
     Args:
         images: `(B, 3, H, W)` in [0, 1].
-        maps: `(B, T, h, w)` in [0, 1]; resized to the images.
+        maps: `(B, T, h, w)` in [0, 1], or signed in [−1, 1], as [`scaled`][attnguide.visual.scaled] returns
+            them; resized to the images.
         alpha: Opacity of the maps, in [0, 1]; 0 gives the images as they are.
+        signed: Whether the maps are signed; by default if any value is below 0.
 
     Returns:
         uint8 pictures `(B, T, 3, H, W)`, on the CPU.
@@ -82,13 +190,40 @@ def overlay(images: Tensor, maps: Tensor, alpha: float = 0.5) -> Tensor:
     height, width = images.shape[-2:]
     if not count:
         return torch.zeros(batch, 0, 3, height, width, dtype=torch.uint8)
-    sized = functional.resize(maps.flatten(0, 1).float(), (height, width)).view(batch, count, height, width)
-    base = images.to(sized)[:, None]
+    signed = has_signs(maps) if signed is None else signed
+    sized = functional.resize(maps.detach().flatten(0, 1).float(), (height, width))
+    sized = sized.view(batch, count, height, width)
+    base = images.detach().to(sized)[:, None]
     gray = (base * base.new_tensor(_LUMA)[:, None, None]).sum(dim=2, keepdim=True)
-    faded = torch.lerp(base, gray, alpha)
-    mixed = torch.lerp(faded.expand(-1, count, -1, -1, -1), colorize(sized), alpha)
+    faded = torch.lerp(base, _pale(gray, alpha) if signed else gray, min(1.0, 2 * alpha) if signed else alpha)
+    mixed = torch.lerp(faded.expand(-1, count, -1, -1, -1), *_painted(sized, signed, alpha))
     picture: Tensor = (mixed.clamp(0, 1) * 255).round().byte().cpu()
     return picture
+
+
+def _pale(gray: Tensor, alpha: float) -> Tensor:
+    """Lighten a grey image, on which red and blue then stand out, in dark places too."""
+    return 1 - (1 - gray) * (1 - 0.7 * alpha)
+
+
+def _painted(maps: Tensor, signed: bool, alpha: float) -> tuple[Tensor, Tensor]:
+    """Return colours `(B, T, 3, H, W)` and their opacity, which in signed maps grows with the value."""
+    if not signed:
+        return colorize(maps), maps.new_tensor(alpha)
+    # The opacity grows slowly: many weak values of either sign would hide the few that are strong.
+    opacity = 1 - (1 - alpha) ** (3 * maps.abs() ** 1.5)
+    return colorize(maps.sign() * (0.5 + 0.35 * maps.abs()), signed=True), opacity[:, :, None]
+
+
+def _smoothed(maps: Tensor, share: float) -> Tensor:
+    """Smooth maps `(N, h, w)` by a Gaussian."""
+    height, width = maps.shape[-2:]
+    sigma = share * max(height, width)
+    radius = min(math.ceil(3 * sigma), height - 1, width - 1)  # the border is a reflection
+    if radius < 1:
+        return maps
+    smoothed: Tensor = gaussian_blur(maps[:, None], [2 * radius + 1] * 2, [sigma, sigma])[:, 0]
+    return smoothed
 
 
 def to_pil(picture: Tensor) -> Image.Image:
@@ -96,6 +231,24 @@ def to_pil(picture: Tensor) -> Image.Image:
     if picture.is_floating_point():
         picture = (picture.clamp(0, 1) * 255).round().byte()
     return Image.fromarray(picture.cpu().permute(1, 2, 0).contiguous().numpy())
+
+
+def to_png(picture: Image.Image) -> bytes:
+    """Return a picture as the content of a PNG file, which a notebook shows."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "png")
+    return buffer.getvalue()
+
+
+def show(picture: Image.Image) -> None:
+    """Show a picture: in a notebook below the cell, elsewhere in the system's viewer."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    if shell is None:
+        picture.show()
+        return
+    from IPython.display import display  # it runs, so it is installed
+
+    display(picture)  # type: ignore[no-untyped-call]
 
 
 def data_uri(picture: Image.Image | bytes, format: Literal["png", "jpeg"] = "png") -> str:
@@ -147,7 +300,7 @@ def contact_sheet(
     columns = min(count, columns or max(1, round((count * 1.4 / group) ** 0.5)))
     inner, gap, line = 2, 10 if group == 1 else 18, 20 if captions else 0
     wide, high = group * (cell + inner) - inner + gap, cell + line + gap
-    page = Image.new("RGB", (columns * wide + gap, -(-count // columns) * high + gap), (250, 250, 248))
+    page = Image.new("RGB", (columns * wide + gap, -(-count // columns) * high + gap), _PAPER)
     draw, font = ImageDraw.Draw(page), ImageFont.load_default(size=12)
     for index, picture in enumerate(pictures):
         place, within = divmod(index, group)
@@ -161,15 +314,48 @@ def contact_sheet(
         if captions:
             muted = group > 1 and within == 0
             text = _fitted(captions[index], cell - 4, lambda text: draw.textlength(text, font=font))
-            draw.text(
-                (left + 1, top + cell + 3), text, fill=(130, 130, 126) if muted else (30, 30, 30), font=font
-            )
+            draw.text((left + 1, top + cell + 3), text, fill=_MUTED if muted else _INK, font=font)
     return page
+
+
+def with_legend(page: Image.Image, text: str, *, signed: bool = False) -> Image.Image:
+    """Put a colour bar under a page of maps, and a line of text beside it.
+
+    Args:
+        page: The page, such as a contact sheet.
+        text: What the maps are. Shortened to the width of the page.
+        signed: Whether the maps are signed.
+    """
+    from PIL import ImageDraw, ImageFont
+
+    bar, gap, line, margin = min(140, page.width // 3), 6, 20, 18
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(size=12)
+
+    def measure(text: str) -> float:
+        return draw.textlength(text, font=font)
+
+    labels = ("against", "for") if signed else ("low", "high")
+    width = bar + 2 * gap + round(sum(map(measure, labels)))
+    beside = margin + width + 2 * gap + measure(text) <= page.width - margin
+    result = Image.new("RGB", (page.width, page.height + line + (0 if beside else line)), _PAPER)
+    result.paste(page, (0, 0))
+    draw = ImageDraw.Draw(result)
+    left, top = margin, page.height - 6
+    draw.text((left, top), labels[0], fill=_INK, font=font)
+    left += round(measure(labels[0])) + gap
+    result.paste(color_bar(bar, 12, signed=signed), (left, top + 2))
+    left += bar + gap
+    draw.text((left, top), labels[1], fill=_INK, font=font)
+    place = (margin + width + 2 * gap, top) if beside else (margin, top + line)
+    draw.text(place, _fitted(text, page.width - 2 * margin, measure), fill=_MUTED, font=font)
+    return result
 
 
 def _fitted(text: str, width: float, measure: Callable[[str], float]) -> str:
     """Shorten a text to a width, on one line."""
     # A file name need not be valid Unicode, but what is drawn must be; it may have line breaks, too.
+    if width < 1:
+        return ""
     text = text.encode("utf-8", "replace").decode()
     text = "".join(letter if letter.isprintable() else " " for letter in text)
     if measure(text[: int(width)]) <= width and len(text) <= width:

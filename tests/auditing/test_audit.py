@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable
 from functools import cache
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -299,6 +300,16 @@ def test_what_contradicts_a_map() -> None:
     assert "The map does not look right, and 100%" in str(report_of(share=1.0, optimized=0.2))
     honest = report_of(optimized=0.5, witnesses={"input_gradient": 0.8, "occlusion": 0.95})
     assert not report_of(before=honest, witnesses={"input_gradient": 0.8, "occlusion": 0.95}).gamed
+
+
+def test_the_report_is_a_table_in_a_notebook() -> None:
+    before = report_of(share=0.9, optimized=0.4, witnesses={"input_gradient": 0.3, "occlusion": 0.4})
+    shown = ElementTree.fromstring(f"<div>{report_of(share=0.45, before=before)._repr_html_()}</div>")
+    rows = [["".join(cell.itertext()) for cell in row] for row in shown.findall(".//tbody/tr")]
+    assert rows[0] == ["energy of grad_cam in the mask (optimized)", "90.0%", "40.0%"]
+    assert ["energy of a uniform map", "20.0%", ""] in rows
+    assert "depend on what is outside the mask" in "".join(shown.itertext())
+    assert "The map" not in report_of()._repr_html_()
 
 
 def test_no_more_images_at_once_than_allowed() -> None:

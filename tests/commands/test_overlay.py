@@ -11,7 +11,7 @@ from click.testing import Result
 from PIL import Image
 
 import attnguide as ag
-from attnguide import functional, models, visual
+from attnguide import models, visual
 
 Call = Callable[..., Result]
 
@@ -36,7 +36,7 @@ def test_the_picture_is_that_of_explain(maps: Path, call: Call, tmp_path: Path, 
     (file,) = (tmp_path / "drawn").iterdir()
     image = loaded.read(row.key)[None]
     found = ag.explain(loaded.model, image, targets=[(0, row.index)])
-    expected = visual.overlay(loaded.displayed(image), functional.min_max(found.maps), 0.5)[0, 0]
+    expected = visual.overlay(loaded.displayed(image), visual.scaled(found.maps), 0.5)[0, 0]
     drawn = np.asarray(Image.open(file)).astype(int)
     assert np.abs(drawn - expected.permute(1, 2, 0).numpy()).max() <= 2
 

@@ -16,12 +16,14 @@ from attnguide.parts.registry import registry
 __all__ = ["_beside"]
 
 NAMES = {kind: registry().names(kind) for kind in KINDS}
-# captum's have tests of their own; here one stands for those of images, one for those of layers.
-NAMES["source"] = [
-    name
-    for name in NAMES["source"]
-    if not name.startswith("captum:") or name in ("captum:IntegratedGradients", "captum:LayerGradientShap")
-]
+# Those of other libraries have tests of their own; here one stands for each kind of them.
+FOREIGN = (
+    "captum:IntegratedGradients",
+    "captum:LayerGradientShap",
+    "cam:EigenGradCAM",
+    "zennit:GuidedBackprop",
+)
+NAMES["source"] = [name for name in NAMES["source"] if ":" not in name or name in FOREIGN]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

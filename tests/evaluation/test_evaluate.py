@@ -283,3 +283,27 @@ def test_a_class_whose_images_are_not_read_is_not_left_out(checkpoint: Path, dat
     result = call(data, "--checkpoint", checkpoint)
     assert result.exit_code == 2
     assert "images of formats that are not read" in result.stderr
+
+
+def test_further_measures_need_no_mask(checkpoint: Path, data: Path, tmp_path: Path) -> None:
+    names = "deletion,insertion,road,confidence_change,sensitivity"
+    result = found(data, "--checkpoint", checkpoint, "--metrics", names)
+    loaded = models.embedded(checkpoint)
+    images = torch.stack([loaded.read(path) for path in sorted((data / "cat").glob("*.png"))])
+    cls = torch.zeros(len(images)).long()
+    maps = ag.explain(loaded.model, images, "grad_cam", [0]).maps[:, 0]
+    row = result["classes"]["cat"]
+    assert row["masks"] == 0
+    assert row["road"] == pytest.approx(
+        float(ag.metrics.road(loaded.model, images, maps, cls).mean()), abs=1e-3
+    )
+    change = ag.metrics.confidence_change(loaded.model, images, maps, cls)
+    assert row["confidence_change"] == pytest.approx(float(change.mean()), abs=1e-4)
+    curves = ag.metrics.deletion(loaded.model, images, maps, cls)
+    assert row["deletion"] == pytest.approx(float(torch.trapezoid(curves, dx=1 / 20).mean()), abs=1e-4)
+    assert row["sensitivity"] >= 0
+    shown = call(data, "--checkpoint", checkpoint, "--metrics", "road")
+    assert "ROAD" in shown.output
+    wrong = call(data, "--checkpoint", checkpoint, "--metrics", "roat")
+    assert wrong.exit_code == 2
+    assert "Did you mean 'road'" in wrong.output

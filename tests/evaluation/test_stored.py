@@ -91,3 +91,5 @@ def test_the_command(data: Path, masks: Path, call: Call, tmp_path: Path) -> Non
     result = call("evaluate", data, *model, "--masks", masks, "--maps", tmp_path / "m")
     assert "energy in mask" in result.output
     assert "input gradient" not in result.output
+    refused = call("evaluate", data, *model, "--maps", tmp_path / "m", "--metrics", "road", status=2)
+    assert "--metrics runs the model, which --maps does not" in refused.output

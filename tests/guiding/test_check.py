@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
+from xml.etree import ElementTree
+
 import pytest
 import torch
+from PIL import Image
 from tests.helpers.models import batch, cnn
 
 import attnguide as ag
@@ -57,3 +61,37 @@ def test_nothing_changes() -> None:
         guide.check(images, labels + 2, mask=masks)
     assert snapshot(model) == before
     assert guide.records() == []
+
+
+def test_the_report_is_a_table_in_a_notebook() -> None:
+    model = cnn()
+    model.block1.requires_grad_(False)
+    images, labels, masks = batch()
+    shown = ag.Guide(model, layer="block3").check(images, labels, mask=masks)._repr_html_()
+    rows = ElementTree.fromstring(f"<div>{shown}</div>").findall(".//tbody/tr")
+    states = {"".join(row[0].itertext()): "".join(row[2].itertext()) for row in rows}
+    assert states["block1.0"] == "frozen"
+    assert states["block4.0"] != "frozen"
+    assert "guidance loss" in shown
+
+
+def test_records_show_image_map_and_prior() -> None:
+    model = cnn()
+    images, labels, masks = batch()
+    guide = ag.Guide(model)
+    model(images)
+    assert "call guide.loss first" in guide.records()._repr_html_()
+    guide.loss(labels, mask=masks)
+    (record,) = records = guide.records()
+    torch.testing.assert_close(record.images, images)
+    with Image.open(io.BytesIO(record._repr_png_() or b"")) as page:
+        assert page.size == record.picture().size
+    assert records._repr_html_().count("<img") == 1
+    assert record.picture(pairs=1).height < record.picture().height
+    model(images)
+    guide.loss(labels, mask=None)
+    (nothing,) = guide.records()
+    assert nothing._repr_png_() is None
+    assert "no annotated pair" in guide.records()._repr_html_()
+    with pytest.raises(ag.AttnGuideError, match="nothing to draw"):
+        nothing.picture()

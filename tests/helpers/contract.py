@@ -11,9 +11,28 @@ import torch
 from torch import Tensor, nn
 
 from attnguide.data.procedural.faces import ProceduralFaces
+from attnguide.testing import tiny_vit
+
+
+def _mean_of_channels() -> nn.Module:
+    network = nn.Conv2d(3, 1, 1)
+    nn.init.constant_(network.weight, 1)
+    nn.init.constant_(network.bias, -1.5)
+    return network
+
+
+def _small_transformer() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return tiny_vit()
+
 
 # What parts have to be told about the model of the contract; the other adapters have tests of their own.
 SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
+    ("prior", "teacher"): {"source": "cam"},  # which always shows something
+    # Noise has no object: a network that calls bright pixels one, and features that differ enough for a cut.
+    ("prior", "segmenter"): {"model": _mean_of_channels()},
+    ("prior", "token_cut"): {"model": _small_transformer(), "similarity": 0.7},
     ("prior", "action_units"): {"classes": ["surprise", "fear", "happiness", "sadness"]},
     ("prior", "segmentation"): {"classes": ["smiling", "blond_hair", "pointy_nose", "eyeglasses"]},
     ("adapter", "pyramid"): {"channels": 16, "classes": 4},

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from attnguide.testing import CLASSES, batch, tiny_cnn as cnn, tiny_vit
@@ -39,3 +42,11 @@ class Wrapped(nn.Module):
 
     def forward(self, images: Tensor) -> Any:
         return self.pack(self.body(images), images)
+
+
+def export_onnx(model: nn.Module, images: Tensor, file: Path) -> None:
+    """Write a model as an ONNX file that takes any number of images."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter of old writes what the new one does, and is quicker
+        settings = {"input_names": ["images"], "dynamic_axes": {"images": {0: "n"}}}
+        torch.onnx.export(model, (images,), str(file), dynamo=False, **settings)

@@ -8,12 +8,14 @@ from importlib import import_module
 
 import captum.attr
 import pytest
+import pytorch_grad_cam
+import zennit.composites
 from tests.helpers.parts import standard
 
 from attnguide.interfaces import AlignmentLoss, AttributionSource, TargetPrior
 from attnguide.parts.hookspecs import KINDS, Kind, Part
 from attnguide.parts.registry import registry
-from attnguide.parts.standard import CAPTUM_OF_IMAGES, CAPTUM_OF_LAYERS, attnguide_parts
+from attnguide.parts.standard import CAMS, CAPTUM_OF_IMAGES, CAPTUM_OF_LAYERS, ZENNIT, attnguide_parts
 
 PARTS = [part for part in attnguide_parts() if part.kind != "recipe"]
 
@@ -22,7 +24,7 @@ PARTS = [part for part in attnguide_parts() if part.kind != "recipe"]
 def test_a_part_is_imported_from_its_package(part: Part) -> None:
     module, attribute = part.path.split(":")
     factory = getattr(import_module(module), attribute)
-    if isinstance(factory, partial):  # a method of captum
+    if isinstance(factory, partial):  # a method of another library
         assert factory.args == (attribute,)
         factory = factory.func
     assert isinstance(factory, type)
@@ -34,6 +36,14 @@ def test_a_part_is_imported_from_its_package(part: Part) -> None:
 def test_every_method_of_captum_is_a_part() -> None:
     names = {part.name for part in PARTS if part.name.startswith("captum:")}
     assert names == {f"captum:{method}" for method in (*CAPTUM_OF_IMAGES, *CAPTUM_OF_LAYERS)}
+
+
+def test_every_method_of_pytorch_grad_cam_and_zennit_is_a_part() -> None:
+    others = ("AblationLayer", "AblationLayerFasterRCNN", "AblationLayerVit", "GuidedBackpropReLUModel")
+    cams = {name for name, kind in vars(pytorch_grad_cam).items() if hasattr(kind, "forward")}
+    assert cams - {*others} == {*CAMS}
+    composites = {kind.__name__ for kind in zennit.composites.COMPOSITES.values()}
+    assert composites == {*ZENNIT}
 
 
 INTERFACES: dict[Kind, type] = {"source": AttributionSource, "prior": TargetPrior, "loss": AlignmentLoss}

@@ -5,11 +5,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from html import escape
 
 import torch
 from torch import Tensor, nn
 
-from attnguide import functional
+from attnguide import _tables, functional
 from attnguide.auditing.swapping import Swaps, swap
 from attnguide.capture.logits import LogitsSpec, find_logits, only_logits
 from attnguide.capture.model_state import evaluating, unwrap
@@ -32,6 +33,8 @@ _GAIN = 0.05
 _FOLLOWING = 0.25
 #: With a report of the model before guidance, this share of its reliance passes too.
 _REMAINING = 0.25
+#: Name of the measurement by which a model is judged.
+_OUTSIDE = "predictions that depend on what is outside, less chance"
 #: Number of predictions from which on a class is judged by itself.
 _ENOUGH = 5
 
@@ -154,27 +157,53 @@ class AuditReport:
         return self.looks_right and bool(self.reasons)
 
     def __str__(self) -> str:
-        was = self.before
-        rows = [
-            (f"energy of {self.source} in the mask (optimized)", self.optimized, was and was.optimized),
-            *(
-                (f"energy of {name} in the mask", value, was and was.witnesses[name])
-                for name, value in self.witnesses.items()
-            ),
-            ("energy of a uniform map", self.uniform, None),
-            ("predictions that depend on what is outside, less chance", self.reliance, was and was.reliance),
-            ("predictions that depend on what is inside", self.inside, was and was.inside),
-        ]
+        rows = self._rows()
         width = max(len(name) for name, _, _ in rows)
-        lines = [f"{self.pairs} pairs, {self.n_swaps} swaps"]
+        lines = [self._title()]
         for name, value, earlier in rows:
             lines.append(
                 f"  {name:{width}}  {value:6.1%}" + ("" if earlier is None else f"  was {earlier:6.1%}")
             )
         if self.reasons:
-            verdict = "The map looks right, but" if self.gamed else "The map does not look right, and"
-            lines.append(f"  {verdict} {'; and '.join(self.reasons)}.")
+            lines.append(f"  {self._verdict()}")
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        header = ("measurement", "value") if self.before is None else ("measurement", "value", "before")
+        rows = []
+        for name, value, earlier in self._rows():
+            poor = name == _OUTSIDE and bool(self.reasons)
+            shown = _tables.bar(value, f"{value:.1%}", _tables.POOR if poor else _tables.GOOD)
+            before = () if self.before is None else ("" if earlier is None else f"{earlier:.1%}",)
+            rows.append((escape(name), shown, *before))
+        verdict = escape(self._verdict()) if self.reasons else ""
+        note = f'<span style="color:{_tables.POOR}">{verdict}</span>' if verdict else ""
+        return _tables.table(self._title(), header, rows, note)
+
+    def _title(self) -> str:
+        return f"{self.pairs} pairs, {self.n_swaps} swaps"
+
+    def _rows(self) -> list[tuple[str, float, float | None]]:
+        """Name, value, and earlier value of each measurement."""
+        was = self.before
+        return [
+            (
+                f"energy of {self.source} in the mask (optimized)",
+                self.optimized,
+                None if was is None else was.optimized,
+            ),
+            *(
+                (f"energy of {name} in the mask", value, None if was is None else was.witnesses[name])
+                for name, value in self.witnesses.items()
+            ),
+            ("energy of a uniform map", self.uniform, None),
+            (_OUTSIDE, self.reliance, None if was is None else was.reliance),
+            ("predictions that depend on what is inside", self.inside, None if was is None else was.inside),
+        ]
+
+    def _verdict(self) -> str:
+        verdict = "The map looks right, but" if self.gamed else "The map does not look right, and"
+        return f"{verdict} {'; and '.join(self.reasons)}."
 
 
 def _gained(now: float, base: float) -> bool:

@@ -27,6 +27,7 @@ BUILT_IN = {
     "train": "attnguide.commands.train",
     "evaluate": "attnguide.commands.evaluate",
     "report": "attnguide.commands.report",
+    "masks": "attnguide.commands.masks",
     "plugins": "attnguide.commands.plugins",
     "plugin": "attnguide.commands.plugin",
 }

@@ -57,6 +57,12 @@ __all__ = ["evaluate"]
 )
 @single_label_options
 @measuring_options
+@click.option(
+    "--metrics",
+    metavar="NAMES",
+    help="Further measures, which need no mask, with commas between them: deletion, insertion, road, "
+    "confidence_change, sensitivity. They run the model often.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Write JSON, for other programs.")
 def evaluate(
     choice: ModelChoice,
@@ -69,6 +75,7 @@ def evaluate(
     threshold: float,
     batch_size: int,
     device: str,
+    metrics: str | None,
     as_json: bool,
 ) -> None:
     """Measure how good a model is, and whether it looks where it should, class by class.
@@ -77,6 +84,10 @@ def evaluate(
     compared with its mask: energy in the mask (the share of the attribution inside it), IoU, pointing game,
     and the energy of the gradient of the images, which guidance at a layer does not optimise. Masks are
     cropped and resized like the images. The energy of a uniform map is the mask's share of the area.
+
+    --metrics adds measures of the maps that need no mask. Deletion and insertion are areas under curves; ROAD
+    and the change of the confidence are computed by pytorch-grad-cam (pip install 'attnguide[grad-cam]'), the
+    sensitivity by captum. Lower is better of deletion and sensitivity, higher of the others.
 
     Images that cannot be read are listed. The exit status is then 1, and also if no image has a mask.
 
@@ -92,6 +103,9 @@ def evaluate(
     from attnguide.parts.registry import registry
 
     registry().find("source", source)
+    further = [name.strip() for name in metrics.split(",")] if metrics else []
+    if maps is not None and further:
+        raise click.UsageError("--metrics runs the model, which --maps does not. Give one of the two.")
     stored = None if maps is None else read_maps(maps)
     used_device = pick_device(device)
     loaded, images = single_label_images(choice.load(), data)
@@ -110,6 +124,7 @@ def evaluate(
                 batch_size=batch_size,
                 device=used_device,
                 advance=advance,
+                metrics=further,
             )
         else:
             result = evaluate_maps(stored, loaded, images, reader, threshold=threshold, advance=advance)

@@ -145,4 +145,4 @@ def _draw(row: MapRow, loaded: LoadedModel, alpha: float) -> Image.Image:
     shown = loaded.displayed(image[None])
     raw = torch.from_numpy(row.map)
     sized = functional.resize(raw[None], (shown.shape[-2], shown.shape[-1]))
-    return visual.to_pil(visual.overlay(shown, functional.min_max(sized)[None], alpha)[0, 0])
+    return visual.to_pil(visual.overlay(shown, visual.scaled(sized)[None], alpha)[0, 0])

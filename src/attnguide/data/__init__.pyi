@@ -22,6 +22,7 @@ from .images import (
     read_image as read_image,
     rgb_image as rgb_image,
     save_picture as save_picture,
+    to_rgb as to_rgb,
 )
 from .maps import MapRow as MapRow
 from .mixing import Mixed as Mixed, mix as mix

@@ -31,6 +31,7 @@ __all__ = [
     "read_image",
     "rgb_image",
     "save_picture",
+    "to_rgb",
 ]
 
 # The formats that are opened, whatever the suffix of a file, with their suffixes. A list, because Pillow also
@@ -128,6 +129,28 @@ def rgb_image(content: bytes | Path, name: str | Path, *, max_pixels: int = MAX_
         DataError: It is not an image, is truncated, or is too large, or its values have no known range.
     """
     image, is_deep_color = _loaded(content, name, max_pixels)
+    return _rgb(image, name, is_deep_color)
+
+
+def to_rgb(image: Image.Image, name: str | Path) -> Image.Image:
+    """Turn an image that lies in memory into upright RGB with 8 bits per channel, as `read_image` does.
+
+    Args:
+        image: An image of any mode.
+        name: The image, for the error.
+
+    Returns:
+        An image of mode `"RGB"`.
+
+    Raises:
+        DataError: It cannot be decoded, or its values have no known range.
+    """
+    with _decoding(name):
+        upright = ImageOps.exif_transpose(image)
+    return _rgb(upright, name, is_deep_color=False)
+
+
+def _rgb(image: Image.Image, name: str | Path, is_deep_color: bool) -> Image.Image:
     with _decoding(name):
         if _is_deep(image):
             image = Image.fromarray(np.rint(_scaled_levels(image, name) * 255).astype(np.uint8))

@@ -7,6 +7,7 @@ from .compare import (
     draw_overlays as draw_overlays,
 )
 from .evaluate import (
+    METRICS as METRICS,
     ClassResult as ClassResult,
     Evaluation as Evaluation,
     ImageResult as ImageResult,

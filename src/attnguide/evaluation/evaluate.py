@@ -11,21 +11,23 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from attnguide import metrics
+from attnguide import metrics as measures
 from attnguide.capture.logits import find_logits
 from attnguide.capture.model_state import evaluating
 from attnguide.data.images import IMAGE_SUFFIXES, OTHER_SUFFIXES, find_images, image_size, read_image
-from attnguide.errors import DataError, InputError
+from attnguide.errors import DataError, InputError, nearest
 from attnguide.explanation import explain
 from attnguide.masks.class_names import ClassNames
 from attnguide.masks.folders import MaskFolder, images_in, load_template, read_mask
 from attnguide.masks.inside import Inside
 from attnguide.masks.legends import legend_of
 from attnguide.masks.sizes import check_fit
+from attnguide.metrics.faithfulness import area
 from attnguide.models import LoadedModel
 
 __all__ = [
     "COLUMNS",
+    "METRICS",
     "ClassResult",
     "Evaluation",
     "ImageResult",
@@ -51,7 +53,15 @@ COLUMNS = {
     "pointing": "pointing game",
     "witness": "input gradient in mask",
     "area": "mask's area",
+    "deletion": "deletion",
+    "insertion": "insertion",
+    "road": "ROAD",
+    "confidence_change": "confidence change",
+    "sensitivity": "sensitivity",
 }
+
+METRICS = ("deletion", "insertion", "road", "confidence_change", "sensitivity")
+"""Measures of maps that need no mask, by name: functions of `attnguide.metrics`. They run the model often."""
 
 #: Returns the mask of an image file and class, `(H, W)`, or None.
 MaskFor = Callable[[Path, int], Tensor | None]
@@ -97,7 +107,7 @@ class ClassResult:
     Attributes:
         images: Number of images.
         right: Number of images that were classified right.
-        scores: Scores of the images that have a mask, by measure.
+        scores: Scores by measure: of the images that have a mask, and of all images for those that need none.
     """
 
     images: int = 0
@@ -114,7 +124,7 @@ class ClassResult:
     @property
     def masked(self) -> int:
         """Number of images that have a mask."""
-        return len(next(iter(self.scores.values()), []))
+        return len(self.scores.get("area", []))
 
     def summary(self) -> dict[str, float | int | None]:
         """Return counts, accuracy and mean scores; None for the mean of no images."""
@@ -333,6 +343,7 @@ def evaluate_folder(
     batch_size: int = 32,
     device: torch.device | None = None,
     advance: Callable[[int], None] = lambda count: None,
+    metrics: Sequence[str] = (),
 ) -> Evaluation:
     """Classify images, and compare the maps with masks.
 
@@ -348,11 +359,18 @@ def evaluate_folder(
         batch_size: Number of images at once.
         device: Device of the model; by default the one it is on.
         advance: Called with the number of images that are done.
+        metrics: Names of further measures, of [`METRICS`][attnguide.evaluation.METRICS].
 
     Returns:
         Counts and scores of each class. Scores are of the true class's map: `energy`, `iou`, `pointing`, and
         `witness`, the energy of the gradient of the images, which guidance at a layer does not optimise.
+
+    Raises:
+        InputError: If a further measure is unknown, or its library is not installed.
     """
+    for name in metrics:
+        if name not in METRICS:
+            raise InputError(f"metric {name!r} is unknown.{nearest(name, METRICS)}")
     result = Evaluation({name: ClassResult() for name in loaded.classes})
     records = measure_images(
         [loaded],
@@ -366,6 +384,7 @@ def evaluate_folder(
         batch_size=batch_size,
         device=device,
         advance=advance,
+        metrics=metrics,
     )
     for (record,) in records:
         result.classes[loaded.classes[record.image.cls]].add(record)
@@ -385,6 +404,7 @@ def measure_images(
     batch_size: int = 32,
     device: torch.device | None = None,
     advance: Callable[[int], None] = lambda count: None,
+    metrics: Sequence[str] = (),
 ) -> Iterator[tuple[ImageResult, ...]]:
     """Measure models on the same images, each of which is read once.
 
@@ -400,6 +420,7 @@ def measure_images(
         batch_size: Number of images at once.
         device: Device of the models; by default that of the first.
         advance: Called with the number of images that are done.
+        metrics: Names of further measures.
 
     Yields:
         The result of each model, for each image that could be read, in order.
@@ -411,7 +432,7 @@ def measure_images(
         models[0], images, mask_for, failures, empty, batch_size=batch_size, advance=advance
     ):
         pixels = torch.stack([sample.pixels for sample in batch]).to(device)
-        results = [_measured(loaded, batch, pixels, source, layer, threshold) for loaded in models]
+        results = [_measured(loaded, batch, pixels, source, layer, threshold, metrics) for loaded in models]
         yield from zip(*results, strict=True)
 
 
@@ -498,6 +519,7 @@ def _measured(
     source: str,
     layer: str | list[str],
     threshold: float,
+    further: Sequence[str] = (),
 ) -> list[ImageResult]:
     classes = [sample.image.cls for sample in batch]
     logits = pixels.new_empty(len(batch), len(loaded.classes))
@@ -513,16 +535,19 @@ def _measured(
         shown = explain(loaded.model, pixels[with_mask], source, own, layer)
         logits[with_mask], maps = shown.logits.to(logits), shown.maps[:, 0]
         witness = explain(loaded.model, pixels[with_mask], "input_gradient", own).maps[:, 0]
-        measures = {
-            "energy": metrics.energy_in_mask(maps, masks),
-            "iou": metrics.iou(maps, masks, threshold=threshold),
-            "pointing": metrics.pointing_game(maps, masks),
-            "witness": metrics.energy_in_mask(witness, masks),
+        found = {
+            "energy": measures.energy_in_mask(maps, masks),
+            "iou": measures.iou(maps, masks, threshold=threshold),
+            "pointing": measures.pointing_game(maps, masks),
+            "witness": measures.energy_in_mask(witness, masks),
             "area": masks.mean(dim=(1, 2)),
         }
-        for name, values in measures.items():
+        for name, values in found.items():
             for number, value in zip(with_mask, values.tolist(), strict=True):
                 scores[number][name] = value
+    for name, values in _without_masks(loaded, pixels, classes, source, layer, further).items():
+        for score, value in zip(scores, values.tolist(), strict=True):
+            score[name] = value
     probabilities, predicted = loaded.probabilities(logits), logits.argmax(dim=1)
     chosen = torch.stack([predicted, torch.tensor(classes, device=pixels.device)], dim=1)
     pairs = probabilities.gather(1, chosen).tolist()
@@ -532,3 +557,28 @@ def _measured(
             batch, predicted.tolist(), pairs, scores, strict=True
         )
     ]
+
+
+def _without_masks(
+    loaded: LoadedModel,
+    pixels: Tensor,
+    classes: Sequence[int],
+    source: str,
+    layer: str | list[str],
+    names: Sequence[str],
+) -> dict[str, Tensor]:
+    """Measure the maps of the true classes by measures that need no mask; each `(B,)`."""
+    if not names:
+        return {}
+    cls = torch.tensor(classes, device=pixels.device)
+    model, results = loaded.model, {}
+    maps = explain(model, pixels, source, list(enumerate(classes)), layer).maps[:, 0]
+    for name in names:
+        if name == "sensitivity":
+            results[name] = measures.sensitivity(model, pixels, cls, source, layer)
+        elif name in ("deletion", "insertion"):
+            curves = getattr(measures, name)(model, pixels, maps, cls)
+            results[name] = area(curves)
+        else:
+            results[name] = getattr(measures, name)(model, pixels, maps, cls)
+    return results

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from html import escape
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from attnguide import _tables
 from attnguide.capture.model_state import evaluating, unwrap
 from attnguide.capture.recorder import aside
 from attnguide.errors import GuidanceError
@@ -79,9 +81,7 @@ class CheckReport:
         return [group.name for group in self.groups if group.trainable and not group.reached]
 
     def __str__(self) -> str:
-        lines = [
-            f"guidance loss {self.loss:.4g} at {', '.join(self.layers)}; reaches {len(self.reached)} modules"
-        ]
+        lines = [self._title()]
         width = max(len(group.name) for group in self.groups)
         for group in self.groups:
             state = f"|gradient| {group.norm:.3g}" if group.reached else "-" if group.trainable else "frozen"
@@ -96,6 +96,28 @@ class CheckReport:
             if share > _MUCH
         ]
         return "\n".join(lines)
+
+    def _title(self) -> str:
+        where = ", ".join(self.layers)
+        return f"guidance loss {self.loss:.4g} at {where}; reaches {len(self.reached)} modules"
+
+    def _repr_html_(self) -> str:
+        top = max(group.norm for group in self.groups) or 1.0
+        rows = [
+            (
+                f"<code>{escape(group.name)}</code>",
+                f"{group.parameters:,}",
+                _tables.bar(group.norm / top, f"{group.norm:.3g}")
+                if group.reached
+                else f'<span style="color:{_tables.POOR}">not reached</span>'
+                if group.trainable
+                else "frozen",
+            )
+            for group in self.groups
+        ]
+        replaced = ", ".join(map(escape, self.replaced))
+        note = f"All-zero weights replaced for this check: {replaced}" if replaced else ""
+        return _tables.table(self._title(), ("module", "parameters", "|gradient|"), rows, note)
 
 
 def check(

@@ -25,7 +25,7 @@ from attnguide.functional import full_precision_mode, may_read, reading
 from attnguide.guiding import check as checking, state as states
 from attnguide.guiding.compiling import check_uncompiled, compile_before
 from attnguide.guiding.recipe import load_recipe
-from attnguide.guiding.terms import BoundTerm, Term, TermRecord, Weighed, mean
+from attnguide.guiding.terms import BoundTerm, Records, Term, TermRecord, Weighed, mean
 from attnguide.interfaces import Adapter, AlignmentLoss, AttributionSource, TargetPrior, check_annotations
 from attnguide.layers import LayerSpec, find_attention
 from attnguide.pairs import Pairs, Targets
@@ -312,9 +312,12 @@ class Guide:
             weights = joint_sum(weights, group)
         return torch.split(weights, sizes)
 
-    def records(self) -> list[TermRecord]:
-        """Return the record of each term at each of its layers in the last call of `loss`, detached."""
-        return list(self._records)
+    def records(self) -> Records:
+        """Return the record of each term at each of its layers in the last call of `loss`, detached.
+
+        A list of [`TermRecord`][attnguide.TermRecord]s, which a notebook shows as pictures.
+        """
+        return Records(self._records)
 
     def count(
         self, images: Tensor, labels: Tensor, *, sample_weight: Tensor | None = None, **annotations: Any

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
-from attnguide import functional
+from attnguide import functional, visual
 from attnguide.capture.calls import Call
 from attnguide.errors import GuidanceError, InputError
 from attnguide.functional import as_tensor, may_read
@@ -21,7 +23,7 @@ from attnguide.pairs import Evidence, Pairs, Targets, check_choice, resolve
 from attnguide.parts.registry import registry
 from attnguide.trace import Layer, Trace
 
-__all__ = ["BoundTerm", "Term", "TermRecord", "Weighed", "generator_of", "mean"]
+__all__ = ["BoundTerm", "Records", "Term", "TermRecord", "Weighed", "generator_of", "mean"]
 
 #: Number of pairs that `max_classes="auto"` draws where each class costs a pass through what follows the
 #: layer.
@@ -87,6 +89,9 @@ class TermRecord:
         maps: Attribution maps `(N, h, w)`, raw.
         prior: Prior maps `(N, h, w)` in [0, 1].
         losses: Alignment losses `(N,)`, not multiplied by λ.
+        images: The images of the batch, `(B, C, H, W)`, as the model saw them.
+
+    In a notebook a record shows itself: the image of each pair, its map, and its prior.
     """
 
     layer: str
@@ -94,6 +99,65 @@ class TermRecord:
     maps: Tensor
     prior: Tensor
     losses: Tensor
+    images: Tensor
+
+    def picture(self, *, pairs: int = 8, cell: int = 192) -> Image.Image:
+        """Draw the first pairs: image, map and prior, with the class and the loss.
+
+        Args:
+            pairs: Largest number of pairs.
+            cell: Side of an image in pixels.
+
+        Raises:
+            InputError: If no pair is annotated.
+        """
+        count = min(pairs, len(self.pairs))
+        if count < 1:
+            raise InputError("this record has no annotated pair, so there is nothing to draw.")
+        images = visual.displayable(self.images[self.pairs.sample[:count]])
+        size = (images.shape[-2], images.shape[-1])
+        signed = visual.has_signs(self.maps)
+        maps = visual.overlay(
+            images, visual.scaled(self.maps[:count, None], size=size, signed=signed), signed=signed
+        )
+        priors = visual.overlay(images, self.prior[:count, None], signed=False)
+        pictures: list[Image.Image | None] = []
+        captions: list[str] = []
+        for row in range(count):
+            drawn = (images[row], maps[row, 0], priors[row, 0])
+            pictures += [visual.to_pil(picture) for picture in drawn]
+            cls, loss = int(self.pairs.cls[row]), float(self.losses[row])
+            captions += [f"image {int(self.pairs.sample[row])}", f"class {cls}", f"prior, loss {loss:.3g}"]
+        columns = 1 if count < 3 else 2
+        page = visual.contact_sheet(pictures, captions, columns=columns, cell=cell, group=3)
+        left_out = len(self.pairs) - count
+        text = f"maps at {self.layer}" + (f"; {left_out} more pairs" if left_out else "")
+        return visual.with_legend(page, text, signed=signed)
+
+    def show(self) -> None:
+        """Show the picture: below the cell of a notebook, elsewhere in the system's viewer."""
+        visual.show(self.picture())
+
+    def __repr__(self) -> str:
+        loss = f", mean loss {float(self.losses.mean()):.3g}" if len(self.pairs) else ""
+        return f"TermRecord({self.layer}: {len(self.pairs)} pairs{loss})"
+
+    def _repr_png_(self) -> bytes | None:
+        return visual.to_png(self.picture()) if len(self.pairs) else None
+
+
+class Records(list[TermRecord]):
+    """The records of all terms, which show themselves in a notebook, one below the other."""
+
+    def _repr_html_(self) -> str:
+        shown = [
+            f'<p>{escape(record.layer)}</p><img alt="maps and priors" style="max-width:100%" '
+            f'src="{visual.data_uri(record.picture(), "jpeg")}">'
+            if len(record.pairs)
+            else f"<p>{escape(record.layer)}: no annotated pair</p>"
+            for record in self
+        ]
+        return "".join(shown) or "<p>no records: call guide.loss first</p>"
 
 
 class Weighed(NamedTuple):
@@ -318,9 +382,10 @@ class BoundTerm:
         if stands_for is not None:
             weights = weights * stands_for
         name = " + ".join(layer.name for layer in layers)
+        images = traces[0].images.detach()
         if not len(pairs):
             nothing = prior.detach()
-            return TermRecord(name, pairs, nothing, nothing, weights), Weighed(None, total)
+            return TermRecord(name, pairs, nothing, nothing, weights, images), Weighed(None, total)
         maps = [maps_of(self.source, part, pairs) for part in traces]
         combined = maps[0] if self.term.combine is None else functional.combine(maps, self.term.combine)
         losses = self.loss(combined, prior)
@@ -329,7 +394,7 @@ class BoundTerm:
                 f"loss {self.loss!r} gave shape {tuple(losses.shape)}, expected one number for each of "
                 f"{len(pairs)} pairs."
             )
-        record = TermRecord(name, pairs, combined.detach(), prior.detach(), losses.detach())
+        record = TermRecord(name, pairs, combined.detach(), prior.detach(), losses.detach(), images)
         return record, Weighed((weights * losses).sum(), total)
 
     def __repr__(self) -> str:

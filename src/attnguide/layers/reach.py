@@ -54,7 +54,7 @@ def reach(model: nn.Module, images: Tensor, layers: Sequence[Layer]) -> dict[str
 
     Args:
         model: Any classifier; it stays as it is.
-        images: `(B, C, H, W)`; the share is a mean over them. Photographs tell most.
+        images: `(B, C, H, W)`; the share is a mean over them. Photographs show most.
         layers: Layers, as [`find_layers`][attnguide.layers.find_layers] gives them.
 
     Returns:

@@ -79,7 +79,7 @@ class SwapOutside:
 
     Where a mask allows an image to be looked at everywhere, there is no outside, and the image is partner to
     none. An image without a mask stays as it is, and is partner to none, since its object would come along;
-    so does one that finds no partner. `swapped.exchanged` tells which were exchanged.
+    so does one that finds no partner. `swapped.exchanged` shows which were exchanged.
 
     Attributes:
         partners: `"any"`: any other image, so that surroundings say nothing about the label; `"other"`: one

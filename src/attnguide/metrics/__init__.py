@@ -26,6 +26,7 @@ from attnguide.metrics.localization import (
     pointing_game,
     relevance_rank,
 )
+from attnguide.metrics.perturbation import confidence_change, road, sensitivity
 from attnguide.metrics.swapping import SwappedAccuracy, swapped_accuracy
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "average_precision",
     "balanced_accuracy",
     "classification_error",
+    "confidence_change",
     "cosine",
     "deletion",
     "energy_in_mask",
@@ -52,5 +54,7 @@ __all__ = [
     "occlusion",
     "pointing_game",
     "relevance_rank",
+    "road",
+    "sensitivity",
     "swapped_accuracy",
 ]

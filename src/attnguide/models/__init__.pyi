@@ -5,3 +5,8 @@ from .heads import with_head as with_head
 from .loaded_model import LoadedModel as LoadedModel
 from .loading import load as load
 from .networks import small_cnn as small_cnn
+from .preprocessing import (
+    Pictures as Pictures,
+    Preprocessing as Preprocessing,
+    preprocessing_of as preprocessing_of,
+)

@@ -64,11 +64,7 @@ class LoadedModel:
         Raises:
             DataError: If it is too elongated to be resized.
         """
-        if max(image.size) > _MAX_ASPECT * min(image.size):
-            raise DataError(
-                f"{path} is {image.width}×{image.height} pixels, more than {_MAX_ASPECT} times as long as "
-                "wide. Crop it."
-            )
+        check_aspect(image, path)
         return self.transform(image)
 
     def renamed(self, classes: Sequence[str]) -> LoadedModel:
@@ -93,3 +89,16 @@ class LoadedModel:
         """Turn logits `(B, K)` into probabilities: softmax, or sigmoid for multi-label or one logit."""
         logits = logits.float()
         return logits.sigmoid() if self.multi_label or logits.shape[1] == 1 else logits.softmax(dim=1)
+
+
+def check_aspect(image: Image.Image, name: str | Path) -> None:
+    """Refuse an image that is too elongated to be resized.
+
+    Raises:
+        DataError: If it is.
+    """
+    if max(image.size) > _MAX_ASPECT * min(image.size):
+        raise DataError(
+            f"{name} is {image.width}×{image.height} pixels, more than {_MAX_ASPECT} times as long as "
+            "wide. Crop it."
+        )

@@ -4,7 +4,42 @@ from __future__ import annotations
 
 from attnguide.parts.hookspecs import Part, hookimpl
 
-__all__ = ["CAPTUM_OF_IMAGES", "CAPTUM_OF_LAYERS", "attnguide_parts"]
+__all__ = ["CAMS", "CAPTUM_OF_IMAGES", "CAPTUM_OF_LAYERS", "ZENNIT", "attnguide_parts"]
+
+#: The methods of pytorch-grad-cam.
+CAMS = (
+    "AblationCAM",
+    "EigenCAM",
+    "EigenGradCAM",
+    "FEM",
+    "FinerCAM",
+    "FullGrad",
+    "GradCAM",
+    "GradCAMElementWise",
+    "GradCAMPlusPlus",
+    "HiResCAM",
+    "KPCA_CAM",
+    "LayerCAM",
+    "RandomCAM",
+    "RefineCAM",
+    "SESS",
+    "ScoreCAM",
+    "SegEigenCAM",
+    "ShapleyCAM",
+    "XGradCAM",
+)
+#: zennit's composites: sets of rules for the layers of a network.
+ZENNIT = (
+    "BetaSmooth",
+    "DeconvNet",
+    "EpsilonAlpha2Beta1",
+    "EpsilonAlpha2Beta1Flat",
+    "EpsilonGammaBox",
+    "EpsilonPlus",
+    "EpsilonPlusFlat",
+    "ExcitationBackprop",
+    "GuidedBackprop",
+)
 
 #: captum's attributions of images, and of layers; those of neurons, text and training data are left out.
 CAPTUM_OF_IMAGES = (
@@ -102,6 +137,14 @@ def attnguide_parts() -> list[Part]:
             Part("source", f"captum:{name}", f"{sources}.captum:{name}", f"captum.attr.{name}, of a layer")
             for name in CAPTUM_OF_LAYERS
         ),
+        *(
+            Part("source", f"cam:{name}", f"{sources}.cam:{name}", f"pytorch_grad_cam.{name}")
+            for name in CAMS
+        ),
+        *(
+            Part("source", f"zennit:{name}", f"{sources}.zennit:{name}", f"zennit.composites.{name}")
+            for name in ZENNIT
+        ),
         Part(
             "prior",
             "mask",
@@ -109,6 +152,15 @@ def attnguide_parts() -> list[Part]:
             "masks for all images, per image, per class, or a template",
         ),
         Part("prior", "boxes", f"{priors}.boxes:BoxPrior", "bounding boxes in pixels"),
+        Part("prior", "landmarks", f"{priors}.landmarks:LandmarkPrior", "Gaussians at points"),
+        Part("prior", "segmenter", f"{priors}.segmenter:SegmenterPrior", "by a segmentation network"),
+        Part("prior", "teacher", f"{priors}.teacher:TeacherPrior", "where another model looks"),
+        Part(
+            "prior",
+            "token_cut",
+            f"{priors}.token_cut:TokenCutPrior",
+            "the object, by a normalized cut of a network's features",
+        ),
         Part("loss", "iou", f"{losses}.overlap:IoU", "−ln of the soft intersection over union"),
         Part("loss", "cosine", f"{losses}.overlap:Cosine", "1 − cosine; keeps signs"),
         Part("loss", "energy", f"{losses}.overlap:Energy", "share of the attribution outside the prior"),

@@ -1,4 +1,5 @@
 from .attention import AttentionRollout as AttentionRollout, TransformerRelevance as TransformerRelevance
+from .cam import PytorchGradCAM as PytorchGradCAM
 from .captum import Captum as Captum
 from .grad_cam import (
     CAM as CAM,
@@ -10,3 +11,4 @@ from .grad_cam import (
 )
 from .gradient import Gradient as Gradient, GradientTimesInput as GradientTimesInput
 from .layer_attention import LayerAttention as LayerAttention
+from .zennit import Zennit as Zennit

@@ -8,28 +8,23 @@ out are the cells of a grid. Every argument of `attribute()` can be set, as in
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from math import prod
+from math import factorial, prod
 from typing import Any
 
 import captum.attr
-import numpy as np
 import torch
 from captum.attr._utils.lrp_rules import EpsilonRule
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from attnguide.capture.calls import INPUT, Tap, images_name
-from attnguide.capture.logits import LogitsSpec, find_logits
-from attnguide.capture.model_state import evaluating, modules_of, muted
 from attnguide.errors import GuidanceError, InputError, nearest
 from attnguide.interfaces import AttributionSource
 from attnguide.pairs import Pairs
 from attnguide.parts.standard import CAPTUM_OF_IMAGES, CAPTUM_OF_LAYERS
+from attnguide.sources._running import Scores, model_of, running
 from attnguide.trace import Feature, Trace
 
 __all__ = ["Captum"]
@@ -61,7 +56,6 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 }
 #: Modules that only change the shape of a tensor.
 _ARRANGE = (nn.Flatten, nn.Identity, nn.Unflatten)
-_KINDS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class Captum(AttributionSource):
@@ -94,41 +88,48 @@ class Captum(AttributionSource):
             InputError: If a layer was named for an attribution of the images.
             GuidanceError: If captum cannot explain this model with this method.
         """
-        if trace.adapters:
-            raise GuidanceError(
-                f"{self!r} runs the model again, without the adapters on it, such as "
-                f"{type(trace.adapters[0]).__name__}. Choose another source, or fold the adapters in."
-            )
-        if trace.model is None:
-            raise InputError(f"{self!r} needs the model, which this trace does not know.")
-        if self.layer == INPUT and trace.feature.layer != images_name(trace.model):
+        model = model_of(self, trace)
+        if self.layer == INPUT and trace.feature.layer != images_name(model):
             raise InputError(
                 f"{self!r} looks at the images, not at layer {trace.feature.layer!r}: leave it out."
             )
         maps = trace.images.new_zeros(pairs.slots, len(trace.images), *self.size(trace))
-        with ExitStack() as stack:
-            for context in (
-                muted(),
-                evaluating(trace.model),
-                _prepared(trace.model),
-                _reproducible(trace.images.device),
-                warnings.catch_warnings(),
-                sdpa_kernel(SDPBackend.MATH),
-            ):
-                stack.enter_context(context)
-            warnings.simplefilter("ignore")
+        with running(model, trace.images):
             for slot in range(pairs.slots):
                 part = pairs.select((pairs.slot == slot).nonzero()[:, 0])
                 if self.method.endswith("Permutation"):  # permutes among all images
-                    values = self._attributed(trace, trace.model, _for_all(part, trace.logits))[part.sample]
+                    values = self._attributed(trace, model, _for_all(part, trace.logits))[part.sample]
                 else:
-                    values = self._attributed(trace, trace.model, part)
+                    values = self._attributed(trace, model, part)
                 maps = maps.index_put((torch.full_like(part.sample, slot), part.sample), values.to(maps))
         return maps[pairs.slot, pairs.sample]
 
     def size(self, trace: Trace) -> tuple[int, int]:
         """Size of the images, or of the layer."""
         return trace.feature.layout.grid if self.of_layer else trace.image_size
+
+    def passes(self, trace: Trace) -> int:
+        """Return how many times captum runs the model for each pair, forward and backward counted apart."""
+        options = {**_DEFAULTS.get(self.method, {}), **self.options}
+        cells = _CELLS.get(self.method, 0) ** 2
+        if self.method in ("LayerFeatureAblation", "LayerFeaturePermutation"):
+            cells = prod(trace.feature.layout.grid)
+        counts = {
+            "n_steps": 3,
+            "nt_samples": 3,
+            "n_samples": 1 if self.method in ("KernelShap", "Lime") else cells + 1 if cells else 3,
+        }
+        for name, each in counts.items():
+            if name in options:
+                return int(options[name]) * each
+        if self.method == "Occlusion":
+            where = {**self._inputs(trace, trace.images), **options}
+            steps = where.get("strides") or where["sliding_window_shapes"]
+            sizes = zip(trace.images.shape[1:], where["sliding_window_shapes"], _each(steps), strict=True)
+            return prod(-(-max(0, size - window) // step) + 1 for size, window, step in sizes)
+        if self.method == "ShapleyValues":
+            return factorial(cells) * cells
+        return cells or 3
 
     def _attributed(self, trace: Trace, model: nn.Module, pairs: Pairs) -> Tensor:
         images = pairs.pick(trace.images)
@@ -138,7 +139,7 @@ class Captum(AttributionSource):
         # LayerFeaturePermutation would select the class twice.
         one_score = self.method == "LayerFeaturePermutation"
         classes = pairs.cls + trace.logits.shape[1] * (pairs.sign < 0)
-        arguments: tuple[Any, ...] = (_Scores(model, trace.output, classes if one_score else None),)
+        arguments: tuple[Any, ...] = (Scores(model, trace.output, classes if one_score else None),)
         if self.of_layer or self.method == "GuidedGradCam":
             arguments += (self._module(trace, model),)
         options = {**self._inputs(trace, images), **_DEFAULTS.get(self.method, {}), **self.options}
@@ -218,26 +219,6 @@ def _for_all(pairs: Pairs, logits: Tensor) -> Pairs:
     return replace(Pairs.one_each(classes), sign=sign)
 
 
-class _Scores(nn.Module):
-    """A model that gives logits and negated logits, whose classes stand for evidence against a class.
-
-    Args:
-        model: Any classifier.
-        output: Which part of its output is the logits.
-        classes: Class of each image whose score alone is given; None for all.
-    """
-
-    def __init__(self, model: nn.Module, output: LogitsSpec = None, classes: Tensor | None = None) -> None:
-        super().__init__()
-        self.model, self.output, self.classes = model, output, classes
-        self.training = False
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits = find_logits(self.model(images), self.output)
-        scores = torch.cat([logits, -logits], dim=1)
-        return scores if self.classes is None else scores.gather(1, self.classes[:, None])[:, 0]
-
-
 def _gradients(
     forward_fn: Callable[..., Tensor],
     inputs: tuple[Tensor, ...],
@@ -249,6 +230,11 @@ def _gradients(
     with torch.enable_grad():
         scores = forward_fn(*inputs).gather(1, target_ind[:, None])
         return torch.autograd.grad(scores.sum(), inputs, create_graph=True)
+
+
+def _each(steps: int | tuple[int, ...]) -> tuple[int, ...]:
+    """Strides along channels, rows and columns, which captum takes as one number too."""
+    return (steps,) * 3 if isinstance(steps, int) else steps
 
 
 def _positions(feature: Feature) -> Tensor:
@@ -264,42 +250,3 @@ def _cells(height: int, width: int, side: int, device: torch.device) -> Tensor:
     rows = torch.arange(height, device=device) * min(side, height) // height
     columns = torch.arange(width, device=device) * min(side, width) // width
     return (rows[:, None] * min(side, width) + columns)[None, None]
-
-
-@contextmanager
-def _prepared(model: nn.Module) -> Iterator[None]:
-    """Switch off in-place activations.
-
-    Afterwards all is as it was; hooks and rules that captum leaves after an error are removed.
-    """
-    modules = list(dict.fromkeys(modules_of(model)))
-    hooks = [(getattr(module, kind), set(getattr(module, kind))) for module in modules for kind in _KINDS]
-    in_place = [module for module in modules if getattr(module, "inplace", False) is True]
-    ruled = {module for module in modules if hasattr(module, "rule")}
-    try:
-        for module in in_place:
-            module.inplace = False  # type: ignore[assignment]
-        yield
-    finally:
-        for module in in_place:
-            module.inplace = True  # type: ignore[assignment]
-        for module in set(modules) - ruled:
-            if hasattr(module, "rule"):
-                del module.rule
-        for now, before in hooks:
-            for number in set(now) - before:
-                del now[number]
-
-
-@contextmanager
-def _reproducible(device: torch.device) -> Iterator[None]:
-    """Draw the same numbers each time, and leave the global generators as they are."""
-    state = np.random.get_state()
-    devices = [device] if device.type == "cuda" else []
-    try:
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(0)
-            np.random.seed(0)
-            yield
-    finally:
-        np.random.set_state(state)

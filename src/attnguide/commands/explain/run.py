@@ -128,6 +128,8 @@ def explain_files(
                 if len(waiting) > _BEHIND:
                     _list(waiting.popleft(), index)
                 advance(len(read))
+                # The warning of a slow source is about one batch; from now on the progress shows the time.
+                warnings.filterwarnings("ignore", "slow source")
             while waiting:
                 _list(waiting.popleft(), index)
         except BaseException:
@@ -266,7 +268,7 @@ def _save(job: _Job, folder: Path, request: Request) -> dict[str, Any]:
     for file, suffix in zip(files, request.formats, strict=True):
         with writing(folder, file) as temporary:
             if suffix == "png":
-                overlay = visual.overlay(job.picture[None], functional.min_max(sized)[None], request.alpha)
+                overlay = visual.overlay(job.picture[None], visual.scaled(sized)[None], request.alpha)
                 # Three times as fast as Pillow's default, and the files are hardly larger.
                 save_picture(visual.to_pil(overlay[0, 0]), temporary, compress_level=3)
             elif suffix == "npy":

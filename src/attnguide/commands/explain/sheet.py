@@ -90,7 +90,7 @@ def _overlay(folder: Path, line: dict[str, Any], original: Tensor | None, alpha:
         return None
     raw = torch.from_numpy(_raw_map(next(iter(files.values()))))
     sized = functional.resize(raw[None], (original.shape[-2], original.shape[-1]))
-    return visual.to_pil(visual.overlay(original[None], functional.min_max(sized)[None], alpha)[0, 0])
+    return visual.to_pil(visual.overlay(original[None], visual.scaled(sized)[None], alpha)[0, 0])
 
 
 def _raw_map(file: Path) -> npt.NDArray[np.float32]:

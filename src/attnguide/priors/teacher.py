@@ -1,0 +1,117 @@
+"""The maps of another model: look where this model looks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attnguide import functional
+from attnguide.errors import InputError
+from attnguide.explanation import explain
+from attnguide.interfaces import AttributionSource, PriorMaps
+from attnguide.models.loaded_model import LoadedModel
+from attnguide.priors.finding import FindingPrior, fingerprint, own_copy
+
+__all__ = ["TeacherPrior"]
+
+
+class TeacherPrior(FindingPrior):
+    """Where a teacher looks for the same class (explanation distillation).
+
+    The teacher is copied, so that it stays as it is while the model is trained. Its map is scaled to a
+    maximum of 1; a map that shows nothing drops out, and so does a class that the teacher does not know.
+
+    Args:
+        model: The teacher, or several, whose scaled maps are averaged. By default the guided model as it is
+            at its first batch, such as before fine-tuning.
+        source: Attribution source of the teacher.
+        layer: Layer of the teacher.
+        classes: The teacher's class for each class of the guided model, None where it has none. By default
+            both have the same classes.
+        threshold: Share of the maximum from which on a position is inside; None for the map itself.
+        cache: Folder of regions; see [`FindingPrior`][attnguide.priors.FindingPrior].
+
+    Raises:
+        InputError: If a model is none, or the threshold is not in (0, 1].
+    """
+
+    by_class = True
+
+    def __init__(
+        self,
+        model: nn.Module | LoadedModel | Sequence[nn.Module | LoadedModel] | None = None,
+        *,
+        source: str | AttributionSource = "grad_cam",
+        layer: str | list[str] = "auto",
+        classes: Sequence[int | None] | None = None,
+        threshold: float | None = None,
+        cache: str | Path | None = None,
+    ) -> None:
+        super().__init__(cache)
+        if threshold is not None and not (isinstance(threshold, (int, float)) and 0 < threshold <= 1):
+            raise InputError(f"threshold={threshold!r} must be in (0, 1], a share of the map's maximum.")
+        listed: list[Any] = (
+            [] if model is None else list(model) if isinstance(model, (list, tuple)) else [model]
+        )
+        self.models = [own_copy(teacher) for teacher in listed]
+        self.source, self.layer, self.threshold = source, layer, threshold
+        self.classes = None if classes is None else tuple(classes)
+
+    def prepare(self, model: nn.Module | None, classes: int) -> None:
+        """Copy the guided model if no teacher was given, and check the classes."""
+        if not self.models:
+            if model is None:
+                raise InputError("prior 'teacher' needs a model: TeacherPrior(model).")
+            self.models = [own_copy(model)]
+        if self.classes is not None and len(self.classes) != classes:
+            raise InputError(
+                f"classes= has {len(self.classes)} entries, the guided model has {classes} classes. Give the "
+                "teacher's class of each, None where it has none."
+            )
+
+    def settings(self) -> str:
+        """Return source, layer, threshold and the teachers' weights."""
+        weights = "+".join(fingerprint(teacher) for teacher in self.models)
+        return f"teacher {self.source!r} {self.layer} {self.classes} {self.threshold} {weights}"
+
+    def find(self, images: Tensor, classes: Tensor) -> PriorMaps:
+        """Explain the class of each image by the teachers.
+
+        Raises:
+            InputError: If a teacher has other classes and there is no mapping.
+        """
+        known = [cls if self.classes is None else self.classes[cls] for cls in classes.tolist()]
+        rows = [row for row, cls in enumerate(known) if cls is not None]
+        pairs = [(place, int(known[row] or 0)) for place, row in enumerate(rows)]
+        total: Tensor | None = None
+        for teacher in self.models if rows else ():
+            teacher.to(images.device)
+            chosen = images[rows]
+            with torch.no_grad():
+                found = explain(teacher, chosen, self.source, pairs, self.layer, None)
+            if self.classes is None and found.logits.shape[1] <= int(classes.max()):
+                raise InputError(
+                    f"the teacher {type(teacher).__name__} has {found.logits.shape[1]} classes, and does not "
+                    f"know class {int(classes.max())}. Give TeacherPrior(classes=[…])."
+                )
+            maps = found.maps[:, 0].clamp(min=0)  # evidence against a class is not where to look
+            unit = maps / maps.amax(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)
+            size = unit.shape[-2:] if total is None else total.shape[-2:]
+            sized = functional.resize(unit, (size[0], size[1]))
+            total = sized if total is None else total + sized
+        if total is None:
+            return PriorMaps(images.new_zeros(len(images), 1, 1), images.new_zeros(len(images)))
+        mean = total / len(self.models)
+        if self.threshold is not None:
+            mean = (mean >= self.threshold * mean.amax(dim=(1, 2), keepdim=True)).to(mean) * (mean > 0)
+        maps = mean.new_zeros(len(images), *mean.shape[-2:])
+        maps[rows] = mean
+        return PriorMaps(maps, (maps.amax(dim=(1, 2)) > 0).to(maps))
+
+    def __repr__(self) -> str:
+        names = ", ".join(type(teacher).__name__ for teacher in self.models)
+        return f"TeacherPrior([{names}], source={self.source!r}, threshold={self.threshold})"

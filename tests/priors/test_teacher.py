@@ -1,0 +1,81 @@
+"""The teacher's regions are its maps, as `explain` gives them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tests.helpers.models import batch, cnn
+from torch import Tensor, nn
+
+import attnguide as ag
+from attnguide.errors import InputError
+from attnguide.priors import TeacherPrior
+
+IMAGES, LABELS, _ = batch()
+
+
+def unit(maps: Tensor) -> Tensor:
+    return maps / maps.amax(dim=(-2, -1), keepdim=True)
+
+
+def record(model: nn.Module, prior: Any, layer: str = "block4") -> Any:
+    with ag.Guide(model, prior=prior, layer=layer) as guide:
+        model(IMAGES)
+        guide.loss(LABELS)
+        return guide.records()[0]
+
+
+def test_maps_are_those_of_explain_scaled_to_their_maximum() -> None:
+    student, teacher = cnn().eval(), cnn().eval()
+    expected = ag.explain(teacher, IMAGES, "cam", "labels", labels=LABELS, size=None).maps[:, 0]
+    found = record(student, TeacherPrior(teacher, source="cam"))
+    torch.testing.assert_close(found.prior, unit(expected))
+    halved = record(student, TeacherPrior(teacher, source="cam", threshold=0.5)).prior
+    torch.testing.assert_close(halved, (unit(expected) >= 0.5).float())
+
+
+def test_an_ensemble_is_the_mean_of_scaled_maps() -> None:
+    student, teachers = cnn().eval(), [cnn().eval(), cnn().eval()]
+    maps = [
+        unit(ag.explain(t, IMAGES, "cam", "labels", labels=LABELS, size=None).maps[:, 0]) for t in teachers
+    ]
+    found = record(student, TeacherPrior(teachers, source="cam"))
+    torch.testing.assert_close(found.prior, (maps[0] + maps[1]) / 2)
+
+
+def test_by_name_the_teacher_is_the_model_before_it_was_trained() -> None:
+    model = cnn().eval()
+    before = ag.explain(model, IMAGES, targets="labels", labels=LABELS, size=None).maps[:, 0]
+    shown = before.amax(dim=(1, 2)) > 0
+    guide = ag.Guide(model, source="cam", prior="teacher")
+    for _ in range(2):
+        model(IMAGES)
+        guide.loss(LABELS)
+        (found,) = guide.records()
+        torch.testing.assert_close(found.prior, unit(before)[found.pairs.sample])
+        assert found.pairs.sample.tolist() == shown.nonzero()[:, 0].tolist()
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.add_(0.01 * torch.randn_like(weight))
+
+
+def test_other_classes() -> None:
+    student, teacher = cnn(classes=4).eval(), cnn(classes=2).eval()
+    with pytest.raises(InputError, match=r"targets|classes"):
+        record(student, TeacherPrior(teacher, source="cam"))
+    prior = TeacherPrior(teacher, source="cam", classes=[1, None, 0, None])
+    known = [row for row, cls in enumerate(LABELS.tolist()) if cls in (0, 2)]
+    with pytest.warns(UserWarning, match="finds no region"):
+        found = record(student, prior)
+    assert found.pairs.sample.tolist() == known
+    pairs = [(row, {0: 1, 2: 0}[int(LABELS[row])]) for row in known]
+    maps = ag.explain(
+        teacher, IMAGES[known], "cam", [(n, c) for n, (_, c) in enumerate(pairs)], size=None
+    ).maps
+    torch.testing.assert_close(found.prior, unit(maps[:, 0]))
+    with pytest.raises(InputError, match="classes= has 1 entries"):
+        record(student, TeacherPrior(teacher, classes=[0]))
+    with pytest.raises(InputError, match="threshold=2"):
+        TeacherPrior(teacher, threshold=2)
