@@ -166,7 +166,7 @@ def _processor_of(model: nn.Module) -> Any:
     from transformers import AutoImageProcessor  # the model is transformers', so it is installed
 
     try:
-        return AutoImageProcessor.from_pretrained(name, local_files_only=True)  # type: ignore[no-untyped-call]
+        return AutoImageProcessor.from_pretrained(name, local_files_only=True)
     except (OSError, ValueError):  # there is none
         return None
 
