@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 if str(ROOT) not in sys.path:  # so that `from tests.helpers…` works however pytest is started
     sys.path.insert(0, str(ROOT))
 
-from tests.helpers.contract import (  # noqa: E402, F401  hooks of the contract
+from tests.contract.settings import (  # noqa: E402, F401  hooks of the contract
     pytest_attnguide_annotations,
     pytest_attnguide_beside,
     pytest_attnguide_settings,

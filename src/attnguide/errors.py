@@ -87,7 +87,8 @@ def nearest(name: str, known: Iterable[str], *, limit: int = 40) -> str:
     Returns:
         Text that starts with a space, ready to follow an error's first sentence.
     """
-    names = list(known)
+    # Those of other libraries, "captum:…", come last: there are many.
+    names = sorted(known, key=lambda known: ":" in known)
     if not names:
         return " There are none."
     close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)

@@ -30,14 +30,21 @@ TESTED_BY = {
     "pytest": "commands/test_plugin.py",
     "parts/hookspecs": "parts/test_registry.py",
     "models/building": "models/test_loading.py",
+    "models/described": "training/test_running.py",
     "models/downloading": "models/test_loading.py",
     "models/embedded_model": "models/test_loading.py",
     "models/loaded_model": "models/test_loading.py",
     "models/timm": "models/test_loading.py",
     "models/torchvision": "models/test_loading.py",
+    "training/dry_run": "training/test_running.py",
+    "training/packing": "training/test_engine.py",
+    "training/preparing": "training/test_running.py",
 }
 #: Test files whose name is not that of a module, and the module that they are for.
-TESTS_OF = {"metrics/test_occlusion.py": "metrics/faithfulness"}
+TESTS_OF = {
+    "metrics/test_occlusion.py": "metrics/faithfulness",
+    "training/test_processes.py": "training/running",
+}
 
 
 def plain(path: PurePosixPath) -> str:

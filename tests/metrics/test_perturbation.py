@@ -11,13 +11,13 @@ import torch
 from pytorch_grad_cam.metrics.road import ROADCombined
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputSoftmaxTarget
 from tests.helpers.models import batch, cnn
-from tests.helpers.state import snapshot
 from torch import Tensor, nn
 
 from attnguide.errors import InputError
 from attnguide.functional import min_max
 from attnguide.interfaces import AttributionSource
 from attnguide.metrics import confidence_change, road, sensitivity
+from attnguide.testing import snapshot
 
 IMAGES, LABELS, _ = batch()
 IMAGES = IMAGES - IMAGES.mean()

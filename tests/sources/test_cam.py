@@ -14,13 +14,13 @@ import torch
 from pytorch_grad_cam.ablation_layer import AblationLayerVit
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from tests.helpers.models import batch, cnn, tiny_vit
-from tests.helpers.state import snapshot
 from torch import Tensor, nn
 
 import attnguide as ag
 from attnguide.errors import GuidanceError, InputError
 from attnguide.parts.standard import CAMS
 from attnguide.sources import PytorchGradCAM
+from attnguide.testing import snapshot
 
 IMAGES, LABELS, _ = batch()
 

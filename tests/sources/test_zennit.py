@@ -7,7 +7,6 @@ import sys
 import pytest
 import torch
 from tests.helpers.models import batch, cnn, tiny_vit
-from tests.helpers.state import snapshot
 from torch import nn
 from torchvision.models import resnet18
 from zennit.attribution import Gradient
@@ -19,6 +18,7 @@ import attnguide as ag
 from attnguide.errors import GuidanceError, InputError
 from attnguide.parts.standard import ZENNIT
 from attnguide.sources import Zennit
+from attnguide.testing import snapshot
 
 IMAGES = batch()[0]
 
