@@ -804,7 +804,7 @@ def _with_ray(
         ray.init(log_to_driver=False)
     gpus = 1 if used_device(settings["device"]).type == "cuda" else 0
     total = run.images_in(missing)
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    resources: dict[str, float] = ray.cluster_resources()
     most = max(1, int(resources.get("GPU" if gpus else "CPU", 1)))
     parts = ray.data.from_items([{"part": number} for number in missing]).repartition(len(missing))
     found = parts.map_batches(
