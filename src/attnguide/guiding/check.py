@@ -16,8 +16,8 @@ from attnguide.capture.model_state import evaluating, unwrap
 from attnguide.capture.recorder import aside
 from attnguide.errors import GuidanceError
 from attnguide.layers._probe import stand_ins
+from attnguide.layers._reach import reach
 from attnguide.layers.finding import find_layers
-from attnguide.layers.reach import reach
 
 __all__ = ["CheckReport", "ParameterGroup", "check"]
 

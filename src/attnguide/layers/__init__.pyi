@@ -1,4 +1,5 @@
 from ._memory import forget as forget
+from ._reach import reach as reach
 from .attending import find_attention as find_attention
 from .candidates import (
     Candidate as Candidate,
@@ -12,4 +13,3 @@ from .finding import (
     find_layers as find_layers,
     out_of_reach as out_of_reach,
 )
-from .reach import reach as reach

@@ -14,9 +14,9 @@ from attnguide import functional
 from attnguide.capture.model_state import evaluating, muted, unwrap
 from attnguide.capture.suitable import check_images
 from attnguide.errors import InputError
+from attnguide.layers._reach import outputs_of
 from attnguide.layers.candidates import list_candidates, stages
 from attnguide.layers.finding import find_layers
-from attnguide.layers.reach import outputs_of
 from attnguide.masks.swapping import regions_of
 from attnguide.trace import Layer
 

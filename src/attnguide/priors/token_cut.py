@@ -33,7 +33,7 @@ class TokenCutPrior(FindingPrior):
     """The object of an image, found without any annotation: TokenCut (Wang et al., CVPR 2022).
 
     Positions of a layer are cut into two groups, within which features are alike; see
-    [`token_cut`][attnguide.priors.token_cut]. The map is the same for every class. Vision transformers that
+    `token_cut`. The map is the same for every class. Vision transformers that
     were trained without labels separate objects best; any network with a feature map of at least 4×4 will do.
 
     Args:
