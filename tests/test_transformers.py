@@ -156,6 +156,6 @@ def work(rank, world, every):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.nightly), 2])
 def test_two_processes(tmp_path: Path, every: int) -> None:
     run_in_processes(PARALLEL, tmp_path, 2, str(every))

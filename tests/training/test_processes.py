@@ -47,7 +47,7 @@ def work(rank: int, path: str, port: int, accumulate: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("accumulate", [pytest.param(1, marks=pytest.mark.nightly), 2])
 def test_two_processes_train_as_one(tmp_path: Path, accumulate: int) -> None:
     path = recipe(tmp_path, TEXT)
     path.write_text(path.read_text().replace('"network.safetensors"', FROZEN))
