@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from attnguide import __version__
 from attnguide.capture.logits import find_logits
-from attnguide.capture.model_state import evaluating
+from attnguide.capture.model_state import evaluating, weights_digest
 from attnguide.cli.console import progress as shown_progress
 from attnguide.data._addresses import Place, read_content
 from attnguide.data.images import rgb_image
@@ -40,7 +40,7 @@ from attnguide.data.maps import (
     writing_part,
 )
 from attnguide.data.records import Record, open_records
-from attnguide.errors import AttnGuideError, DataError, InputError
+from attnguide.errors import AttnGuideError, DataError, InputError, is_out_of_memory
 from attnguide.explanation import Explanation, explain
 from attnguide.interfaces import AttributionSource
 from attnguide.layers import LayerSpec, find_layers
@@ -55,7 +55,6 @@ __all__ = ["Batch", "DatasetReport", "Request", "Run", "explain_batch", "explain
 #: What gives a model: its name, the model, or a function that loads it in each process.
 ModelSpec = str | LoadedModel | nn.Module | Callable[[], LoadedModel]
 
-_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 #: Seconds for which another process than the first waits for the layer that the first one measures.
 _WAIT = 60.0
 #: So many images are tried to find one to measure the layer with.
@@ -508,17 +507,6 @@ def preprocessing_of(loaded: LoadedModel) -> str:
     return re.sub(r" at 0x[0-9a-f]+", "", repr(loaded.transform))
 
 
-def weights_digest(model: nn.Module) -> str:
-    """Return a digest of a model's weights and buffers, by which processes know the same model."""
-    digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        if isinstance(value, Tensor):
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            plain = value.detach().cpu().contiguous().flatten()
-            digest.update(plain.view(torch.uint8).numpy().data if plain.numel() else b"")
-    return digest.hexdigest()[:32]
-
-
 def used_device(device: str | torch.device) -> torch.device:
     if isinstance(device, torch.device):
         return device
@@ -733,23 +721,19 @@ def explained(loaded: LoadedModel, images: Tensor, request: Request) -> Explanat
     """Explain a batch at the layer's own size, and say what helps where memory does not suffice."""
     try:
         images = images.to(request.device, non_blocking=True)
-        logits = None
         target = parse_target(request.targets, loaded.classes, loaded.multi_label)
-        if target.needs_logits:
-            with torch.no_grad(), evaluating(loaded.model):
-                logits = find_logits(loaded.model(images))
         return explain(
             loaded.model,
             images,
             request.source,
-            target.of(logits),
+            target.of_images(loaded.model, images),
             request.layer,
             None,
             evidence=request.evidence,
             errors="skip",
         )
     except (RuntimeError, MemoryError) as error:
-        if isinstance(error, MemoryError) or any(text in str(error).lower() for text in _NO_MEMORY):
+        if is_out_of_memory(error):
             raise AttnGuideError(
                 f"no memory left on {request.device} for a batch of {len(images)} images. Take a batch of "
                 f"{max(1, request.batch_size // 2)}, a smaller model, or the CPU."

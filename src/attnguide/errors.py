@@ -76,6 +76,12 @@ class PluginError(AttnGuideError, RuntimeError):
     """A plugin is broken, or two plugins claim one name."""
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there is no memory left, on any device."""
+    texts = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or any(text in str(error).lower() for text in texts)
+
+
 def nearest(name: str, known: Iterable[str], *, limit: int = 40) -> str:
     """Return a sentence that offers the nearest known name and lists the known ones.
 

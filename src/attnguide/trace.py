@@ -100,7 +100,7 @@ class Layout:
 
     def replaced(self, output: Tensor, maps: Tensor) -> Tensor:
         """Return an output in the model's own layout with other features `(B, C, h, w)` on its grid."""
-        if self.order is None and self.kind in ("nchw", "nhwc"):
+        if self.has_axes:
             return maps if self.kind == "nchw" else maps.movedim(1, -1)
         first = output if self.channels_first else output.movedim(-1, 1)
         places, patches = first.flatten(2), maps.flatten(2)

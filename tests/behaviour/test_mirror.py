@@ -25,6 +25,7 @@ TESTED_BY = {
     "data/procedural/parts": "data/procedural/test_faces.py",
     "data/records": "test_dataset.py",
     "guiding/guide": "behaviour/test_training_modes.py",
+    "layers/outputs": "layers/test_reach.py",
     "interfaces": "contract/test_every_part.py",
     "masks/entries": "masks/test_labelme.py",
     "pytest": "commands/test_plugin.py",

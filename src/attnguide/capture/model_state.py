@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ __all__ = [
     "state_of",
     "uncached_autocast",
     "unwrap",
+    "weights_digest",
 ]
 
 
@@ -55,6 +57,17 @@ def modules_of(model: nn.Module) -> list[nn.Module]:
             modules.append(module)
             stack.extend(module._modules.values())
     return modules
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Return a digest of a model's weights and buffers, by which processes know the same model."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        if isinstance(value, Tensor):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            plain = value.detach().cpu().contiguous().flatten()
+            digest.update(plain.view(torch.uint8).numpy().data if plain.numel() else b"")
+    return digest.hexdigest()[:32]
 
 
 class ModelState(NamedTuple):

@@ -25,6 +25,7 @@ __all__ = [
     "PATH",
     "FiniteRange",
     "ModelChoice",
+    "batch_size_option",
     "class_options",
     "device_option",
     "inside_option",
@@ -234,6 +235,18 @@ def _as_choice(function: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def batch_size_option(default: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Make the option of the number of images in a batch."""
+    return click.option(
+        "--batch-size",
+        type=click.IntRange(1),
+        default=default,
+        show_default=True,
+        metavar="N",
+        help="Images per batch.",
+    )
+
+
 _MEASURING = (
     click.option(
         "--source", default="grad_cam", show_default=True, metavar="NAME", help="Attribution source."
@@ -247,14 +260,7 @@ _MEASURING = (
         metavar="T",
         help="Threshold of the IoU; choose it on held-out data.",
     ),
-    click.option(
-        "--batch-size",
-        type=click.IntRange(1),
-        default=32,
-        show_default=True,
-        metavar="N",
-        help="Images per batch.",
-    ),
+    batch_size_option(32),
     device_option,
 )
 

@@ -21,6 +21,7 @@ from attnguide.cli.options import (
     PATH,
     FiniteRange,
     ModelChoice,
+    batch_size_option,
     device_option,
     layers_of,
     model_options,
@@ -94,14 +95,7 @@ _ON_SHEET = 60
 @click.option("--sheet", is_flag=True, help="Draw images and masks on one page, masks.png beside the folder.")
 @click.option("--overwrite", is_flag=True, help="Replace masks that exist.  [default: keep them]")
 @device_option
-@click.option(
-    "--batch-size",
-    type=click.IntRange(1),
-    default=16,
-    show_default=True,
-    metavar="N",
-    help="Images per batch.",
-)
+@batch_size_option(16)
 def masks(
     choice: ModelChoice,
     data: Path,

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from attnguide import functional, metrics
+from attnguide.capture.model_state import weights_digest
 from attnguide.data.images import image_size
 from attnguide.data.maps import MapRow, Maps
-from attnguide.dataset import preprocessing_of, weights_digest
+from attnguide.dataset import preprocessing_of
 from attnguide.errors import DataError, InputError
 from attnguide.evaluation.evaluate import (
     ClassResult,

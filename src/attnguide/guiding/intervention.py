@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -52,6 +52,19 @@ class Intervened(NamedTuple):
     logits: Tensor
     swapped: Tensor
     batch: Swapped
+
+
+def arguments_of(settings: Mapping[str, Any], empty: Literal["error", "skip"] = "error") -> dict[str, Any]:
+    """Turn the settings of a recipe into arguments of an [`Intervention`][attnguide.Intervention].
+
+    Args:
+        settings: The table `[intervention]`.
+        empty: What to do with empty masks, as for [`SwapOutside`][attnguide.masks.SwapOutside].
+    """
+    arguments = dict(settings)
+    swap: dict[str, Any] = {"partners": "other", "empty": empty}
+    swap |= {name: arguments.pop(name) for name in ("partners", "probability") if name in arguments}
+    return {**arguments, "swap": SwapOutside(**swap)}
 
 
 class Intervention:
@@ -192,8 +205,7 @@ class Intervention:
             whole = number if group is None else joint_sum(number, group)
             loss = self.weight * share * (apart * counted).sum() / whole.clamp(min=1)
         self._steps += 1
-        masks = torch.where(exchange.given[:, None, None], exchange.regions, torch.nan)
-        batch = Swapped(swapped, masks, exchange.partner, exchange.exchanged)
+        batch = Swapped(swapped, exchange.masks, exchange.partner, exchange.exchanged)
         return Intervened(loss, first, second, batch)
 
     @classmethod
@@ -221,10 +233,7 @@ class Intervention:
         for name in overrides:
             if name not in known:
                 raise InputError(f"an intervention has no setting {name!r}.{nearest(name, known)}")
-        settings = dict(loaded.intervention)
-        swap = {name: settings.pop(name) for name in ("partners", "probability") if name in settings}
-        settings["swap"] = SwapOutside(**{"partners": "other", **swap})
-        return cls(model, **{**settings, **overrides})
+        return cls(model, **{**arguments_of(loaded.intervention), **overrides})
 
     def _of_images(self) -> bool:
         return self.layer in (INPUT, images_name(unwrap(self.model)))

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from math import isnan, prod
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from attnguide.capture.calls import INPUT, Call, Tap, images_name, select, tensors_in
+from attnguide.capture.calls import INPUT, Call, Tap, images_name
 from attnguide.capture.model_state import evaluating, muted, unwrap
-from attnguide.capture.own_hooks import in_this_thread
 from attnguide.capture.parallel import refuse_sharded
 from attnguide.capture.suitable import check_images, suitable
 from attnguide.errors import LayerError, nearest
 from attnguide.functional import full_precision
 from attnguide.layers import _memory as memory
+from attnguide.layers._outputs import Given, given_at, outputs_of
 from attnguide.layers._probe import Output, Subject, is_active
 from attnguide.layers.candidates import Candidate, choose, images_as_layer, list_candidates, stages
 from attnguide.trace import Layer, Layout
@@ -326,40 +324,12 @@ def _alternatives(subject: Subject) -> str:
     return f" Layers that would do: {', '.join(usable[-12:])}." if usable else " Leave layer='auto'."
 
 
-class _Given(NamedTuple):
-    """What a layer gives, and whether it is one of the tensors that the layer was given."""
-
-    tensor: Tensor
-    carried: bool
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.tensor.shape)
-
-
-def _given(subject: Subject, *taps: Tap) -> list[_Given | None]:
+def _given(subject: Subject, *taps: Tap) -> list[Given | None]:
     """Return what layers give for the first of the images; None for one that did not run."""
-    calls: dict[Tap, list[_Given]] = {tap: [] for tap in taps}
-
-    def looking(tap: Tap) -> Callable[[nn.Module, object, object], None]:
-        def look(module: nn.Module, args: object, output: object) -> None:
-            tensor = select(args if tap.given else output, tap.path)
-            if tensor is not None:
-                carried = any(tensor is other for _, other in tensors_in(args))
-                calls[tap].append(_Given(tensor, carried))
-
-        return look
-
-    with ExitStack() as stack:
-        for tap in taps:
-            module = subject.model.get_submodule(tap.module)
-            stack.callback(module.register_forward_hook(in_this_thread(looking(tap))).remove)
+    with outputs_of(subject.model, taps) as calls:
         with torch.inference_mode(False), torch.no_grad(), evaluating(subject.model), muted():
             subject.run(subject.images[:1].detach())
-    return [
-        None if not (found := calls[tap])[tap.call or 0 :] else found[-1 if tap.call is None else tap.call]
-        for tap in taps
-    ]
+        return [given_at(calls, tap) for tap in taps]
 
 
 def _carried_over(

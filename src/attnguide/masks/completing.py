@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attnguide import functional
+from attnguide.capture.calls import Tap
 from attnguide.capture.model_state import evaluating, muted, unwrap
 from attnguide.capture.suitable import check_images
-from attnguide.errors import InputError
-from attnguide.layers._reach import outputs_of
+from attnguide.errors import InputError, LayerError
+from attnguide.layers._outputs import given_at, outputs_of
 from attnguide.layers.candidates import list_candidates, stages
 from attnguide.layers.finding import find_layers
 from attnguide.masks.swapping import regions_of
@@ -168,9 +169,16 @@ class MaskCompletion:
         """The features of all stages, `(B, C, h, w)`."""
         model = unwrap(self.model)
         layers = self._layers(images)
-        with outputs_of(model, layers) as outputs, evaluating(model), muted():
+        taps = [Tap.parse(layer.name) for layer in layers]
+        with outputs_of(model, taps, cloned=True) as calls, evaluating(model), muted():
             model(images)
-        return [outputs[layer.name].float() for layer in layers]
+        features = []
+        for layer, tap in zip(layers, taps, strict=True):
+            given = given_at(calls, tap)
+            if given is None:
+                raise LayerError(f"layer {layer.name!r} did not run.")
+            features.append(layer.layout.spatial(given.tensor).float())
+        return features
 
     def _layers(self, images: Tensor) -> list[Layer]:
         """The last layer of each stage."""

@@ -54,6 +54,11 @@ class Exchange:
     partner: Tensor
     exchanged: Tensor
 
+    @property
+    def masks(self) -> Tensor:
+        """The masks `(B, H, W)`, NaN where an image has none."""
+        return torch.where(self.given[:, None, None], self.regions, torch.nan)
+
     def __call__(self, images: Tensor) -> Tensor:
         """Give images, or feature maps, `(B, C, h, w)`, the outside of their partners; differentiable.
 
@@ -136,8 +141,7 @@ class SwapOutside:
             UserWarning: If there are masks, and yet no image could be exchanged.
         """
         exchange = self.draw(images, labels, masks, generator=generator)
-        missing = torch.where(exchange.given[:, None, None], exchange.regions, torch.nan)
-        return Swapped(exchange(images), missing, exchange.partner, exchange.exchanged)
+        return Swapped(exchange(images), exchange.masks, exchange.partner, exchange.exchanged)
 
     @torch.no_grad()
     def draw(

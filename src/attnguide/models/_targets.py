@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from attnguide.errors import InputError, UnknownNameError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from attnguide.pairs import Targets
 
@@ -35,6 +35,18 @@ class Target:
     def needs_logits(self) -> bool:
         """Whether the classes depend on the logits."""
         return self.named is None
+
+    def of_images(self, model: nn.Module, images: Tensor) -> Targets:
+        """Choose the classes of images, for which the model runs if they depend on its logits."""
+        if not self.needs_logits:
+            return self.of(None)
+        import torch
+
+        from attnguide.capture.logits import find_logits
+        from attnguide.capture.model_state import evaluating
+
+        with torch.no_grad(), evaluating(model):
+            return self.of(find_logits(model(images)))
 
     def of(self, logits: Tensor | None) -> Targets:
         """Choose the classes by the logits `(B, K)`."""

@@ -143,13 +143,3 @@ def own_copy(model: Any) -> nn.Module:
     for weight in copied.parameters():
         weight.grad = None
     return copied
-
-
-def fingerprint(model: nn.Module) -> str:
-    """Return a hash of a model's weights."""
-    digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        digest.update(name.encode())
-        values = value.detach().cpu().contiguous().flatten()
-        digest.update(values.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from attnguide import functional
+from attnguide.capture.model_state import weights_digest
 from attnguide.data.files import check_file
 from attnguide.errors import DataError, InputError, nearest
 from attnguide.interfaces import PriorMaps
 from attnguide.models.preprocessing import Preprocessing, preprocessing_of
-from attnguide.priors.finding import FindingPrior, fingerprint, own_copy
+from attnguide.priors.finding import FindingPrior, own_copy
 
 __all__ = ["SegmenterPrior"]
 
@@ -84,7 +85,7 @@ class SegmenterPrior(FindingPrior):
 
     def settings(self) -> str:
         """Return the network, its labels and the normalization."""
-        weights = fingerprint(self._network) if isinstance(self._network, nn.Module) else self.name
+        weights = weights_digest(self._network) if isinstance(self._network, nn.Module) else self.name
         return f"segmenter {weights} {self.classes} {self.labels} {self.minimum} {self.normalization}"
 
     def find(self, images: Tensor, classes: Tensor) -> PriorMaps:

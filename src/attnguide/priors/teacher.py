@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from attnguide import functional
+from attnguide.capture.model_state import weights_digest
 from attnguide.errors import InputError
 from attnguide.explanation import explain
 from attnguide.interfaces import AttributionSource, PriorMaps
 from attnguide.models.loaded_model import LoadedModel
-from attnguide.priors.finding import FindingPrior, fingerprint, own_copy
+from attnguide.priors.finding import FindingPrior, own_copy
 
 __all__ = ["TeacherPrior"]
 
@@ -75,7 +76,7 @@ class TeacherPrior(FindingPrior):
 
     def settings(self) -> str:
         """Return source, layer, threshold and the teachers' weights."""
-        weights = "+".join(fingerprint(teacher) for teacher in self.models)
+        weights = "+".join(weights_digest(teacher) for teacher in self.models)
         return f"teacher {self.source!r} {self.layer} {self.classes} {self.threshold} {weights}"
 
     def find(self, images: Tensor, classes: Tensor) -> PriorMaps:

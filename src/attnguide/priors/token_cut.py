@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from scipy import linalg, ndimage
 from torch import Tensor, nn
 
-from attnguide.capture.model_state import evaluating
+from attnguide.capture.model_state import evaluating, weights_digest
 from attnguide.capture.recorder import Plan, Recorder
 from attnguide.errors import InputError, LayerError
 from attnguide.interfaces import PriorMaps
 from attnguide.layers import find_layers
 from attnguide.models.loaded_model import LoadedModel
-from attnguide.priors.finding import FindingPrior, fingerprint, own_copy
+from attnguide.priors.finding import FindingPrior, own_copy
 from attnguide.trace import Layer, trace_of
 
 __all__ = ["TokenCutPrior", "token_cut"]
@@ -70,7 +70,7 @@ class TokenCutPrior(FindingPrior):
 
     def settings(self) -> str:
         """Return layer, similarity and the model's weights."""
-        return f"token_cut {self.layer} {self.similarity} {self.model and fingerprint(self.model)}"
+        return f"token_cut {self.layer} {self.similarity} {self.model and weights_digest(self.model)}"
 
     def find(self, images: Tensor, classes: Tensor) -> PriorMaps:
         """Cut the features of each image."""

@@ -16,11 +16,10 @@ from attnguide import models
 from attnguide.errors import DataError, InputError, nearest
 from attnguide.evaluation.evaluate import mask_reader
 from attnguide.guiding.guide import Guide
-from attnguide.guiding.intervention import Intervention
+from attnguide.guiding.intervention import Intervention, arguments_of
 from attnguide.guiding.recipe import Recipe, as_recipe, load_recipe
 from attnguide.guiding.terms import Term
 from attnguide.interfaces import TargetPrior
-from attnguide.masks.swapping import SwapOutside
 from attnguide.models import LoadedModel, with_head
 from attnguide.parts.registry import registry
 from attnguide.training.images import Images
@@ -74,10 +73,7 @@ class Method:
             return None
         if self.kind == "guide":
             return Guide(model, terms=[Term(**{**self.options, "weight": weight})])
-        options = dict(self.options)
-        partners, probability = options.pop("partners", "other"), options.pop("probability", 1.0)
-        swap = SwapOutside(partners, probability, empty="skip")
-        return Intervention(model, weight=weight, swap=swap, **options)
+        return Intervention(model, weight=weight, **arguments_of(self.options, empty="skip"))
 
 
 def method_of(settings: Settings) -> Method:

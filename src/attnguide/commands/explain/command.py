@@ -21,6 +21,7 @@ from attnguide.cli.options import (
     ADDRESS,
     FiniteRange,
     ModelChoice,
+    batch_size_option,
     device_option,
     layers_of,
     model_options,
@@ -99,14 +100,7 @@ _PARTS = "parquet"
 )
 @click.option("--alpha", type=FiniteRange(0, 1), default=0.5, show_default=True, help="Opacity of overlays.")
 @device_option
-@click.option(
-    "--batch-size",
-    type=click.IntRange(1),
-    default=16,
-    show_default=True,
-    metavar="N",
-    help="Images per batch.",
-)
+@batch_size_option(16)
 @click.option("--resume", is_flag=True, help="Continue a run with the same settings.")
 @click.option(
     "--workers",

@@ -17,14 +17,12 @@ import torch
 from torch import Tensor
 
 from attnguide import functional, visual
-from attnguide.capture.logits import find_logits
-from attnguide.capture.model_state import evaluating
 from attnguide.commands.explain.index import Index, writing
 from attnguide.commands.explain.names import class_slugs
 from attnguide.data.images import save_picture
 from attnguide.data.records import Record
 from attnguide.dataset import Batch, decoded_batches, naming_readers
-from attnguide.errors import AttnGuideError, InputError
+from attnguide.errors import AttnGuideError, InputError, is_out_of_memory
 from attnguide.explanation import Explanation, explain
 from attnguide.models import LoadedModel
 from attnguide.models._targets import Target
@@ -35,7 +33,6 @@ __all__ = ["Request", "explain_files"]
 _WORKERS = 4
 #: So many batches may wait for their files to be written, while the next ones are explained.
 _BEHIND = 2
-_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 @dataclass(frozen=True)
@@ -177,22 +174,18 @@ def _pool() -> Iterator[ThreadPoolExecutor]:
 def _explained(loaded: LoadedModel, images: Tensor, request: Request) -> Explanation:
     images = images.to(request.device)
     try:
-        logits = None
-        if request.target.needs_logits:
-            with torch.no_grad(), evaluating(loaded.model):
-                logits = find_logits(loaded.model(images))
         # At the layer's own size: a thousand classes at the size of the image would fill the memory.
         return explain(
             loaded.model,
             images,
             request.source,
-            request.target.of(logits),
+            request.target.of_images(loaded.model, images),
             request.layer,
             None,
             evidence=request.evidence,
         )
     except (RuntimeError, MemoryError) as error:
-        if isinstance(error, MemoryError) or any(text in str(error).lower() for text in _NO_MEMORY):
+        if is_out_of_memory(error):
             lower = max(1, request.batch_size // 2)
             raise AttnGuideError(
                 f"no memory left on {request.device} for a batch of {len(images)} images. Try --batch-size "
