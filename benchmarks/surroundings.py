@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from attnguide import functional
 from attnguide.layers import find_layers, reach
 from attnguide.masks import SwapOutside
-from tasks import Frozen, Part, birds, birds_network
+from tasks import Frozen, Part, birds, pretrained_network
 
 RESULT = Path(__file__).parent / "results" / "surroundings.json"
 #: A position counts as the bird's own if the mask covers this share of it.
@@ -93,7 +93,7 @@ def main() -> None:
     if options.data is None:
         parser.error("--data is needed: the folder of birds, with metadata.csv")
     data = options.data
-    network = birds_network().eval()
+    network = pretrained_network().eval()
     train, _, test = birds(data, 0, False)
     images, places = exchanged(train, 0)
     tested, their_places = exchanged(test, 1)

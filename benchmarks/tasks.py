@@ -22,6 +22,7 @@ from attnguide.data.decoy import DecoyMNIST, Protocol
 from attnguide.data.procedural.faces import ATTRIBUTES, ProceduralFaces, template
 from attnguide.masks import MaskCompletion
 from attnguide.models.networks import small_cnn
+from pasted_faces import pasted_faces
 
 PAIR = ("lipstick", "heavy_makeup")
 
@@ -96,6 +97,21 @@ def digits_network() -> nn.Module:
     return nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(800, 256), nn.ReLU(), nn.Linear(256, 10))
 
 
+def digits_transformer() -> nn.Module:
+    """A small transformer from random weights: patches of 4×4, 4 blocks of 64 channels."""
+    model: nn.Module = timm.create_model(
+        "vit_tiny_patch16_224",
+        img_size=28,
+        patch_size=4,
+        in_chans=1,
+        embed_dim=64,
+        depth=4,
+        num_heads=4,
+        num_classes=10,
+    )
+    return model
+
+
 def digits(protocol: Protocol, data: Path, seed: int, quick: bool) -> tuple[Part, Part, Part]:
     """5,000 of the 60,000 training images are for validation."""
     train = DecoyMNIST(data, "train", protocol=protocol, seed=seed)
@@ -160,6 +176,15 @@ def birds(data: Path, seed: int, quick: bool) -> tuple[Part, Part, Part]:
     return train, valid, test
 
 
+def expressions(data: Path, seed: int, quick: bool) -> tuple[Part, Part, Part]:
+    """Happy and surprised faces on photographs of animals and of things; see `pasted_faces`."""
+    train, valid, test = (
+        Part(images, labels, masks, 2 * labels + places).select(torch.arange(0, len(images), 16 if quick else 1))
+        for images, labels, masks, places in pasted_faces(data, seed)
+    )
+    return train, valid, test
+
+
 def _photograph(path: Path, mode: str) -> Tensor:
     """Read a picture or a mask, `(C, BIRDS, BIRDS)` in [0, 1]."""
     with Image.open(path) as image:
@@ -195,7 +220,7 @@ class Frozen(nn.Module):
         return logits
 
 
-def birds_network() -> nn.Module:
+def pretrained_network() -> nn.Module:
     """EfficientNet-Lite0, pretrained on ImageNet: timm's weights, or the file in `$ATTNGUIDE_LITE0`."""
     file = os.environ.get("ATTNGUIDE_LITE0")
     model = timm.create_model("tf_efficientnet_lite0", pretrained=file is None)
@@ -240,7 +265,7 @@ def _narrowed(part: Part, generator: torch.Generator) -> Part:
     """Boxes, out of which `MaskCompletion` takes what looks like the outside."""
     boxes = _boxes(part, generator)
     some = torch.randperm(len(part), generator=generator)[:600]
-    completion = MaskCompletion(birds_network())
+    completion = MaskCompletion(pretrained_network())
     completion.fit([(part.images[i], boxes.masks[i]) for i in some.split(32)], coarse=True)
     masks = [completion(part.images[i], boxes.masks[i]) for i in torch.arange(len(part)).split(32)]
     return replace(part, masks=torch.cat(masks))
@@ -251,7 +276,7 @@ def _completed(share: float, part: Part, generator: torch.Generator) -> Part:
     annotated = _annotated(share, part, generator).annotated
     assert annotated is not None
     given = annotated.nonzero()[:, 0]
-    completion = MaskCompletion(birds_network()).fit(
+    completion = MaskCompletion(pretrained_network()).fit(
         [(part.images[i], part.masks[i]) for i in given.split(32)]
     )
     masks = torch.cat([completion(part.images[i]) for i in torch.arange(len(part)).split(32)])
@@ -314,6 +339,18 @@ TASKS: dict[str, Task] = {
         },
         weights_of="decoy-cdep",
     ),
+    "decoy-vit": Task(
+        "DecoyMNIST after Rieger et al. (2020), a small vision transformer from random weights",
+        partial(digits, "cdep"),
+        digits_transformer,
+        epochs=5,
+        batch=64,
+        optimizer=partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.05),
+        held_out=5000,
+        published={},
+        decay=True,
+        weights_of="decoy-cdep",
+    ),
     "faces-lipstick": Task(
         "Drawn faces: lipstick, with make-up of the eyes on 98 %",
         faces,
@@ -328,11 +365,27 @@ TASKS: dict[str, Task] = {
     "birds": Task(
         "Waterbirds after Sagawa et al. (2020), small: photographs, a network pretrained on ImageNet",
         birds,
-        birds_network,
+        pretrained_network,
         epochs=6,
         batch=32,
         optimizer=partial(torch.optim.AdamW, lr=5e-4),
         held_out=70,
+        published={},
+        decay=True,
+        flips=True,
+        inpainted=True,
+        folder=True,
+    ),
+    # The second set of photographs. Everything as for the birds, and nothing chosen on it.
+    "expressions": Task(
+        "Happy and surprised faces, pasted onto photographs of animals and things; a network pretrained on "
+        "ImageNet",
+        expressions,
+        pretrained_network,
+        epochs=6,
+        batch=32,
+        optimizer=partial(torch.optim.AdamW, lr=5e-4),
+        held_out=36,
         published={},
         decay=True,
         flips=True,
