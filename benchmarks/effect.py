@@ -250,9 +250,7 @@ METHODS: dict[str, Method] = {
         layer=MIDDLE,
         tasks=BIRDS_ONLY,
     ),
-    "alone": Method(
-        "the ceiling: outside grey in training and test", None, alone=True, tasks=PHOTOGRAPHS
-    ),
+    "alone": Method("the ceiling: outside grey in training and test", None, alone=True, tasks=PHOTOGRAPHS),
     "grey": Method("outside grey, in half of the images", None, augment=_grey, tasks=BIRDS_ONLY),
     "blurred": Method("outside blurred, in half of the images", None, augment=_blurred, tasks=BIRDS_ONLY),
     "cropped": Method(

@@ -1,8 +1,8 @@
-"""Real faces on real photographs: a second shortcut in the manner of Waterbirds, with other objects and scenes.
+"""Real faces on real photographs: a second shortcut in the manner of Waterbirds.
 
-Happy and surprised faces (fer_faces, aligned, 112×112, with 68 landmarks) are cut out along the hull of their
-landmarks and pasted onto crops of photographs (imagenet_samples): most happy ones onto animals, most surprised
-ones onto things. Faces are split by person, and the photographs too, so that the test has neither.
+Happy and surprised faces (fer_faces, aligned, 112×112, with 68 landmarks) are cut out along the hull of
+their landmarks and pasted onto crops of photographs (imagenet_samples): most happy ones onto animals, most
+surprised ones onto things. Faces are split by person, and the photographs too, so that the test has neither.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ def pasted_faces(data: Path, seed: int) -> list[tuple[Tensor, Tensor, Tensor, Te
     """
     random = np.random.default_rng(seed)
     with np.load(data / "fer_faces" / "fer_faces.npz", allow_pickle=False) as found:
-        faces = {name: found[name] for name in ("files", "labels", "classes", "landmarks68", "identity", "yaw")}
+        names = ("files", "labels", "classes", "landmarks68", "identity", "yaw")
+        faces = {name: found[name] for name in names}
     wanted = [list(faces["classes"]).index(name) for name in _CLASSES]
     kept = np.flatnonzero(np.isin(faces["labels"], wanted) & (np.abs(faces["yaw"]) <= 0.6))
     people = random.permutation(np.unique(faces["identity"][kept]))
