@@ -126,9 +126,10 @@ def _at(layer: str, source: Any, loss: Any, **more: Any) -> Callable[[], dict[st
     return lambda: {"source": source, "loss": loss, "layer": layer, **more}
 
 
-#: Layers of the network of birds: the last that sees little around a position, the frozen trunk's end, and
-#: the end of the last block.
-EARLY, MIDDLE, LAST = "model.blocks.1", "model.blocks.3", "model.blocks.6"
+#: Layers of the network of birds: the end of the frozen blocks, and that of the last block.
+MIDDLE, LAST = "model.blocks.3", "model.blocks.6"
+#: λ of the recipe `right-for-real`, which is chosen on birds, with images exchanged, and taken everywhere.
+RECIPE = (10.0,)
 BIRDS_ONLY = ("birds",)
 #: Those with a network that was pretrained on photographs.
 PHOTOGRAPHS = ("birds", "expressions")
@@ -205,47 +206,29 @@ METHODS: dict[str, Method] = {
         "`SwapOutside`: images with the outside of others, as augmentation", None, exchange="images"
     ),
     "right_for_real": Method(
-        "the recipe `right-for-real`: nine in ten images also with the outside of others, and the divergence "
-        "of the predictions",
+        "the recipe `right-for-real`: images also with the outside of others, exchanged where positions see "
+        "little, and the divergence of the predictions",
         None,
-        (10.0,),  # the recipe's own, everywhere
+        RECIPE,
         exchange="predictions",
-        share=0.9,
+        layer="local",
+    ),
+    "right_for_real_half": Method(
+        "the same with half of the images", None, RECIPE, exchange="predictions", layer="local", share=0.5
     ),
     "intervention": Method(
-        "the same with every image",
-        None,
-        (1.0, 4.0, 10.0),
-        exchange="predictions",
+        "the same with images exchanged, not features", None, (1.0, 4.0, 10.0), exchange="predictions"
+    ),
+    "intervention_most": Method(
+        "the same with nine in ten images", None, RECIPE, exchange="predictions", share=0.9
     ),
     "intervention_half": Method(
-        "the same with half of the images",
-        None,
-        like="intervention",
-        exchange="predictions",
-        share=0.5,
-    ),
-    "intervention_early": Method(
-        "every image, features of `blocks.1` exchanged in place of pixels",
-        None,
-        like="intervention",
-        exchange="predictions",
-        layer=EARLY,
-        tasks=BIRDS_ONLY,
-    ),
-    "intervention_early_half": Method(
-        "the same with half of the images",
-        None,
-        like="intervention",
-        exchange="predictions",
-        layer=EARLY,
-        share=0.5,
-        tasks=BIRDS_ONLY,
+        "the same with half of the images", None, RECIPE, exchange="predictions", share=0.5
     ),
     "intervention_middle": Method(
-        "every image, features of `blocks.3`",
+        "features of `blocks.3` exchanged",
         None,
-        like="intervention",
+        RECIPE,
         exchange="predictions",
         layer=MIDDLE,
         tasks=BIRDS_ONLY,

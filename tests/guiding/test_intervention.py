@@ -210,6 +210,33 @@ def test_features_of_patches_are_exchanged_and_the_class_token_stays(layer: str)
     assert bool(model.patch_embed.proj.weight.grad.any())  # type: ignore[union-attr, operator]
 
 
+def test_the_local_layer_is_found_with_the_first_images_and_kept() -> None:
+    images, labels, masks = batch()
+    images, masks = (nn.functional.interpolate(each, size=(64, 64)) for each in (images, masks[:, None]))
+    model = cnn()
+    term = ag.Intervention(model, layer="local")
+    assert "at local" in repr(term)
+    both = term(images, labels, mask=masks)
+    assert term.layer == "block1"
+    named = ag.Intervention(model, layer="block1")(images, labels, mask=masks)
+    torch.testing.assert_close(both.loss, named.loss)
+    resumed = ag.Intervention(model, layer="local")
+    resumed.load_state_dict(term.state_dict())
+    assert resumed.layer == "block1"
+    after, expected = (each(images, labels, mask=masks) for each in (resumed, term))
+    assert torch.equal(after.batch.partner, expected.batch.partner)
+    with pytest.raises(InputError, match=r"steps and layer.*'step'"):
+        resumed.load_state_dict({"step": 1})
+
+
+def test_without_a_local_layer_images_are_exchanged() -> None:
+    images, labels, masks = batch()
+    term = ag.Intervention(tiny_vit(), layer="local")
+    term(images, labels, mask=masks)
+    assert term.layer == "input"
+    assert ag.Intervention(nn.DataParallel(cnn()), layer="local").layer == "input"
+
+
 def test_images_without_a_mask_run_once() -> None:
     images, labels, masks = batch()
     model = cnn().eval()
@@ -241,8 +268,8 @@ def test_the_recipe() -> None:
     assert (term.weight, term.divergence, term.swap, term.layer) == (
         10.0,
         "js",
-        SwapOutside("other", probability=0.9),
-        "input",
+        SwapOutside("other"),
+        "local",
     )
     assert ag.Intervention.from_recipe(cnn(), "right-for-real", weight=2.0, layer="block1").weight == 2.0
     with pytest.raises(InputError, match=r"no setting 'wieght'.*weight"):

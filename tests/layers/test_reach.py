@@ -8,7 +8,7 @@ from tests.helpers.models import batch, cnn, tiny_vit
 from torch import nn
 
 import attnguide as ag
-from attnguide.layers import find_layers, reach
+from attnguide.layers import find_layers, find_local, reach
 
 
 def chain(depth: int) -> nn.Sequential:
@@ -60,3 +60,39 @@ def test_the_images_see_themselves_and_a_check_tells() -> None:
     (share,) = report.sees.values()
     assert ("proves little" in str(report)) == (share > 0.25)
     assert all(weight.grad is None for weight in model.parameters())
+
+
+def staged() -> nn.Sequential:
+    """Three stages, of which a position sees 3×3, 8×8 and, all weights being alike, about 40×40 pixels."""
+    body: list[nn.Module] = [nn.Conv2d(3, 1, 3, padding=1), nn.AvgPool2d(2), nn.Conv2d(1, 1, 3, padding=1)]
+    body += [nn.AvgPool2d(2), nn.Conv2d(1, 1, 9, padding=4)]
+    for layer in body:
+        if isinstance(layer, nn.Conv2d):
+            nn.init.constant_(layer.weight, 1.0)
+    return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 2))
+
+
+def test_the_local_layer_is_the_deepest_stage_that_sees_little() -> None:
+    model, images = staged(), torch.randn(4, 3, 128, 128)
+    found = find_local(model, images)
+    assert found is not None
+    assert found.name == "2"  # 8×8 of 128×128 are 0.4 %, 40×40 nearly a tenth
+    wider = find_local(model, images, most=0.2)
+    assert wider is not None
+    assert wider.name == "4"
+    narrow = find_local(model, images, most=0.002)
+    assert narrow is not None
+    assert narrow.name == "0"
+    assert find_local(model, images, most=1e-5) is None
+
+
+def test_the_local_layer_does_not_depend_on_what_images_show() -> None:
+    model = staged()
+    found = [find_local(model, torch.full((1, 3, 128, 128), value)) for value in (0.0, 1.0)]
+    assert [layer and layer.name for layer in found] == ["2", "2"]
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_transformers_and_small_images_have_no_local_layer() -> None:
+    assert find_local(tiny_vit(), torch.randn(2, 3, 32, 32)) is None
+    assert find_local(staged(), torch.randn(2, 3, 20, 20)) is None

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from attnguide import functional
-from attnguide.capture.calls import INPUT, Tap, images_name, replace, select, tensors_in
+from attnguide.capture.calls import INPUT, Call, Tap, images_name, replace, select, tensors_in
 from attnguide.capture.logits import LogitsSpec, check_spec, find_logits
 from attnguide.capture.model_state import modules_of, unwrap
 from attnguide.capture.own_hooks import Handles, in_this_thread
@@ -25,6 +25,7 @@ from attnguide.errors import AttnGuideError, GuidanceError, InputError, nearest
 from attnguide.functional import full_precision_mode, reading
 from attnguide.guiding.recipe import load_recipe
 from attnguide.guiding.terms import generator_of
+from attnguide.layers._reach import find_local
 from attnguide.layers.finding import check_layer, find_layers
 from attnguide.masks.swapping import Exchange, SwapOutside, Swapped
 from attnguide.pairs import positives
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 __all__ = ["Intervened", "Intervention"]
+
+#: The layer is found with the first images.
+LOCAL = "local"
 
 
 class Intervened(NamedTuple):
@@ -87,7 +91,8 @@ class Intervention:
 
     With `layer=`, the features of that layer are exchanged, and the images stay as they are. What comes
     before the layer then runs once, so a step is cheaper, the later the layer; but positions inside the mask
-    may have seen the outside already. Nothing stays on the model after the call.
+    may have seen the outside already. `layer="local"` takes the deepest whose positions see little. Nothing
+    stays on the model after the call.
 
     With `criterion(both.swapped, labels)` the classifier learns from images whose surroundings say nothing,
     with `criterion(both.logits, labels)` from the images as they are.
@@ -101,8 +106,10 @@ class Intervention:
             [`SwapOutside("other")`][attnguide.masks.SwapOutside].
         seed: Seed of the partners, at least 0. They depend on it, the step and the process alone, and take
             nothing from PyTorch's own random numbers.
-        layer: What is exchanged: the images, `"input"`, or the features of a layer, named as for
-            [`Guide`][attnguide.Guide]: `"stage:1"`, or a module's name.
+        layer: What is exchanged: the images, `"input"`; the features of a layer, named as for
+            [`Guide`][attnguide.Guide]: `"stage:1"`, or a module's name; or `"local"`, which the first call
+            replaces by the deepest stage of a CNN whose positions see at most 1 % of the image
+            ([`find_local`][attnguide.layers.find_local]), or by `"input"` if there is none.
         logits: Which part of the model's output is the logits, as in [`explain`][attnguide.explain].
         process_group: As for [`Guide`][attnguide.Guide].
 
@@ -135,8 +142,12 @@ class Intervention:
             raise InputError(f"swap={swap!r:.60} must be an attnguide.masks.SwapOutside.")
         check_spec(logits)
         self.model = model
-        (self.layer,) = check_layer(model, [layer])
-        if isinstance(model, nn.DataParallel) and not self._of_images():
+        parallel = isinstance(model, nn.DataParallel)
+        if layer == LOCAL:
+            self.layer = images_name(unwrap(model)) if parallel else LOCAL
+        else:
+            (self.layer,) = check_layer(model, [layer])
+        if parallel and not self._of_images():
             raise InputError(
                 f"layer={layer!r}: DataParallel gives each replica a part of the batch, so features cannot "
                 "be exchanged between all images. Use DistributedDataParallel, or layer='input'."
@@ -170,6 +181,8 @@ class Intervention:
             GuidanceError: If the logits have no graph, other processes do not call it, or the model cannot go
                 on behind the layer with more images.
         """
+        if self.layer == LOCAL:
+            self.layer = self._local(images)
         group = self._group()
         rank = 0 if group is None else dist.get_rank(group)
         device = images.device if isinstance(images, Tensor) else torch.device("cpu")
@@ -234,6 +247,29 @@ class Intervention:
             if name not in known:
                 raise InputError(f"an intervention has no setting {name!r}.{nearest(name, known)}")
         return cls(model, **{**arguments_of(loaded.intervention), **overrides})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a training that is resumed needs: the number of steps, and the layer."""
+        return {"steps": self._steps, "layer": self.layer}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on after a number of steps, at the layer that was found.
+
+        Raises:
+            InputError: If the state is none of an intervention.
+            LayerError: If the model has no such layer.
+        """
+        if set(state_dict) != {"steps", "layer"}:
+            raise InputError(f"the state of an intervention has steps and layer, got {sorted(state_dict)}.")
+        layer = state_dict["layer"]
+        self.layer = LOCAL if layer == LOCAL else check_layer(self.model, [layer])[0]
+        self._steps = state_dict["steps"]
+
+    def _local(self, images: Tensor) -> str:
+        # Weights in training change, and with them what a position sees: the choice is made once.
+        call = None if self._logits is None else Call((images,), {}, images, self._logits)
+        found = find_local(unwrap(self.model), images.detach(), call=call)
+        return images_name(unwrap(self.model)) if found is None else found.name
 
     def _of_images(self) -> bool:
         return self.layer in (INPUT, images_name(unwrap(self.model)))

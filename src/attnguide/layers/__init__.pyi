@@ -1,5 +1,5 @@
 from ._memory import forget as forget
-from ._reach import reach as reach
+from ._reach import find_local as find_local, reach as reach
 from .attending import find_attention as find_attention
 from .candidates import (
     Candidate as Candidate,

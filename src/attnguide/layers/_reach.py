@@ -1,4 +1,4 @@
-"""Measures how much of the image a position of a layer depends on."""
+"""Measures how much of the image a position of a layer depends on, and finds layers that see little."""
 
 from __future__ import annotations
 
@@ -8,16 +8,21 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from attnguide.capture.calls import INPUT, Tap, images_name
+from attnguide.capture.calls import INPUT, Call, Tap, images_name
 from attnguide.capture.model_state import evaluating, muted, unwrap
+from attnguide.capture.parallel import refuse_sharded
+from attnguide.functional import full_precision_mode
 from attnguide.layers._outputs import Given, given_at, outputs_of
 from attnguide.layers._probe import stand_ins
+from attnguide.layers.candidates import list_candidates, stages
 from attnguide.trace import Layer
 
-__all__ = ["reach"]
+__all__ = ["find_local", "reach"]
 
 #: Share of the squared gradient that the pixels have which a position is said to depend on.
 _HELD = 0.9
+#: A local layer has so many rows and columns at least, so that it can follow the outline of an object.
+_FINE = 24
 
 
 def reach(model: nn.Module, images: Tensor, layers: Sequence[Layer]) -> dict[str, float]:
@@ -37,7 +42,13 @@ def reach(model: nn.Module, images: Tensor, layers: Sequence[Layer]) -> dict[str
     """
     model, images = unwrap(model), images.detach().clone()
     weights = stand_ins(model)  # branches that are all zero in a fresh model, and would hide what they see
-    with torch.inference_mode(False), torch.enable_grad(), evaluating(model), muted():
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        full_precision_mode(images.device),
+        evaluating(model),
+        muted(),
+    ):
         images.requires_grad_()
         taps = {
             layer.name: Tap.parse(layer.name)
@@ -69,3 +80,33 @@ def _share(layer: Layer, given: Given | None, images: Tensor) -> float:
     enough = (energy.cumsum(dim=1) < _HELD * total).sum(dim=1) + 1
     shares = enough / energy.shape[1]
     return float(torch.where(total[:, 0] > 0, shares, torch.nan).nanmean())
+
+
+def find_local(
+    model: nn.Module, images: Tensor, *, most: float = 0.01, call: Call | None = None
+) -> Layer | None:
+    """Find the deepest stage of a convolutional network whose positions see little of the image.
+
+    Its features inside an object hold hardly anything of what is around it.
+
+    Args:
+        model: Any classifier; it stays as it is.
+        images: Images that it accepts, `(B, C, H, W)`. Their size counts and not what they show: it is
+            measured on noise, so that all processes of a training find the same.
+        most: The largest share of the image that a position may see, as
+            [`reach`][attnguide.layers.reach] measures it.
+        call: How the model is called with the images, if not `model(images)`.
+
+    Returns:
+        The layer; None if there is none, as in vision transformers, where each block sees everything, and
+        with small images. It has at least 24 rows and columns.
+
+    Raises:
+        GuidanceError: If the model was sharded before.
+    """
+    refuse_sharded(model, "a local layer is found")
+    noise = torch.randn(2, *images.shape[1:], generator=torch.Generator().manual_seed(0)).to(images)
+    ends = [group[-1].layer for group in stages(list_candidates(model, images, measure=False, call=call))]
+    ends = [end for end in ends if end.layout.has_axes and min(end.layout.grid) >= _FINE]
+    seen = reach(model, noise, ends)
+    return next((layer for layer in reversed(ends) if seen[layer.name] <= most), None)
