@@ -526,26 +526,38 @@ def picked(record: dict[str, Any]) -> int:
     return int(exchanged.index(max(exchanged)))
 
 
+def last_of_worst(found: Sequence[dict[str, Any]]) -> float:
+    """The mean accuracy of the worst group after the last epoch."""
+    return mean(r["curve"]["worst"][-1] for r in found)
+
+
 def summary(task: str) -> str:
     """A line for each method."""
     rows = {name: found for name in METHODS if (found := finished(task, name))}
+    # Unguided, and what the objects alone allow.
+    ends = [rows.get(name) for name in ("unguided", "alone")]
+    gap = None if None in ends else [last_of_worst(found) for found in ends if found is not None]
     parts = {"test": "test accuracy, %", "worst": "worst group, %"}
     parts = {part: title for part, title in parts.items() if any(r[0]["curve"][part] for r in rows.values())}
     titles = [f"{title}{when}" for title in parts.values() for when in (", last epoch", ", picked epoch")]
+    titles.append("gradient of the images in the mask, %")
+    titles += ["of the gap in the worst group, %"] * (gap is not None)
     lines = [
-        f"| method | λ | {' | '.join(titles)} | gradient of the images in the mask, % | seeds |",
-        f"|---|--:|{'--:|' * (len(titles) + 2)}",
+        f"| method | λ | {' | '.join(titles)} | seeds |",
+        f"|---|--:|{'--:|' * (len(titles) + 1)}",
     ]
     for name, found in rows.items():
-        weight = f"{found[0]['weight']:g}" if len(METHODS[METHODS[name].like or name].weights) > 1 else ""
+        weight = f"{found[0]['weight']:g}" if METHODS[METHODS[name].like or name].weights != (1.0,) else ""
         cells = []
         for part in parts:
             cells.append(spread([r["curve"][part][-1] for r in found]))
             cells.append(spread([r["curve"][part][picked(r)] for r in found]))
         cells.append(spread([r["energy"] for r in found]))
+        if gap is not None:
+            cells.append(f"{100 * (last_of_worst(found) - gap[0]) / (gap[1] - gap[0]):.0f}")
         lines.append(f"| {METHODS[name].title} | {weight} | {' | '.join(cells)} | {len(found)} |")
     for name, value in TASKS[task].published.items():
-        lines.append(f"| {name}, published | | {value} |{' |' * (len(titles) + 1)}")
+        lines.append(f"| {name}, published | | {value} |{' |' * len(titles)}")
     return "\n".join(lines)
 
 
@@ -685,7 +697,7 @@ def cost_table(task: str) -> str:
 
 
 def main() -> None:
-    summaries: dict[str, Callable[[], str]] = {"cost": partial(cost_table, "decoy-cdep")}
+    summaries: dict[str, Callable[[], str]] = {}
     for task in TASKS:
         for name, table in {
             "": summary,
@@ -693,6 +705,7 @@ def main() -> None:
             "-choice": choice,
             "-variants": variants,
             "-audits": audits,
+            "-cost": cost_table,
         }.items():
             summaries[f"{task}{name}"] = partial(table, task)
     parser = argparse.ArgumentParser(
