@@ -233,9 +233,10 @@ def _collate(items: Sequence[Any]) -> Batch | AttnGuideError:
     images = torch.stack([image for image, _, _ in items])
     labels = torch.tensor([label for _, label, _ in items])
     names = [name for name in items[0][2] if name != "mask"]
-    annotations: dict[str, Any] = {
-        name: [_trimmed(parts[name], images.shape) for _, _, parts in items] for name in names
-    }
+    annotations: dict[str, Any] = {}
+    for name in names:
+        values = [_trimmed(parts[name], images.shape) for _, _, parts in items]
+        annotations[name] = values if name in _MOVED else _joined(values)
     if "mask" not in items[0][2]:
         return Batch(images, labels, annotations)
     masks = [parts["mask"] for _, _, parts in items]
@@ -248,6 +249,17 @@ def _collate(items: Sequence[Any]) -> Batch | AttnGuideError:
             (dict.fromkeys(range(count), each[-1]) if -1 in each else each) or None for each in masks
         ]
     return Batch(images, labels, annotations)
+
+
+def _joined(values: list[Tensor | None]) -> Any:
+    """Make one tensor of values of one shape, NaN where there is none; None if there is none at all."""
+    given = [value for value in values if value is not None]
+    if not given:
+        return None
+    if any(value.shape != given[0].shape for value in given):
+        return values
+    missing = torch.full_like(given[0], math.nan)
+    return torch.stack([missing if value is None else value for value in values])
 
 
 def _trimmed(value: Any, shape: Sequence[int]) -> Any:
