@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -23,6 +23,7 @@ from attnguide.capture.own_hooks import Handles, in_this_thread
 from attnguide.capture.parallel import group_of, joint_sum, shards_of
 from attnguide.errors import AttnGuideError, GuidanceError, InputError, nearest
 from attnguide.functional import full_precision_mode, reading
+from attnguide.guiding import state as states
 from attnguide.guiding.recipe import load_recipe
 from attnguide.guiding.terms import generator_of
 from attnguide.layers.finding import check_layer, find_layers
@@ -170,6 +171,20 @@ class Intervention:
             GuidanceError: If the logits have no graph, other processes do not call it, or the model cannot go
                 on behind the layer with more images.
         """
+        return self._through(lambda given, _: self.model(given), images, labels, mask)
+
+    def _through(
+        self, call: Callable[[Tensor, Tensor], Any], images: Tensor, labels: Tensor, mask: Any
+    ) -> Intervened:
+        """Intervene in a pass that somebody else makes, such as a trainer.
+
+        Args:
+            call: Runs the model once; gets the images, and the numbers of those that are exchanged, `(n,)`.
+                Returns the model's output, of the images and behind them of the exchanged ones.
+            images: As for `__call__`, like the rest.
+            labels: Labels.
+            mask: Masks.
+        """
         group = self._group()
         rank = 0 if group is None else dist.get_rank(group)
         device = images.device if isinstance(images, Tensor) else torch.device("cpu")
@@ -180,11 +195,11 @@ class Intervention:
         rows = exchange.exchanged.nonzero()[:, 0]
         if self._of_images():
             swapped = exchange(images)
-            output = self.model(torch.cat([images, swapped[rows]]))
+            output = call(torch.cat([images, swapped[rows]]), rows)
         else:
             swapped = images
             with self._exchanging(images, exchange, rows):
-                output = self.model(images)
+                output = call(images, rows)
         both = find_logits(output, self._logits)
         if not both.requires_grad:
             raise GuidanceError(
@@ -207,6 +222,18 @@ class Intervention:
         self._steps += 1
         batch = Swapped(swapped, exchange.masks, exchange.partner, exchange.exchanged)
         return Intervened(loss, first, second, batch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what training has changed, for a checkpoint: the number of steps, on which draws depend."""
+        return {"step": self._steps}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on where an intervention with the same settings was when its `state_dict()` was taken.
+
+        Raises:
+            InputError: If the state is not that of an intervention.
+        """
+        self._steps = states.restore(state_dict, (), nn.Module())
 
     @classmethod
     def from_recipe(

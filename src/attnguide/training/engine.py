@@ -312,8 +312,7 @@ class Trainer:
             "begun": self._begun,
             "model": self.unwrapped.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "guide": self.guidance.state_dict() if isinstance(self.guidance, Guide) else None,
-            "intervention": self.guidance._steps if isinstance(self.guidance, Intervention) else None,
+            "guidance": None if self.guidance is None else self.guidance.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
             "means": {name: mean.state() for name, mean in self._means.items()},
         }
@@ -323,10 +322,8 @@ class Trainer:
         self.steps, self.epochs, self._begun = state["steps"], state["epochs"], state["begun"]
         self.unwrapped.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        if isinstance(self.guidance, Guide):
-            self.guidance.load_state_dict(state["guide"])
-        if isinstance(self.guidance, Intervention):
-            self.guidance._steps = state["intervention"]
+        if self.guidance is not None:
+            self.guidance.load_state_dict(state["guidance"])
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         for name, mean in self._means.items():
