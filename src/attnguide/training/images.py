@@ -172,12 +172,27 @@ class Images(Dataset[Any]):
 
     def subset(self, numbers: Sequence[int]) -> Images:
         """Return some of the images."""
-        part = copy.copy(self)
-        part.samples = [self.samples[number] for number in numbers]
-        return part
+        return self.of([self.samples[number] for number in numbers])
+
+    def of(self, samples: Sequence[Sample]) -> Images:
+        """Return other images, read in the same way."""
+        other = copy.copy(self)
+        other.samples = samples
+        return other
 
     def _masks(self, sample: Sample) -> dict[int, Tensor]:
-        """The masks of the sample's classes; key −1 for one that is every class's."""
+        """The masks of the sample's classes, or the predicted one."""
+        own = self.own_masks(sample)
+        if own or sample.completed is None or not sample.completed.exists():
+            return own
+        return {-1: read_mask(sample.completed)}
+
+    def own_masks(self, sample: Sample) -> dict[int, Tensor]:
+        """Read the masks of the sample's classes that were given; key −1 for one that is every class's.
+
+        Raises:
+            DataError: If a mask cannot be read, or does not fit the image.
+        """
         if sample.mask is not None:
             own = read_mask(sample.mask, inside=self.inside)
             check_fit(own.shape, image_size(sample.path), sample.mask, sample.path)
