@@ -148,7 +148,7 @@ def train(
 
     The folder --out gets model.safetensors, which explain, evaluate and report take as --checkpoint without
     --model; recipe.toml with all settings; log.jsonl. Ctrl-C ends after the current step with a checkpoint.
-    For several processes: torchrun --nproc-per-node 2 $(which attnguide) train …, or accelerate launch.
+    For several processes: torchrun --nproc-per-node 2 -m attnguide train …, or accelerate launch.
 
     \b
     Examples:
