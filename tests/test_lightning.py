@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tests.helpers.processes import run_in_processes
-from tests.helpers.training import LR, STEPS, Sparse, assert_same_weights, network, plain_loop, terms
+from tests.helpers.training import (
+    LR,
+    STEPS,
+    Sparse,
+    assert_same_weights,
+    network,
+    plain_exchanging,
+    plain_loop,
+    terms,
+)
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -88,6 +98,64 @@ def test_weights_are_those_of_the_plain_loop(tmp_path: Path, every: int, parts: 
     assert_same_weights(module, plain_loop(8, steps, every))
     assert not hooks(module)
     assert "training_step" not in vars(module)
+
+
+class InADict(nn.Module):
+    """Answers as classifiers of other libraries do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = network()
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return {"logits": self.network(images)}
+
+
+class OfDicts(Module):
+    """A module whose classifier gives a dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = InADict()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images)["logits"]
+
+
+@pytest.mark.parametrize(
+    ("every", "make"), [(1, Module), (2, lambda: Module(parts=True)), (4, Module), (1, OfDicts)]
+)
+def test_weights_of_an_intervention_are_those_of_the_plain_loop(
+    tmp_path: Path, every: int, make: Callable[[], Any]
+) -> None:
+    module, guidance = make(), Guidance(recipe="right-for-real")
+    options = {"size": 16 // every, "accumulate_grad_batches": every}
+    trainer = fit(module, tmp_path, guidance, 3, **options)  # an epoch
+    trainer.save_checkpoint(tmp_path / "run.ckpt")
+    assert trainer.callback_metrics["guidance"] > 0
+    module, guidance = make(), Guidance(recipe="right-for-real")
+    fit(module, tmp_path, guidance, STEPS, **options, ckpt_path=str(tmp_path / "run.ckpt"))
+    assert guidance.state_dict() == {"step": STEPS * every, "layer": "input"}
+    assert_same_weights(module, plain_exchanging(16, STEPS, every))
+    assert not vars(module).keys() & {"training_step", "forward"}
+
+
+class Twice(Module):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return nn.functional.cross_entropy(self(batch[0]) + self(batch[0]), batch[1])
+
+
+def test_an_intervention_that_cannot_be(tmp_path: Path) -> None:
+    with pytest.raises(ag.errors.GuidanceError, match="called Sequential 2 times"):
+        fit(Twice(), tmp_path, Guidance(recipe="right-for-real"))
+    with pytest.raises(ag.errors.InputError, match="no 'mask', only images, labels"):
+        fit(
+            Module(),
+            tmp_path,
+            Guidance(lambda batch: {"images": batch[0], "labels": batch[1]}, recipe="right-for-real"),
+        )
+    with pytest.raises(ag.errors.InputError, match="no setting 'wieght'"):
+        fit(Module(), tmp_path, Guidance(recipe="right-for-real", wieght=1))
 
 
 def test_the_last_batches_of_an_epoch_are_fewer(tmp_path: Path) -> None:
@@ -178,3 +246,30 @@ def work(rank, world, every, parts):
 @pytest.mark.parametrize(("every", "parts"), [(1, "parts"), (2, "whole")])
 def test_two_processes(tmp_path: Path, every: int, parts: str) -> None:
     run_in_processes(PARALLEL, tmp_path, 2, str(every), parts)
+
+
+EXCHANGING = """
+import os, warnings
+warnings.filterwarnings("ignore")
+
+
+def work(rank, world):
+    from pathlib import Path
+    from tests import test_lightning as own
+    from tests.helpers.training import Sparse, assert_same_weights, network, plain_exchanging
+
+    os.environ.update(TORCHELASTIC_RUN_ID="1", RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world),
+                      LOCAL_WORLD_SIZE=str(world), GROUP_RANK="0", MASTER_ADDR="localhost", MASTER_PORT="0")
+    data = Sparse().part(torch.arange(48).view(-1, world, 8)[:, rank].flatten())
+    expected = plain_exchanging(8, model=DDP(network()), data=data)
+    own.Sparse = lambda: data
+    module = own.Module()
+    own.fit(module, Path("."), own.Guidance(recipe="right-for-real"), strategy="ddp", devices=world)
+    assert_same_weights(module, expected)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+def test_two_processes_with_an_intervention(tmp_path: Path) -> None:
+    run_in_processes(EXCHANGING, tmp_path)

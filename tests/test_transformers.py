@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 import torch
 from tests.helpers.processes import run_in_processes
-from tests.helpers.training import LR, STEPS, Sparse, assert_same_weights, network, plain_loop, terms
+from tests.helpers.training import (
+    LR,
+    STEPS,
+    Sparse,
+    assert_same_weights,
+    network,
+    plain_exchanging,
+    plain_loop,
+    terms,
+)
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -85,7 +94,7 @@ def train(model: nn.Module, folder: Path, every: int = 1, size: int = 8, **optio
         optim="sgd", learning_rate=LR, lr_scheduler_type="constant", max_grad_norm=0.0, logging_strategy="no",
         save_strategy=options.pop("save_strategy", "no"), save_steps=options.pop("save_steps", 500),
     )  # fmt: skip
-    guide = ag.Guide(model, terms=terms())
+    guide = options.pop("guide", None) or ag.Guide(model, terms=terms())
     trainer = InOrder(guide, model=model, args=arguments, train_dataset=Samples(order), **options)
     trainer.train(resume_from_checkpoint=resume)
     return trainer
@@ -114,6 +123,24 @@ def test_weights_are_those_of_the_plain_loop(tmp_path: Path, kind: str, every: i
     assert trainer.predict(Samples([*range(8)])).predictions.shape == (8, 4)
 
 
+@pytest.mark.parametrize("kind", list(MODELS))
+@pytest.mark.parametrize("every", [1, 2, 4])
+def test_weights_of_an_intervention_are_those_of_the_plain_loop(
+    tmp_path: Path, kind: str, every: int
+) -> None:
+    options = {"every": every, "size": 16 // every, "save_strategy": "steps", "save_steps": 4}
+    model = MODELS[kind]()
+    train(model, tmp_path, steps=4, guide=ag.Intervention.from_recipe(model), **options)
+    model = MODELS[kind]()
+    guide = ag.Intervention.from_recipe(model)
+    trainer = train(model, tmp_path, guide=guide, resume=str(tmp_path / "checkpoint-4"), **options)
+    assert trainer.guide.state_dict() == {"step": STEPS * every, "layer": "input"}
+    assert_same_weights(
+        model, plain_exchanging(16, STEPS, every, network() if kind == "own" else Logits(vit()))
+    )
+    assert trainer.evaluate(Samples([*range(8)]))["eval_loss"] > 0
+
+
 def test_a_run_goes_on_where_it_was(tmp_path: Path) -> None:
     train(MODELS["vit"](), tmp_path, steps=4, save_strategy="steps", save_steps=4)
     model = MODELS["vit"]()
@@ -130,6 +157,10 @@ def test_what_cannot_be_is_said(tmp_path: Path) -> None:
     arguments = transformers.TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=[])
     with pytest.raises(ag.errors.InputError, match="is not on this Own"):
         GuidedTrainer(ag.Guide(network()), model=model, args=arguments)
+    several = [{"pixel_values": torch.zeros(3, 32, 32), "labels": torch.ones(4), "mask": torch.ones(32, 32)}]
+    trainer = GuidedTrainer(ag.Intervention(model), model=model, args=arguments, train_dataset=several)
+    with pytest.raises(ag.errors.InputError, match=r"needs class indices as labels \(B,\), got \(1, 4\)"):
+        trainer.train()
     with pytest.raises(ag.errors.InputError, match="needs model="):
         GuidedTrainer(ag.Guide(model), model_init=Own, args=arguments)
 
@@ -159,3 +190,30 @@ def work(rank, world, every):
 @pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.nightly), 2])
 def test_two_processes(tmp_path: Path, every: int) -> None:
     run_in_processes(PARALLEL, tmp_path, 2, str(every))
+
+
+EXCHANGING = """
+import os, warnings
+warnings.filterwarnings("ignore")
+
+
+def work(rank, world):
+    from pathlib import Path
+    import attnguide as ag
+    from tests import test_transformers as own
+    from tests.helpers.training import Sparse, assert_same_weights, plain_exchanging
+
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="localhost",
+                      MASTER_PORT="29557")
+    data = Sparse().part(torch.arange(48).view(-1, world, 8)[:, rank].flatten())
+    expected = plain_exchanging(8, model=DDP(own.Logits(own.vit())), data=data)
+    model = own.vit()
+    own.train(model, Path("."), guide=ag.Intervention.from_recipe(model))  # batches are dealt out in turn
+    assert_same_weights(model, expected)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+def test_two_processes_with_an_intervention(tmp_path: Path) -> None:
+    run_in_processes(EXCHANGING, tmp_path)

@@ -13,14 +13,20 @@ from __future__ import annotations
 import inspect
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
+from attnguide.capture.logits import find_logits
 from attnguide.errors import GuidanceError, InputError, MissingPackageError, nearest
 from attnguide.guiding.guide import Guide
+from attnguide.guiding.intervention import Intervened, Intervention
+from attnguide.guiding.recipe import load_recipe
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -32,6 +38,7 @@ __all__ = ["Guidance"]
 _OPTIONS = [
     name for name in inspect.signature(Guide).parameters if name not in ("model", "adapters", "process_group")
 ]
+_Step = Callable[..., Any]
 #: Strategies whose gradients are those of one process, or averaged by DistributedDataParallel.
 _STRATEGIES = ("SingleDeviceStrategy", "DDPStrategy")
 
@@ -44,6 +51,11 @@ class Guidance(Callback):  # type: ignore[misc]
     is a mean over the annotated pairs, whatever batch they are in. Its state is part of Lightning's
     checkpoints, so that a run goes on where it was. `guidance` is logged in each step.
 
+    With the recipe of an [`Intervention`][attnguide.Intervention], such as `"right-for-real"`, the classifier
+    runs once, on the images and the exchanged ones, before `training_step`, whose call of the classifier then
+    returns what it answered to the exchanged ones: these are what the module learns from. Over accumulated
+    batches the guidance is the mean of theirs.
+
     Args:
         read: Makes of a batch, as the loader gives it, a dict of `images`, `labels` and what the priors read,
             such as `mask`. By default batches are (images, labels, masks), or dicts with these names.
@@ -51,12 +63,13 @@ class Guidance(Callback):  # type: ignore[misc]
             are several, the module itself, whose `forward` then is the classifier.
         hide_masks: `training_step` gets the first two entries of each batch alone, as without guidance.
         recipe: A recipe, whose settings `options` replace, as for
-            [`Guide.from_recipe`][attnguide.Guide.from_recipe].
+            [`Guide.from_recipe`][attnguide.Guide.from_recipe] or
+            [`Intervention.from_recipe`][attnguide.Intervention.from_recipe].
         **options: Options of [`Guide`][attnguide.Guide]: `source`, `prior`, `loss`, `weight`, `layer`,
-            `targets` or `terms`, and `logits`.
+            `targets` or `terms`, and `logits`; or of an intervention.
 
     Attributes:
-        guide: The guide while a fit runs; None before and after.
+        guide: The guide or intervention while a fit runs; None before and after.
 
     Raises:
         InputError: If an option is unknown.
@@ -81,7 +94,7 @@ class Guidance(Callback):  # type: ignore[misc]
                 )
             if name not in _OPTIONS and recipe is None:
                 raise InputError(f"a guide has no option {name!r}.{nearest(name, _OPTIONS)}")
-        self.guide: Guide | None = None
+        self.guide: Guide | Intervention | None = None
         self._read = _read if read is None else read
         self._model, self._hide_masks, self._recipe, self._options = model, hide_masks, recipe, options
         self._state: dict[str, Any] | None = None
@@ -117,13 +130,22 @@ class Guidance(Callback):  # type: ignore[misc]
         model = self._classifier(pl_module)
         if self._recipe is None:
             self.guide = Guide(model, **self._options)
-        else:
+        elif load_recipe(self._recipe).intervention is None:
             self.guide = Guide.from_recipe(model, self._recipe, **self._options)
+        else:
+            # The strategy averages gradients, and the classifier lies inside of its wrapper.
+            options = {"process_group": dist.group.WORLD} if trainer.world_size > 1 else {}
+            self.guide = Intervention.from_recipe(model, self._recipe, **{**options, **self._options})
         if self._state is not None:
             self.guide.load_state_dict(self._state)
-        # A strategy calls the module with whole batches instead of images.
-        self.guide.recording = False
-        self._replace_step(trainer, pl_module, self.guide)
+        step, self._own_step = pl_module.training_step, vars(pl_module).get("training_step")
+        if isinstance(self.guide, Intervention):
+            guided = self._intervening(step, pl_module, self.guide)
+        else:
+            # A strategy calls the module with whole batches instead of images.
+            self.guide.recording = False
+            guided = self._guided(step, trainer, pl_module, self.guide)
+        pl_module.training_step = wraps(step)(guided)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the guide off, and keep its state."""
@@ -143,15 +165,30 @@ class Guidance(Callback):  # type: ignore[misc]
 
     # ------------------------------------------------------------------- the step
 
-    def _replace_step(self, trainer: Trainer, module: LightningModule, guide: Guide) -> None:
-        step, self._own_step = module.training_step, vars(module).get("training_step")
+    def _given(self, batch: Any, *names: str) -> dict[str, Any]:
+        given = dict(self._read(batch))
+        for name in ("images", "labels", *names):
+            if name not in given:
+                raise InputError(f"read(batch) gave no {name!r}, only {', '.join(given) or 'nothing'}.")
+        return given
 
-        @wraps(step)
+    def _intervening(self, step: _Step, module: LightningModule, intervention: Intervention) -> _Step:
         def guided(batch: Any, *args: Any, **kwargs: Any) -> Any:
-            given = dict(self._read(batch))
-            for name in ("images", "labels"):
-                if name not in given:
-                    raise InputError(f"read(batch) gave no {name!r}, only {', '.join(given) or 'nothing'}.")
+            given = self._given(batch, "mask")
+            with _answering(intervention, given, type(module).__name__) as both:
+                output = step(batch[:2] if self._hide_masks else batch, *args, **kwargs)
+            loss = output.get("loss") if isinstance(output, Mapping) else output
+            if loss is None:
+                return output  # Lightning leaves this batch out
+            module.log("guidance", both.loss.detach(), batch_size=len(both.logits))
+            # Lightning divides what is returned by the number of accumulated batches.
+            return {**output, "loss": loss + both.loss} if isinstance(output, Mapping) else loss + both.loss
+
+        return guided
+
+    def _guided(self, step: _Step, trainer: Trainer, module: LightningModule, guide: Guide) -> _Step:
+        def guided(batch: Any, *args: Any, **kwargs: Any) -> Any:
+            given = self._given(batch)
             guide.recording = True
             try:
                 output = step(batch[:2] if self._hide_masks else batch, *args, **kwargs)
@@ -172,7 +209,7 @@ class Guidance(Callback):  # type: ignore[misc]
             module.log("guidance", guidance.detach() / every, batch_size=len(images))
             return {**output, "loss": loss + guidance} if isinstance(output, Mapping) else loss + guidance
 
-        module.training_step = guided
+        return guided
 
     def _classifier(self, module: LightningModule) -> nn.Module:
         if self._model is not None:
@@ -200,7 +237,7 @@ class Guidance(Callback):  # type: ignore[misc]
 
     def remove(self) -> None:
         """Take the guide off the model. May be called twice."""
-        if self.guide is not None:
+        if isinstance(self.guide, Guide):
             self.guide.remove()
         self.guide, self._whole = None, None
 
@@ -216,6 +253,54 @@ def _read(batch: Any) -> Mapping[str, Any]:
         f"a batch is a {got}, not (images, labels, masks). Give Guidance(read): a function of a batch that "
         "returns a dict of images, labels and what the prior reads."
     )
+
+
+@contextmanager
+def _answering(intervention: Intervention, given: Mapping[str, Any], name: str) -> Iterator[Intervened]:
+    """Intervene, and let the next call of the classifier return the answers to the exchanged images.
+
+    Raises:
+        GuidanceError: If the classifier is not called once inside.
+    """
+    model, images = intervention.model, given["images"]
+    answers: list[Any] = []
+
+    def call(images_too: Tensor, rows: Tensor) -> Any:
+        def exchanged(value: Any) -> Any:
+            if isinstance(value, Tensor) and value.ndim and len(value) == len(images) + len(rows):
+                return value[: len(images)].index_copy(0, rows, value[len(images) :])
+            return value
+
+        output = model(images_too)
+        answers.append(tree_map(exchanged, output))
+        return output
+
+    both = intervention._through(call, images, given["labels"], given["mask"])
+    if len(find_logits(answers[0], intervention._logits)) != len(images):
+        raise GuidanceError(
+            f"{type(model).__name__} returns a {type(answers[0]).__name__}, from which the answers to "
+            "exchanged images cannot be taken. Return a tensor, a tuple or a dict."
+        )
+    calls = 0
+
+    def answer(*_: Any, **__: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return answers[0]
+
+    own = vars(model).get("forward")
+    vars(model)["forward"] = answer
+    try:
+        yield both
+    finally:
+        del vars(model)["forward"]
+        if own is not None:
+            vars(model)["forward"] = own
+    if calls != 1:
+        raise GuidanceError(
+            f"training_step of {name} called {type(model).__name__} {calls} times, and with an intervention "
+            "it has to be once. Name the submodule that is the classifier: Guidance(model=…)."
+        )
 
 
 class _Peekable(Iterator[Any]):

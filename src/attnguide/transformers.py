@@ -11,17 +11,20 @@ trainer.train()
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from attnguide.capture.model_state import modules_of
 from attnguide.data.files import atomic_write
 from attnguide.errors import DataError, GuidanceError, InputError, MissingPackageError
 from attnguide.guiding.guide import Guide
+from attnguide.guiding.intervention import Intervention
+from attnguide.pairs import IGNORE_INDEX
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -46,9 +49,13 @@ class GuidedTrainer(Trainer):  # type: ignore[misc]
     where it was. In evaluation there is no guidance. A `compute_loss_func`, label smoothing and the like stay
     as they are.
 
+    With an [`Intervention`][attnguide.Intervention] the model runs once, on the images and the exchanged
+    ones. Where an image was exchanged, the label of its original is −100, so that the model's own loss is
+    that of the exchanged images. Over accumulated batches the guidance is the mean of theirs.
+
     Args:
-        guide: A guide on the model that is trained, with any terms. It stays on the model after training;
-            `guide.remove()` takes it off.
+        guide: A guide on the model that is trained, with any terms, or an intervention. A guide stays on the
+            model after training; `guide.remove()` takes it off.
         **options: Options of `transformers.Trainer`: `model`, `args` … Each sample is a dict with
             `pixel_values`, `labels`, and what the priors read, such as `mask`: tensors of one size, NaN for a
             mask that is missing.
@@ -60,7 +67,7 @@ class GuidedTrainer(Trainer):  # type: ignore[misc]
     Source: the documentation of `transformers.Trainer`, subclassing.
     """
 
-    def __init__(self, guide: Guide, **options: Any) -> None:
+    def __init__(self, guide: Guide | Intervention, **options: Any) -> None:
         model = options.get("model")
         if model is None:
             raise InputError(
@@ -71,13 +78,14 @@ class GuidedTrainer(Trainer):  # type: ignore[misc]
                 f"{guide!r} is not on this {type(model).__name__}. Build it with the model that is given "
                 "here."
             )
-        if len(guide.adapters):
+        if isinstance(guide, Guide) and len(guide.adapters):
             raise InputError(
                 "GuidedTrainer does not train adapters, whose weights are not the model's. Guide without "
                 "adapters=."
             )
         self.guide = guide
-        self._annotations = sorted({name for reader in guide._readers for name in reader.annotations})
+        readers = guide._readers if isinstance(guide, Guide) else ()
+        self._annotations = sorted({name for reader in readers for name in reader.annotations}) or ["mask"]
         self._window: list[Any] = []
         self._whole: list[float] | None = None
         self._load_result: Any = None
@@ -134,13 +142,26 @@ class GuidedTrainer(Trainer):  # type: ignore[misc]
         """
         inputs, annotations = self._split(inputs)
         labels = inputs.get("labels")
-        loss, outputs = super().compute_loss(
-            model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
-        )
-        if model.training and torch.is_grad_enabled():
-            if labels is None:
-                raise InputError(f"a batch has no 'labels', only {', '.join(inputs)}; guidance needs them.")
-            guidance = self.guide.loss(labels, normalize_by=self._annotated(), **annotations)
+        outputs: Any = None
+        loss: Any = None
+
+        def run(inputs: dict[str, Any]) -> Any:
+            nonlocal loss, outputs
+            loss, outputs = super(GuidedTrainer, self).compute_loss(
+                model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
+            )
+            return outputs
+
+        if not (model.training and torch.is_grad_enabled()):
+            run(inputs)
+        elif labels is None:
+            raise InputError(f"a batch has no 'labels', only {', '.join(inputs)}; guidance needs them.")
+        else:
+            if isinstance(self.guide, Intervention):
+                guidance = self._intervene(self.guide, run, model, inputs, annotations)
+            else:
+                run(inputs)
+                guidance = self.guide.loss(labels, normalize_by=self._annotated(self.guide), **annotations)
             scaled = getattr(self, "loss_is_scaled_for_ga", None)
             if scaled is None:
                 counted = self.model_accepts_loss_kwargs and num_items_in_batch is not None
@@ -149,14 +170,42 @@ class GuidedTrainer(Trainer):  # type: ignore[misc]
             loss = loss + guidance * (1 if scaled else self.current_gradient_accumulation_steps)
         return (loss, outputs) if return_outputs else loss
 
-    def _annotated(self) -> list[float] | None:
+    def _intervene(
+        self,
+        intervention: Intervention,
+        run: Callable[[dict[str, Any]], Any],
+        model: nn.Module,
+        inputs: dict[str, Any],
+        annotations: dict[str, Any],
+    ) -> Tensor:
+        """Run the model and its loss on the images and the exchanged ones; return this batch's guidance."""
+        name, labels = self._images_name, inputs["labels"]
+        if labels.ndim != 1:
+            raise InputError(
+                "an intervention in GuidedTrainer needs class indices as labels (B,), got "
+                f"{tuple(labels.shape)}."
+            )
+
+        def call(images: Tensor, rows: Tensor) -> Any:
+            own = torch.cat([labels.index_fill(0, rows, IGNORE_INDEX), labels[rows]])
+            return run({**inputs, name: images, "labels": own})
+
+        intervention.model = model  # wrapped, where there are several processes
+        both = intervention._through(call, inputs[name], labels, annotations.get("mask"))
+        share: Tensor = both.loss / self.current_gradient_accumulation_steps
+        return share
+
+    @property
+    def _images_name(self) -> str:
+        return getattr(self.model, "main_input_name", "pixel_values")
+
+    def _annotated(self, guide: Guide) -> list[float] | None:
         """Annotated pairs of all batches of this step, of each term; None for those of one batch."""
         if len(self._window) > 1:
             counts = []
             for batch in self._window:
                 inputs, annotations = self._split(batch)
-                images = inputs[getattr(self.model, "main_input_name", "pixel_values")]
-                counts.append(self.guide.count(images, inputs["labels"], **annotations))
+                counts.append(guide.count(inputs[self._images_name], inputs["labels"], **annotations))
             self._whole = [sum(each) for each in zip(*counts, strict=True)]
             self._window = []
         return self._whole
@@ -166,12 +215,15 @@ class GuidedTrainer(Trainer):  # type: ignore[misc]
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         if self.args.should_save:
-            state = {
+            state = self.guide.state_dict()
+            names = {name: value for name, value in state.items() if isinstance(value, str)}
+            numbers = {
                 name: torch.as_tensor(value, dtype=torch.float64)
-                for name, value in self.guide.state_dict().items()
+                for name, value in state.items()
+                if name not in names
             }
             with atomic_write(Path(output_dir) / _STATE) as file:
-                save_file(state, file)
+                save_file(numbers, file, metadata=names)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         self._load_result = load_result
@@ -201,7 +253,9 @@ class GuidedTrainer(Trainer):  # type: ignore[misc]
                 "as from_pretrained does, rather than resume from it."
             )
         try:
-            state = load_file(file)
+            state: dict[str, Any] = dict(load_file(file))
+            with safe_open(file, "pt") as stored:
+                state |= stored.metadata() or {}
         except Exception as error:
             raise DataError(f"{file} cannot be read: {error}.") from error
         self.guide.load_state_dict(state)

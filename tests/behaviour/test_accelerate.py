@@ -71,8 +71,8 @@ def work(rank, world):
                       MASTER_PORT="29556")
     from tests.behaviour.test_accelerate import STEPS, assert_same_weights, plain_loop, train
 
-    for every, steps in ((1, STEPS), (2, 6)):
-        assert_same_weights(train(steps, every, 8 // every // world), plain_loop(8, steps, every))
+    for every in (1, 4):
+        assert_same_weights(train(STEPS, every, 8 // every // world), plain_loop(8, STEPS, every))
 """
 
 

@@ -12,6 +12,7 @@ SOURCE, TESTS = ROOT / "src/attnguide", ROOT / "tests"
 ELSEWHERE = ("behaviour", "contract", "docs", "examples", "benchmarks", "plugins", "helpers")
 #: Modules without a test file of their own, and where they are tested.
 TESTED_BY = {
+    "main__": "cli/test_main.py",
     "sources/running": "sources/test_captum.py",
     "tables": "guiding/test_check.py",
     "adapters/holder": "behaviour/test_adapters_beside_a_model.py",

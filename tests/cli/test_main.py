@@ -36,6 +36,11 @@ def test_torch_is_not_imported(arguments):
     assert "attnguide" in done.stdout.lower()
 
 
+def test_the_module_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "attnguide", "--help"], capture_output=True, text=True)
+    assert done.stdout.startswith("Usage: attnguide [OPTIONS]")
+
+
 def test_help_is_fast_and_teaches():
     best = 9.0
     for _ in range(3):

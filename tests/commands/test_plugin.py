@@ -49,6 +49,16 @@ def test_what_is_written_passes_its_own_tests(call: Call, tmp_path: Path, kind: 
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     assert "passed" in done.stdout
     assert "skipped" not in done.stdout
+    listed = subprocess.run(
+        [sys.executable, "-m", "attnguide", *(["my-thing", "--help"] if kind == "command" else ["plugins"])],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), *sys.path]), "COLUMNS": "200"},
+    )
+    assert "MASKS..." in listed.stdout if kind == "command" else f"{kind}     my_thing" in listed.stdout
 
 
 def test_a_part_that_nobody_declares_is_named(tmp_path: Path) -> None:

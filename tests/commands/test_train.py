@@ -72,7 +72,9 @@ def test_options_alone(call, tmp_path: Path) -> None:
     )
     more = ("--epochs", 1, "--weight", 2, "--set", "train.optimizer=sgd", "--set", "train.tensorboard=false")
     out = tmp_path / "run"
-    call("train", *options, *more, "--out", out, "--device", "cpu")
+    (tmp_path / "masks/red/11.png").unlink()
+    done = call("train", *options, *more, "--complete", "--out", out, "--device", "cpu")
+    assert "Masks: 23 images have one" in done.stderr
     settings = tomllib.loads((out / "recipe.toml").read_text())
     assert settings["train"]["optimizer"] == "sgd"
     assert settings["intervention"] == {"weight": 2.0}

@@ -225,8 +225,10 @@ def test_the_local_layer_is_found_with_the_first_images_and_kept() -> None:
     assert resumed.layer == "block1"
     after, expected = (each(images, labels, mask=masks) for each in (resumed, term))
     assert torch.equal(after.batch.partner, expected.batch.partner)
-    with pytest.raises(InputError, match=r"steps and layer.*'step'"):
+    with pytest.raises(InputError, match="layer of the state is None"):
         resumed.load_state_dict({"step": 1})
+    with pytest.raises(LayerError, match="block9"):
+        resumed.load_state_dict({"step": 1, "layer": "block9"})
 
 
 def test_without_a_local_layer_images_are_exchanged() -> None:

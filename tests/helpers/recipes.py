@@ -33,16 +33,16 @@ def pictures(root: Path, count: int = 12, *, masks: int | None = None) -> Path:
     return root
 
 
-def network(root: Path, *, classes: int = 2, multi_label: bool = False) -> Path:
+def network(root: Path, *, classes: int = 2, multi_label: bool = False, width: int = 4) -> Path:
     """Write a small network with random weights, in the format of the embedded one."""
     torch.manual_seed(0)
     path = root / "network.safetensors"
     write_embedded(
         path,
-        small_cnn(classes, width=4),
+        small_cnn(classes, width=width),
         classes=[f"class {n}" for n in range(classes)],
         size=SIDE,
-        width=4,
+        width=width,
         mean=[0.5] * 3,
         std=[0.25] * 3,
         multi_label=multi_label,

@@ -21,6 +21,12 @@ class Sparse(Dataset[tuple[Tensor, Tensor, Tensor]]):
         self.masks[::3] = torch.nan
         self.masks[: size // 2 : 2] = torch.nan
 
+    def part(self, order: Tensor) -> Sparse:
+        """Some of the samples, in an order."""
+        part = Sparse(2)
+        part.images, part.labels, part.masks = self.images[order], self.labels[order], self.masks[order]
+        return part
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -61,6 +67,28 @@ def plain_loop(size: int, steps: int = STEPS, every: int = 1, model: nn.Module |
                 (loss + guidance).backward()
             optimizer.step()
             optimizer.zero_grad()
+    return model
+
+
+def plain_exchanging(
+    size: int,
+    steps: int = STEPS,
+    every: int = 1,
+    model: nn.Module | None = None,
+    data: Sparse | None = None,
+) -> nn.Module:
+    """Train as `plain_loop` does, by exchanging what is outside of the masks."""
+    data, model = Sparse() if data is None else data, network() if model is None else model
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR)
+    intervention = ag.Intervention.from_recipe(model)
+    order = torch.arange(len(data)).repeat(-(-steps * size // len(data)))
+    for step in range(steps):
+        for part in order[step * size : (step + 1) * size].chunk(every):
+            both = intervention(data.images[part], data.labels[part], mask=data.masks[part])
+            loss = nn.functional.cross_entropy(both.swapped, data.labels[part]) + both.loss
+            (loss / every).backward()
+        optimizer.step()
+        optimizer.zero_grad()
     return model
 
 

@@ -130,6 +130,22 @@ def test_boxes_move_along(tmp_path: Path) -> None:
     assert BoxPrior().annotations.keys() == batch.annotations.keys()
 
 
+def test_other_annotations_are_batched_as_in_a_loop_of_ones_own(tmp_path: Path) -> None:
+    """Values of one shape are a tensor, NaN where there is none; others a list; None if there is none."""
+    loaded = models.load(checkpoint=network(pictures(tmp_path, 3)))
+    given = {"gaze": [torch.ones(2), None, torch.zeros(2)], "path": [torch.ones(2), None, torch.ones(3)]}
+    files = sorted((tmp_path / "photos" / "red").iterdir())
+    samples = [
+        Sample(file, 0, annotations={name: values[row] for name, values in given.items()})
+        for row, file in enumerate(files)
+    ]
+    data = Images(samples, loaded, annotations=["gaze", "path", "none"], reads_masks=False)
+    (batch,) = Loader(data, 3).single()
+    assert torch.equal(batch.annotations["gaze"].isnan().all(dim=1), torch.tensor([False, True, False]))
+    assert [None if each is None else len(each) for each in batch.annotations["path"]] == [2, None, 3]
+    assert batch.annotations["none"] is None
+
+
 def test_what_cannot_be_moved_is_refused(tmp_path: Path) -> None:
     loaded = models.load(checkpoint=network(pictures(tmp_path)))
     sample = Sample(tmp_path / "photos" / "red" / "0.png", 0, annotations={"gaze": torch.zeros(2)})

@@ -94,7 +94,10 @@ def new(name: str, kind: str, out: Path | None) -> None:
             f"there is no folder {target.absolute().parent}. Make it first, or choose another --out."
         )
     _write(target, _contents(name, package, kind))
-    click.echo(f"{target} holds a {kind}. Next:\n  cd {target}\n  pip install -e '.[dev]'\n  pytest")
+    click.echo(
+        f"{target} holds the {kind} {_part(name, kind)}. Next:\n  cd {target}\n  pip install -e '.[dev]'\n"
+        "  pytest"
+    )
 
 
 def _package(name: str) -> str:

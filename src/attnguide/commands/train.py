@@ -71,6 +71,7 @@ _SETTINGS = {
     "checkpoint": "model.checkpoint",
     "masks": "masks.path",
     "inside": "masks.inside",
+    "complete": "masks.complete",
     "prior": "guide.prior",
     "epochs": "train.epochs",
     "batch_size": "train.batch_size",
@@ -94,6 +95,9 @@ _SETTINGS = {
 @click.option("--checkpoint", type=PATH, metavar="FILE", help="Weights to begin with.")
 @click.option("--masks", type=PATH, metavar="PATH", help="Masks of where to look, as for evaluate.")
 @click.option("--inside", metavar="VALUES", help="What is inside, in masks of several values.")
+@click.option(
+    "--complete", is_flag=True, default=None, help="Predict the masks that images lack from those of others."
+)
 @click.option("--prior", metavar="NAME", help="Guide by maps with this prior, one of any installed plugin.")
 @click.option("--weight", metavar="X|auto", help="λ, the weight of the guidance.")
 @click.option(
@@ -144,7 +148,7 @@ def train(
 
     The folder --out gets model.safetensors, which explain, evaluate and report take as --checkpoint without
     --model; recipe.toml with all settings; log.jsonl. Ctrl-C ends after the current step with a checkpoint.
-    For several processes: torchrun --nproc-per-node 2 $(which attnguide) train …, or accelerate launch.
+    For several processes: torchrun --nproc-per-node 2 -m attnguide train …, or accelerate launch.
 
     \b
     Examples:
@@ -247,7 +251,7 @@ def _tell(settings: Settings, result: Trained, out: Path, as_json: bool) -> None
     click.echo(
         f"Weights: {out / 'model.safetensors'}" + (f", with λ = {result.weight:g}" if result.weight else "")
     )
-    if settings.data.path.is_dir() and settings.masks is not None:
+    if settings.data.path.is_dir() and settings.masks is not None and settings.masks.path is not None:
         first = out / "search" / "0" / "model.safetensors" if result.tried else out / "start.safetensors"
         first = first if first.exists() else out / "start.safetensors"
         click.echo(

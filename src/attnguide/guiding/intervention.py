@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -23,6 +23,7 @@ from attnguide.capture.own_hooks import Handles, in_this_thread
 from attnguide.capture.parallel import group_of, joint_sum, shards_of
 from attnguide.errors import AttnGuideError, GuidanceError, InputError, nearest
 from attnguide.functional import full_precision_mode, reading
+from attnguide.guiding import state as states
 from attnguide.guiding.recipe import load_recipe
 from attnguide.guiding.terms import generator_of
 from attnguide.layers._reach import find_local
@@ -181,6 +182,20 @@ class Intervention:
             GuidanceError: If the logits have no graph, other processes do not call it, or the model cannot go
                 on behind the layer with more images.
         """
+        return self._through(lambda given, _: self.model(given), images, labels, mask)
+
+    def _through(
+        self, call: Callable[[Tensor, Tensor], Any], images: Tensor, labels: Tensor, mask: Any
+    ) -> Intervened:
+        """Intervene in a pass that somebody else makes, such as a trainer.
+
+        Args:
+            call: Runs the model once; gets the images, and the numbers of those that are exchanged, `(n,)`.
+                Returns the model's output, of the images and behind them of the exchanged ones.
+            images: As for `__call__`, like the rest.
+            labels: Labels.
+            mask: Masks.
+        """
         if self.layer == LOCAL:
             self.layer = self._local(images)
         group = self._group()
@@ -193,11 +208,11 @@ class Intervention:
         rows = exchange.exchanged.nonzero()[:, 0]
         if self._of_images():
             swapped = exchange(images)
-            output = self.model(torch.cat([images, swapped[rows]]))
+            output = call(torch.cat([images, swapped[rows]]), rows)
         else:
             swapped = images
             with self._exchanging(images, exchange, rows):
-                output = self.model(images)
+                output = call(images, rows)
         both = find_logits(output, self._logits)
         if not both.requires_grad:
             raise GuidanceError(
@@ -220,6 +235,24 @@ class Intervention:
         self._steps += 1
         batch = Swapped(swapped, exchange.masks, exchange.partner, exchange.exchanged)
         return Intervened(loss, first, second, batch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what training has changed, for a checkpoint: the number of steps, and the layer."""
+        return {"step": self._steps, "layer": self.layer}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on where an intervention with the same settings was when its `state_dict()` was taken.
+
+        Raises:
+            InputError: If the state is not that of an intervention.
+            LayerError: If the model has no such layer.
+        """
+        others = {name: value for name, value in dict(state_dict).items() if name != "layer"}
+        steps, layer = states.restore(others, (), nn.Module()), state_dict.get("layer")
+        if not isinstance(layer, str):
+            raise InputError(f"layer of the state is {layer!r}; it must be a name.")
+        self.layer = LOCAL if layer == LOCAL else check_layer(self.model, [layer])[0]
+        self._steps = steps
 
     @classmethod
     def from_recipe(
@@ -248,25 +281,10 @@ class Intervention:
                 raise InputError(f"an intervention has no setting {name!r}.{nearest(name, known)}")
         return cls(model, **{**arguments_of(loaded.intervention), **overrides})
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return what a training that is resumed needs: the number of steps, and the layer."""
-        return {"steps": self._steps, "layer": self.layer}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on after a number of steps, at the layer that was found.
-
-        Raises:
-            InputError: If the state is none of an intervention.
-            LayerError: If the model has no such layer.
-        """
-        if set(state_dict) != {"steps", "layer"}:
-            raise InputError(f"the state of an intervention has steps and layer, got {sorted(state_dict)}.")
-        layer = state_dict["layer"]
-        self.layer = LOCAL if layer == LOCAL else check_layer(self.model, [layer])[0]
-        self._steps = state_dict["steps"]
-
     def _local(self, images: Tensor) -> str:
         # Weights in training change, and with them what a position sees: the choice is made once.
+        if isinstance(self.model, nn.DataParallel):
+            return images_name(unwrap(self.model))
         call = None if self._logits is None else Call((images,), {}, images, self._logits)
         found = find_local(unwrap(self.model), images.detach(), call=call)
         return images_name(unwrap(self.model)) if found is None else found.name

@@ -13,6 +13,7 @@ from attnguide.data.files import atomic_write
 from attnguide.data.images import save_picture
 from attnguide.guiding.guide import Guide
 from attnguide.guiding.intervention import Intervention
+from attnguide.training._completing import completed
 from attnguide.training.engine import accelerator_on, joined, united
 from attnguide.training.images import Batch, Loader, unseeded
 from attnguide.training.preparing import Prepared, prepare
@@ -41,10 +42,13 @@ def dry_run(settings: Settings, picture: Path, device: torch.device | None = Non
         DataError: As for it.
         GuidanceError: If the guidance reaches no weight.
     """
-    prepared = prepare(settings)
-    method, train = prepared.method, settings.train
-    place = accelerator_on(device, train.precision).device
+    accelerator = accelerator_on(device, settings.train.precision)
+    notes: list[str] = []
+    with unseeded():
+        prepared = completed(prepare(settings), picture.parent, accelerator, show=True, on_note=notes.append)
+    method, train, place = prepared.method, settings.train, accelerator.device
     lines = [
+        *notes,
         f"{len(prepared.train)} images to train on, {len(prepared.validation)} to validate; classes: "
         + ", ".join(prepared.loaded.classes[:10])
         + (" …" if len(prepared.loaded.classes) > 10 else ""),

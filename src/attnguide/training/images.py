@@ -172,12 +172,27 @@ class Images(Dataset[Any]):
 
     def subset(self, numbers: Sequence[int]) -> Images:
         """Return some of the images."""
-        part = copy.copy(self)
-        part.samples = [self.samples[number] for number in numbers]
-        return part
+        return self.of([self.samples[number] for number in numbers])
+
+    def of(self, samples: Sequence[Sample]) -> Images:
+        """Return other images, read in the same way."""
+        other = copy.copy(self)
+        other.samples = samples
+        return other
 
     def _masks(self, sample: Sample) -> dict[int, Tensor]:
-        """The masks of the sample's classes; key −1 for one that is every class's."""
+        """The masks of the sample's classes, or the predicted one."""
+        own = self.own_masks(sample)
+        if own or sample.completed is None or not sample.completed.exists():
+            return own
+        return {-1: read_mask(sample.completed)}
+
+    def own_masks(self, sample: Sample) -> dict[int, Tensor]:
+        """Read the masks of the sample's classes that were given; key −1 for one that is every class's.
+
+        Raises:
+            DataError: If a mask cannot be read, or does not fit the image.
+        """
         if sample.mask is not None:
             own = read_mask(sample.mask, inside=self.inside)
             check_fit(own.shape, image_size(sample.path), sample.mask, sample.path)
@@ -233,9 +248,10 @@ def _collate(items: Sequence[Any]) -> Batch | AttnGuideError:
     images = torch.stack([image for image, _, _ in items])
     labels = torch.tensor([label for _, label, _ in items])
     names = [name for name in items[0][2] if name != "mask"]
-    annotations: dict[str, Any] = {
-        name: [_trimmed(parts[name], images.shape) for _, _, parts in items] for name in names
-    }
+    annotations: dict[str, Any] = {}
+    for name in names:
+        values = [_trimmed(parts[name], images.shape) for _, _, parts in items]
+        annotations[name] = values if name in _MOVED else _joined(values)
     if "mask" not in items[0][2]:
         return Batch(images, labels, annotations)
     masks = [parts["mask"] for _, _, parts in items]
@@ -248,6 +264,17 @@ def _collate(items: Sequence[Any]) -> Batch | AttnGuideError:
             (dict.fromkeys(range(count), each[-1]) if -1 in each else each) or None for each in masks
         ]
     return Batch(images, labels, annotations)
+
+
+def _joined(values: list[Tensor | None]) -> Any:
+    """Make one tensor of values of one shape, NaN where there is none; None if there is none at all."""
+    given = [value for value in values if value is not None]
+    if not given:
+        return None
+    if any(value.shape != given[0].shape for value in given):
+        return values
+    missing = torch.full_like(given[0], math.nan)
+    return torch.stack([missing if value is None else value for value in values])
 
 
 def _trimmed(value: Any, shape: Sequence[int]) -> Any:

@@ -35,12 +35,14 @@ class Sample:
         label: The class index, −100 if unknown; or for each attribute 1, 0, or NaN if unknown.
         mask: File of the mask that a table names; None without one.
         annotations: What the table holds for priors, by name.
+        completed: File of the mask that is used if there is no other.
     """
 
     path: Path
     label: int | tuple[float, ...]
     mask: Path | None = None
     annotations: Mapping[str, Any] = field(default_factory=dict)
+    completed: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from attnguide.guiding.terms import Term
 from attnguide.interfaces import TargetPrior
 from attnguide.models import LoadedModel, with_head
 from attnguide.parts.registry import registry
+from attnguide.priors import BoxPrior
 from attnguide.training.images import Images
 from attnguide.training.listing import Listing, Sample, list_images
 from attnguide.training.settings import AugmentSettings, Settings
@@ -167,15 +168,18 @@ def prepare(settings: Settings) -> Prepared:
         UserWarning: If the published weights cannot be had.
     """
     method = method_of(settings)
+    complete = settings.masks is not None and settings.masks.complete
+    if complete:
+        method = _with_masks(method)
     wanted = [name for name in method.annotations if name != "mask"]
-    listing = list_images(settings.data, wanted)
+    listing = list_images(settings.data, [*wanted, "boxes"] if complete else wanted)
     if method.kind == "none" and settings.recipe is None and any(s.mask for s in listing.train):
         method = method_of(replace(settings, recipe="right-for-real"))
     _check_annotations(settings, method, listing)
     loaded, settings = _model(settings, listing)
     frozen = freeze(loaded.model, settings.model.freeze)
     masks = None
-    if settings.masks is not None:
+    if settings.masks is not None and settings.masks.path is not None:
         every = [*listing.train, *listing.validation]
         masks = mask_reader(settings.masks.path, listing.classes, _pairs(every), inside=settings.masks.inside)
     inside = None if settings.masks is None else settings.masks.inside
@@ -198,6 +202,22 @@ def prepare(settings: Settings) -> Prepared:
     return Prepared(settings, listing, loaded, method, train, plain, validation, frozen)
 
 
+def _with_masks(method: Method) -> Method:
+    """Return the method that reads completed masks.
+
+    Raises:
+        InputError: If it reads no masks.
+    """
+    if isinstance(method.prior, BoxPrior):  # the masks are what is inside of the boxes
+        return replace(method, options={**method.options, "prior": "mask"})
+    if method.kind != "none" and "mask" not in method.annotations:
+        raise InputError(
+            f"masks.complete predicts masks, and the prior {method.prior!r} reads none. Leave it out, or "
+            'give prior = "mask".'
+        )
+    return method
+
+
 def _pairs(samples: Sequence[Sample]) -> list[tuple[Any, int]]:
     return [
         (sample.path, cls)
@@ -210,7 +230,11 @@ def _pairs(samples: Sequence[Sample]) -> list[tuple[Any, int]]:
 def _check_annotations(settings: Settings, method: Method, listing: Listing) -> None:
     for name in method.annotations:
         if name == "mask":
-            there = settings.masks is not None or any(sample.mask for sample in listing.train)
+            masks = settings.masks
+            there = (masks is not None and masks.path is not None) or any(
+                sample.mask or (masks is not None and masks.complete and "boxes" in sample.annotations)
+                for sample in listing.train
+            )
             needed = method.kind == "intervention" or bool(method.prior and method.prior.annotations[name])
             template = getattr(method.prior, "template", None) is not None
             if not there and not template and (needed or method.options.get("prior", "mask") == "mask"):

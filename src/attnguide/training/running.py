@@ -23,6 +23,7 @@ from attnguide.errors import DataError, InputError, LayerError
 from attnguide.guiding.guide import Guide
 from attnguide.metrics import SwappedAccuracy
 from attnguide.models import metadata_of
+from attnguide.training._completing import completed
 from attnguide.training._packing import load_packed, save_packed
 from attnguide.training.choosing import Tried, choose_epoch, choose_weight
 from attnguide.training.engine import Trainer, accelerator_on, joined
@@ -174,7 +175,14 @@ def _train(
         on_epoch = on_note = _silent
     _check_folder(settings, folder, resume)
     accelerator.wait_for_everyone()
-    prepared = prepare(settings)
+    prepared = completed(
+        prepare(settings),
+        folder,
+        accelerator,
+        keep=_is_begun(folder),
+        show=progress and main,
+        on_note=on_note,
+    )
     for line in prepared.listing.notes:
         on_note(line)
     run = _Run(prepared, accelerator, progress and main, on_epoch)

@@ -86,13 +86,17 @@ class MaskSettings:
 
     Attributes:
         path: Masks of where to look, as for `attnguide evaluate`: a folder of masks named like the images, a
-            folder with one for each class, or one image for all.
+            folder with one for each class, or one image for all. None: those of a table's column alone.
         inside: Values that are inside, in masks of several values; see
             [`read_mask`][attnguide.masks.read_mask].
+        complete: Give the images that have no mask a predicted one, as
+            [`MaskCompletion`][attnguide.masks.MaskCompletion] learns it from those that have one, with the
+            features of the model before the first step; if none has, from a table's column `boxes`.
     """
 
-    path: Path
+    path: Path | None = None
     inside: str | int | tuple[str | int, ...] | None = None
+    complete: bool = False
 
 
 @dataclass(frozen=True)
