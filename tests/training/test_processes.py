@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -69,3 +71,27 @@ def test_two_processes_train_as_one(tmp_path: Path, accumulate: int) -> None:
     assert not torch.equal(before["head.weight"], alone["head.weight"])
     for name, value in alone.items():
         torch.testing.assert_close(together[name], value, rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    "launcher",
+    ["torch.distributed.run --nproc-per-node 2", "accelerate.commands.launch --num_processes 2 --cpu"],
+)
+def test_launchers_start_and_end(tmp_path: Path, launcher: str) -> None:
+    path = recipe(tmp_path, TEXT.replace("epochs = 10", "epochs = 1"))
+    module, *options = launcher.split()
+    command = [sys.executable, "-m", module, *options, "-m", "attnguide", "train", path, "--device", "cpu"]
+    done = subprocess.run(
+        [*map(str, command), "--out", str(tmp_path / "run")],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=280,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("Weights: ") == 1  # of one process
+    assert load_file(tmp_path / "run/model.safetensors")
