@@ -281,12 +281,14 @@ class Maps:
     """The maps of a data set, in the order of its images; iterating reads them part by part.
 
     Attributes:
+        address: The folder: a path, or an address.
         settings: What the maps were made with.
         numbers: Numbers of the parts that are there.
     """
 
-    def __init__(self, out: str | Path, where: str | None = None) -> None:
+    def __init__(self, out: str | Path, where: str | pc.Expression | None = None) -> None:
         self._place = Place(out)
+        self.address = self._place.address
         self._names = sorted(name for name in self._place.names() if part_number(name) is not None)
         if not self._names:
             raise DataError(
@@ -295,10 +297,7 @@ class Maps:
             )
         self.numbers = [number for name in self._names if (number := part_number(name)) is not None]
         self.settings = self._settings(self._names[0])
-        self._where: pc.Expression | None = None
-        self._text = where
-        if where is not None:
-            self._where = condition(where, _schema().names)
+        self._where: pc.Expression | None = _expression(where) if isinstance(where, str) else where
 
     def _settings(self, name: str) -> dict[str, Any]:
         found = part_settings(self._place, name)
@@ -350,16 +349,18 @@ class Maps:
             schema = pa.schema([schema.field(name) for name in columns])
         return pa.Table.from_batches(self.batches(columns), schema)
 
-    def where(self, text: str) -> Maps:
+    def where(self, condition: str | pc.Expression) -> Maps:
         """Return the maps whose rows fulfil a condition as well.
 
         Args:
-            text: The condition, such as `class = 'hen' and score > .9`, or `error is not null`.
+            condition: Text, such as `class = 'hen' and score > .9`, or `error is not null`; or an expression
+                of pyarrow.
 
         Raises:
             InputError: If it is not understood, or there is no such column.
         """
-        return Maps(self._place.address, text if self._text is None else f"({self._text}) and ({text})")
+        more = _expression(condition) if isinstance(condition, str) else condition
+        return Maps(self.address, more if self._where is None else self._where & more)
 
     def __iter__(self) -> Iterator[MapRow]:
         for batch in self.batches():
@@ -381,6 +382,11 @@ class Maps:
                     found,
                     row["error"],
                 )
+
+
+def _expression(text: str) -> pc.Expression:
+    arrow()
+    return condition(text, _schema().names)
 
 
 def read_maps(out: str | Path, where: str | None = None) -> Maps:
