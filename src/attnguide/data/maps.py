@@ -30,6 +30,14 @@ SETTINGS = "settings.json"
 _KEY = b"attnguide"
 #: Rows are written to disk in groups of about so many.
 _GROUP = 16_384
+#: Level of zstd: a higher one takes longer, and saves nothing.
+_LEVEL = 9
+#: Splitting the bytes of maps as well would save 2 to 4 %, but DuckDB does not read that of float16.
+_ENCODINGS = {
+    "key": "DELTA_BYTE_ARRAY",
+    "score": "BYTE_STREAM_SPLIT",
+    "logit": "BYTE_STREAM_SPLIT",
+}
 #: The largest values of a map between which float16 keeps its whole precision for what matters of the map.
 _LEAST, _MOST = 2.0**-6, 2.0**15
 
@@ -186,9 +194,10 @@ def writing_part(
             path,
             schema,
             compression="zstd",
-            # Names and settings repeat; keys begin alike; of maps no value comes twice.
+            compression_level=_LEVEL,
+            # Names and settings repeat; keys begin alike; of numbers the byte with the exponent repeats.
             use_dictionary=["class", "index", "layer", "h", "w", "scale", "error"],
-            column_encoding={"key": "DELTA_BYTE_ARRAY"},
+            column_encoding=_ENCODINGS,
             write_statistics=["key", "class", "index", "score", "logit"],
         )
 
