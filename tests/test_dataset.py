@@ -499,6 +499,19 @@ def test_damaged_files_of_many_images(tmp_path: Path, loaded: LoadedModel) -> No
         explained([tmp_path / "a.tar", tmp_path / "c.csv"], tmp_path / "out4", loaded)
 
 
+def test_a_name_that_is_not_unicode(tmp_path: Path, loaded: LoadedModel, photos: Path) -> None:
+    try:
+        (photos / "0.png").rename(photos / "\udcff.png")
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    (photos / "\udcfe.png").write_bytes(b"no image")
+    report = explained(photos, tmp_path / "out", loaded, targets="top:1")
+    assert (report.images, report.failed) == (10, 2)
+    reasons = {row.key: row.error for row in report.maps() if row.error}
+    assert sorted(Path(key).name for key in reasons) == ["\\udcfe.png", "\\udcff.png"]
+    assert "no name that is not Unicode" in str(reasons[str(photos / "\\udcff.png")])
+
+
 def test_classes_have_their_names(tmp_path: Path, loaded: LoadedModel, photos: Path) -> None:
     explained(photos, tmp_path / "out", loaded, targets=loaded.classes[1])
     rows = list(ag.read_maps(tmp_path / "out", f"class = '{loaded.classes[1]}'"))

@@ -118,17 +118,18 @@ def map_table(
     height, width = maps.shape[-2:]
     index = classes[image, slot]
     columns = [
-        pa.array([keys[each] for each in image.tolist()], pa.string()),
-        pa.array([str(cls) if names is None else names[cls] for cls in index.tolist()], pa.string()),
-        pa.array(index.astype(np.int32)),
-        pa.array(scores[image, slot].astype(np.float32)),
-        pa.array(logits[image, slot].astype(np.float32)),
-        pa.array([layer] * len(image), pa.string()),
-        pa.array(np.full(len(image), height, np.int32)),
-        pa.array(np.full(len(image), width, np.int32)),
-        pa.array(scale),
+        _texts([keys[each] for each in image.tolist()]),
+        _texts([str(cls) if names is None else names[cls] for cls in index.tolist()]),
+        _column(index.astype(np.int32), pa.int32()),
+        _column(scores[image, slot].astype(np.float32), pa.float32()),
+        _column(logits[image, slot].astype(np.float32), pa.float32()),
+        _texts([layer] * len(image)),
+        _column(np.full(len(image), height, np.int32), pa.int32()),
+        _column(np.full(len(image), width, np.int32), pa.int32()),
+        _column(scale, pa.float32()),
         pa.ListArray.from_arrays(
-            pa.array(np.arange(len(image) + 1, dtype=np.int32) * height * width), pa.array(halves.ravel())
+            _column(np.arange(len(image) + 1, dtype=np.int32) * (height * width), pa.int32()),
+            _column(halves.ravel(), pa.float16()),
         ),
         pa.nulls(len(image), pa.string()),
     ]
@@ -137,13 +138,28 @@ def map_table(
         return table
     without = error_table([keys[each] for each in failed], list(failed.values()))
     order = np.argsort(np.concatenate([image, np.array(list(failed), dtype=image.dtype)]), kind="stable")
-    return pa.concat_tables([table, without]).take(pa.array(order))
+    return pa.concat_tables([table, without]).take(_column(order.astype(np.int64), pa.int64()))
+
+
+def _column(values: npt.NDArray[Any], kind: pa.DataType) -> pa.Array:
+    """Make a column of numbers; unlike `pyarrow.array` it does not import pandas, which takes a while."""
+    pa = arrow()
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.ascontiguousarray(values))])
+
+
+def _texts(values: Sequence[str]) -> pa.Array:
+    """Make a column of texts; likewise. What is not Unicode, as a file may be called, is escaped."""
+    pa = arrow()
+    encoded = [value.encode(errors="backslashreplace") for value in values]
+    ends = np.cumsum([0, *map(len, encoded)], dtype=np.int32)
+    buffers = [None, pa.py_buffer(ends), pa.py_buffer(b"".join(encoded))]
+    return pa.Array.from_buffers(pa.string(), len(encoded), buffers)
 
 
 def error_table(keys: Sequence[str], reasons: Sequence[str]) -> pa.Table:
     """Make a table with a row for each image that could not be explained."""
     pa = arrow()
-    given = {"key": pa.array(keys, pa.string()), "error": pa.array(reasons, pa.string())}
+    given = {"key": _texts(keys), "error": _texts(reasons)}
     schema = _schema()
     columns = [given.get(field.name, pa.nulls(len(keys), field.type)) for field in schema]
     return pa.table(columns, schema=schema)
