@@ -1,7 +1,8 @@
 """What explaining a data set costs: time beside plain inference, bytes, memory; and what kills do to it.
 
 python benchmarks/scale.py speed --photos photos/     # 1,000 photographs, resnet18, in alternation
-python benchmarks/scale.py bytes                      # bytes a row, by model
+python benchmarks/scale.py bytes --photos photos/ --weights tf_efficientnet_lite0.safetensors
+                                                      # bytes a row, by size of the map
 python benchmarks/scale.py memory                     # peak memory of 2,000 and of 200,000 images
 python benchmarks/scale.py kills                      # processes killed at random moments, and resumed
 python benchmarks/scale.py table                      # the results in Markdown
@@ -204,37 +205,64 @@ class Drawn:
         return drawn(self.side, index)
 
 
-def bytes_of_rows(photos: Path | None, count: int) -> None:
-    """Bytes that a row takes in the files, key and scores included."""
+def bytes_of_rows(photos: Path, weights: Path, count: int) -> None:
+    """Bytes that a row takes in the files, by column, and the fewest that its map could take.
+
+    Maps are those of a trained network: of random weights they are noise.
+    """
+    import numpy as np
     import pyarrow.parquet as pq
-    import timm
 
     import attnguide as ag
     from attnguide import models
 
+    loaded = models.load("tf_efficientnet_lite0", checkpoint=weights)
+    files = sorted(each for each in photos.rglob("*") if each.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    chosen = [str(each) for each in files[:: max(1, len(files) // count)]][:count]
     found: dict[str, Any] = {}
-    for name in ("resnet18", "vit_tiny_patch16_224"):
+    for layer in ("auto", "blocks.4"):
         with tempfile.TemporaryDirectory() as scratch:
-            data: Any = Drawn(count, 224)
-            model: Any = timm.create_model(name).eval()
-            if photos is not None:
-                data = [str(each) for each in sorted(photos.rglob("*.jp*g"))][:count]
-                model = models.load(name)
-            report = ag.explain_dataset(data, scratch, model=model, progress=False)
+            report = ag.explain_dataset(chosen, scratch, model=loaded, layer=layer, progress=False)
+            (file,) = Path(scratch).glob("*.parquet")
+            metadata, columns = pq.read_metadata(file), {}
+            for number in range(metadata.num_columns):
+                column = metadata.row_group(0).column(number)
+                name = column.path_in_schema.partition(".")[0]
+                columns[name] = column.total_compressed_size / metadata.num_rows
             # Of a whole part: what stands once in a file counts for each of its 4,096 rows.
-            size = 0.0
-            for file in Path(scratch).glob("*.parquet"):
-                groups = pq.read_metadata(file)
-                columns = sum(
-                    groups.row_group(group).column(column).total_compressed_size
-                    for group in range(groups.num_row_groups)
-                    for column in range(groups.num_columns)
-                )
-                size += columns + (file.stat().st_size - columns) * groups.num_rows / 4096
-            row = next(iter(report.maps()))
-            grid = "×".join(map(str, row.map.shape)) if row.map is not None else ""
-            found[name] = {"grid": grid, "rows": report.images, "bytes a row": round(size / report.images, 1)}
+            once = (file.stat().st_size - sum(columns.values()) * metadata.num_rows) / 4096
+            maps = np.stack([row.map for row in report.maps() if row.map is not None]).astype(np.float16)
+            grid = "×".join(map(str, maps.shape[1:]))
+            found[f"{loaded.name} {grid}"] = {
+                "grid": grid,
+                "rows": report.images,
+                "share of zeros": round(float((maps == 0).mean()), 3),
+                "bytes a row": round(sum(columns.values()) + once, 1),
+                "by column": {name: round(size, 1) for name, size in columns.items()},
+                "fewest of a map": round(fewest_bytes(maps), 1),
+            }
     keep("bytes", found)
+
+
+def fewest_bytes(maps: Any) -> float:
+    """Bytes that a map of float16 takes at least: the entropy of its upper bytes, and its lower bytes.
+
+    The upper byte has the exponent, and follows from its neighbours to the left and above as far as it does.
+    The lower one has the last eight bits of the fraction, which are noise wherever the value is not 0.
+    """
+    import numpy as np
+
+    def entropy(values: Any) -> float:
+        counts = np.unique(values, return_counts=True)[1] / values.size
+        return float(-(counts * np.log2(counts)).sum())
+
+    upper = (maps.view(np.uint16) >> 8).astype(np.int64)
+    left, above = np.zeros_like(upper), np.zeros_like(upper)
+    left[:, :, 1:], above[:, 1:] = upper[:, :, :-1] // 4, upper[:, :-1] // 4
+    context = left * 64 + above
+    values = maps[0].size
+    bits = entropy(context * 256 + upper) - entropy(context) + 8 * float((maps != 0).mean())
+    return values * bits / 8
 
 
 # ------------------------------------------------------------------------- memory
@@ -330,11 +358,13 @@ def table() -> None:
             print(f"| {name} | {seconds} | {found['ratios'][name]:.2f} |")
         print()
     if "bytes" in results:
-        print("| model | map | bytes a row | a billion rows |")
-        print("|---|---|---|---|")
-        for name, found in results["bytes"].items():
+        print("| map | zeros | bytes a row | of which the map | fewest | a billion rows |")
+        print("|---|---|---|---|---|---|")
+        for found in results["bytes"].values():
             print(
-                f"| `{name}` | {found['grid']} | {found['bytes a row']:.0f} | {found['bytes a row']:.0f} GB |"
+                f"| {found['grid']} | {found['share of zeros']:.0%} | {found['bytes a row']:.0f} | "
+                f"{found['by column']['map']:.0f} | {found['fewest of a map']:.0f} | "
+                f"{found['bytes a row']:.0f} GB |"
             )
 
 
@@ -342,6 +372,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("what", choices=["speed", "bytes", "memory", "kills", "table", "run"])
     parser.add_argument("--photos", type=Path)
+    parser.add_argument("--weights", type=Path)
     parser.add_argument("--count", type=int)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=1)
@@ -355,7 +386,9 @@ def main() -> None:
             parser.error("speed needs --photos, a folder of photographs")
         speed(given.photos, given.count or 1000, given.rounds, given.workers)
     elif given.what == "bytes":
-        bytes_of_rows(given.photos, given.count or 1000)
+        if given.photos is None or given.weights is None:
+            parser.error("bytes needs --photos, and --weights of tf_efficientnet_lite0")
+        bytes_of_rows(given.photos, given.weights, given.count or 1000)
     elif given.what == "memory":
         memory((2_000, given.count or 200_000))
     elif given.what == "kills":

@@ -6,6 +6,7 @@ import io
 import json
 import multiprocessing
 import os
+import resource
 import signal
 import tarfile
 from collections import Counter
@@ -119,6 +120,19 @@ def test_several_classes_and_what_cannot_be_explained(tmp_path: Path, model: tor
     assert first[0].logit >= first[1].logit  # type: ignore[operator]
 
 
+def test_any_reader_of_parquet_takes_the_files(tmp_path: Path, model: torch.nn.Module) -> None:
+    rows = list(explained(Drawn(5), tmp_path, model).maps())
+    part = pq.ParquetFile(tmp_path / "part-000000.parquet")
+    table = part.read().to_pydict()
+    for number, row in enumerate(rows):
+        flat = np.array(table["map"][number], np.float32) * np.float32(table["scale"][number])
+        np.testing.assert_array_equal(flat.reshape(table["h"][number], table["w"][number]), row.map)
+    # Several readers know this encoding for float and double alone.
+    columns = [part.metadata.row_group(0).column(number) for number in range(part.metadata.num_columns)]
+    split = {each.path_in_schema for each in columns if "BYTE_STREAM_SPLIT" in each.encodings}
+    assert split == {"score", "logit"}
+
+
 # ---------------------------------------------------------------- many processes
 
 
@@ -223,6 +237,26 @@ def test_a_full_disk_leaves_no_part(
     assert visible(tmp_path) == ["settings.json"]
     explained(Drawn(10), tmp_path, model)
     assert keys(tmp_path) == [str(index) for index in range(10)]
+
+
+def test_a_disk_that_fills_while_a_part_is_written(tmp_path: Path, model: torch.nn.Module) -> None:
+    # A limit for files is to a process what a full disk is: writing fails in the middle.
+    def limited() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+        try:
+            explained(Drawn(300), tmp_path, model, rows=200)
+        except InputError as error:
+            os._exit(3 if "Make room" in str(error) else 4)
+        os._exit(5)
+
+    process = multiprocessing.get_context("fork").Process(target=limited)
+    process.start()
+    process.join(60)
+    assert process.exitcode == 3
+    assert visible(tmp_path) == ["settings.json"]
+    explained(Drawn(300), tmp_path, model, rows=200)
+    assert keys(tmp_path) == [str(index) for index in range(300)]
 
 
 def test_a_damaged_part_is_made_again(tmp_path: Path, model: torch.nn.Module) -> None:
@@ -420,12 +454,32 @@ def test_a_store_behind_an_address(photos: Path, loaded: LoadedModel, tmp_path: 
     def broken(*_: Any, **__: Any) -> None:
         raise OSError("connection lost")
 
-    # An upload that ends in the middle.
+    # An upload that ends before it is moved, and one that ends in the middle.
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(type(store), "mv", broken)
         with pytest.raises(InputError, match="connection lost"):
             explained("memory://scale/photos", "memory://scale/other", loaded)
     assert store.ls("/scale/other", detail=False) == []
+
+    def half(self: Any, local: str, remote: str, **_: Any) -> None:
+        content = Path(local).read_bytes()
+        self.pipe_file(remote, content[: len(content) // 2])
+        if "part-000001" in remote:
+            broken()
+        self.pipe_file(remote, content)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(type(store), "put_file", half)
+        with pytest.raises(InputError, match=r"part-000001\.parquet: connection lost\. Make room"):
+            explained("memory://scale/photos", "memory://scale/other", loaded)
+    names = [Path(each).name for each in store.ls("/scale/other", detail=False)]
+    assert sorted(names) == ["part-000000.parquet", "settings.json"]
+    # What a process left that was killed while it uploaded.
+    store.pipe_file("/scale/other/.attnguide-part-000001.parquet-0123456789abcdef", b"PAR1")
+    assert explained("memory://scale/photos", "memory://scale/other", loaded).parts == 1
+    names = [Path(each).name for each in store.ls("/scale/other", detail=False)]
+    assert sorted(names) == ["part-000000.parquet", "part-000001.parquet", "settings.json"]
+    assert keys("memory://scale/other") == keys("memory://scale/maps")
     store.rm("/scale", recursive=True)
 
 
@@ -443,6 +497,19 @@ def test_damaged_files_of_many_images(tmp_path: Path, loaded: LoadedModel) -> No
         explained(tmp_path / "c.csv", tmp_path / "out3", loaded)
     with pytest.raises(InputError, match="data mixes"):
         explained([tmp_path / "a.tar", tmp_path / "c.csv"], tmp_path / "out4", loaded)
+
+
+def test_a_name_that_is_not_unicode(tmp_path: Path, loaded: LoadedModel, photos: Path) -> None:
+    try:
+        (photos / "0.png").rename(photos / "\udcff.png")
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    (photos / "\udcfe.png").write_bytes(b"no image")
+    report = explained(photos, tmp_path / "out", loaded, targets="top:1")
+    assert (report.images, report.failed) == (10, 2)
+    reasons = {row.key: row.error for row in report.maps() if row.error}
+    assert sorted(Path(key).name for key in reasons) == ["\\udcfe.png", "\\udcff.png"]
+    assert "no name that is not Unicode" in str(reasons[str(photos / "\\udcff.png")])
 
 
 def test_classes_have_their_names(tmp_path: Path, loaded: LoadedModel, photos: Path) -> None:

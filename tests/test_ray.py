@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -56,35 +58,88 @@ def test_a_batch_with_an_image_that_cannot_be_read(photos: list[str]) -> None:
         Explainer()({"label": [1]})
 
 
+def by_ray(data: Any, out: Path) -> ag.DatasetReport:
+    """Explain by actors of a Ray that is started for it, on two processors."""
+    import ray
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        return ag.explain_dataset(data, out, targets="top:1", rows=2, engine="ray", progress=False)
+    finally:
+        ray.shutdown()
+
+
+def check_each_image_once(out: Path) -> None:
+    assert [row.key for row in ag.read_maps(out)] == [str(index) for index in range(20)]
+    parts = [f"part-{part:06}.parquet" for part in range(10)]
+    assert sorted(file.name for file in out.iterdir()) == [*parts, "settings.json"]
+
+
 @pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's own, of its settings
 def test_an_actor_that_is_killed_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ray = pytest.importorskip("ray")
+    pytest.importorskip("ray")
     monkeypatch.setenv("RAY_worker_niceness", "0")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    try:
-        report = ag.explain_dataset(
-            Killing(20, tmp_path / "mark"), tmp_path / "maps", rows=2, engine="ray", progress=False
-        )
-    finally:
-        ray.shutdown()
+    report = by_ray(Killing(tmp_path / "mark"), tmp_path / "maps")
+    assert (tmp_path / "mark").exists()
     assert (report.parts, report.images, report.failed, report.missing) == (10, 20, 0, 0)
-    assert list(dict.fromkeys(row.key for row in ag.read_maps(tmp_path / "maps"))) == list(
-        map(str, range(20))
-    )
+    check_each_image_once(tmp_path / "maps")
 
 
-class Killing:
-    """A data set of pictures, one of which kills whoever asks for it the first time."""
+@pytest.mark.nightly
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_driver_that_is_killed_goes_on_by_the_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+    data, out = Waiting(tmp_path / "mark"), tmp_path / "maps"
+    driver = multiprocessing.get_context("spawn").Process(target=by_ray, args=(data, out))
+    driver.start()
+    patience = time.monotonic() + 120
+    while len(list(out.glob("part-*.parquet"))) < 5 and time.monotonic() < patience and driver.is_alive():
+        time.sleep(0.1)
+    driver.kill()
+    driver.join()
+    done = {part: part.stat().st_mtime_ns for part in out.glob("part-*.parquet")}
+    assert len(done) == 5
+    (tmp_path / "go").touch()  # another mark, so that no actor of the first driver finishes its part
+    report = by_ray(Waiting(tmp_path / "go"), out)
+    assert (report.parts, report.images, report.failed, report.missing) == (5, 10, 0, 0)
+    assert all(part.stat().st_mtime_ns == when for part, when in done.items())
+    check_each_image_once(out)
 
-    def __init__(self, count: int, mark: Path) -> None:
-        self.count, self.mark = count, mark
+
+class Marked:
+    """A data set of pictures, which does something at one of them until there is a mark."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
 
     def __len__(self) -> int:
-        return self.count
+        return 20
 
     def __getitem__(self, index: int) -> Image.Image:
-        if index == 11 and not self.mark.exists():
-            self.mark.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
+        if index >= 11 and not self.mark.exists():
+            self.happen()
         return Image.fromarray(pixels(index))
+
+    def happen(self) -> None:
+        raise NotImplementedError
+
+
+class Killing(Marked):
+    """Kills whoever comes first."""
+
+    def happen(self) -> None:
+        self.mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Waiting(Marked):
+    """Waits, at most a minute."""
+
+    def happen(self) -> None:
+        patience = time.monotonic() + 60
+        while not self.mark.exists() and time.monotonic() < patience:
+            time.sleep(0.1)

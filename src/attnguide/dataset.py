@@ -433,10 +433,12 @@ class Run:
                     yield part, batch
 
         size = self._request.batch_size
+        total = self.images_in(parts)
         return decoded_batches(
             self.loaded,
             wanted,
-            workers=self.workers if parts else 0,
+            # For a batch, starting processes is not worth while.
+            workers=0 if total is not None and total <= size else self.workers,
             items=self.records.items,
             shape=self._shape,
             pin=self._used_device.type == "cuda",
@@ -689,6 +691,10 @@ def explain_batch(loaded: LoadedModel, batch: Batch, request: Request) -> tuple[
         good[number]: f"{batch.keys[good[number]]}: {why}" for number, why in explanation.skipped.items()
     }
     errors |= batch.errors
+    for number in good:
+        key = batch.keys[number]
+        if key.encode(errors="replace").decode() != key:
+            errors.setdefault(number, f"{key!r}: a table holds no name that is not Unicode. Change it.")
     logits = explanation.logits.float()
     if logits.shape[1] != len(loaded.classes):
         raise InputError(

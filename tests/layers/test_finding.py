@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import attnguide as ag
 from attnguide.capture.calls import Tap
 from attnguide.errors import InputError, LayerError
-from attnguide.layers import _memory as memory, choose, find_layers, list_candidates, stages
+from attnguide.layers import _memory as memory, candidates, choose, find_layers, list_candidates, stages
 from attnguide.layers._layout import assume, codes, decode, fit
 from attnguide.testing import snapshot
 from attnguide.trace import Layer, Layout
@@ -612,7 +612,8 @@ def test_many_sizes_are_carried_over() -> None:
     (layer,) = find_layers(model, torch.rand(1, 3, 96, 40))
     assert (layer.how, layer.layout, len(calls)) == ("inherited", Layout("tokens", (12, 5), 1), 1)
     for _ in range(300):
-        memory.remember(model, torch.empty(1, 3, 8 + _, 8), memory.Question(("auto",)), [layer])
+        images = torch.empty(1, 3, 8 + _, 8)
+        memory.remember(model, images, memory.Question(("auto",)), [layer], probed=False)
     assert len(memory._of_models[model]) <= 256
 
 
@@ -634,6 +635,35 @@ def test_what_is_carried_over_to_another_size_is_what_is_measured_there(
         measured.layout,
         measured.shortcuts,
     )
+
+
+@pytest.mark.parametrize("kind", ["cnn", "vit"])
+def test_what_was_seen_at_a_layer_of_the_same_shape_alone(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ATTNGUIDE_CACHE", str(tmp_path))
+    name, options = ("resnet10t", {}) if kind == "cnn" else ("vit_tiny_patch16_224", {"depth": 2})
+    options = {**options, "dynamic_img_size": True} if kind == "vit" else options
+    model = timm.create_model(name, num_classes=CLASSES, **options)
+    layouts_of = candidates._layouts
+
+    def unclear(subject: Any, outputs: Any, seeds: Any) -> Any:
+        found = layouts_of(subject, outputs, seeds)
+        return {index: (layout, "inherited", float("nan")) for index, (layout, _, _) in found.items()}
+
+    monkeypatch.setattr(candidates, "_layouts", unclear)
+    memory.forget()
+    (first,) = find_layers(model, torch.rand(1, 3, 64, 64))
+    assert first.how == "inherited"
+    # Rows and columns that are axes are so at any size, and for the next process. An order of tokens is not.
+    calls = counted(model)
+    find_layers(model, torch.rand(1, 3, 48, 48))
+    assert (len(calls) == 1) == (kind == "cnn")
+    memory.forget()
+    calls.clear()
+    (again,) = find_layers(model, torch.rand(1, 3, 64, 64))
+    assert (not calls) == (kind == "cnn")
+    assert (again.name, again.layout) == (first.name, first.layout)
 
 
 def test_a_deeper_layer_that_larger_images_bring_is_not_missed() -> None:

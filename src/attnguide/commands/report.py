@@ -11,6 +11,7 @@ import click
 
 from attnguide.cli.console import exit_if, note_skipped, progress, warn, warn_of_empty_masks
 from attnguide.cli.options import (
+    ADDRESS,
     PATH,
     ModelChoice,
     class_options,
@@ -53,6 +54,12 @@ _DIGITS = 12
 )
 @inside_option
 @click.option(
+    "--maps",
+    type=(ADDRESS, ADDRESS),
+    metavar="DIR DIR",
+    help="Maps before and after, of `explain --format parquet --target all`; no model is run again.",
+)
+@click.option(
     "--groups",
     type=PATH,
     metavar="FILE",
@@ -88,6 +95,7 @@ def report(
     after: Path,
     masks: Path,
     inside: str | None,
+    maps: tuple[Path | str, Path | str] | None,
     groups: Path | None,
     out: Path,
     examples: int,
@@ -110,6 +118,9 @@ def report(
     Groups are rows of CSV such as 'cat/1.png,indoors', or JSON: {"cat/1.png": "indoors"}. Files are relative
     to DATA.
 
+    With --maps the figures are those of stored maps, without the gradient of the images. An image that is no
+    longer there counts with its prediction; its maps are shown alone, and not compared with masks.
+
     Images that cannot be read are listed, and the exit status is then 1.
 
     \b
@@ -118,37 +129,44 @@ def report(
         --masks masks/ --out report.html
       attnguide report photos/ --model resnet18 --before plain.safetensors --after guided.safetensors \\
         --masks masks/ --groups groups.csv --examples 12 --out report.html
+      attnguide report photos/ --model resnet18 --before plain.safetensors --after guided.safetensors \\
+        --masks masks/ --maps maps-plain/ maps-guided/ --out report.html
     """  # noqa: D301  (click's mark for "leave these lines as they are")
     from attnguide.data.files import check_target
+    from attnguide.data.maps import read_maps
     from attnguide.errors import InputError
     from attnguide.evaluation.compare import ChangeKind, check_comparable, compare_folder, draw_overlays
     from attnguide.evaluation.evaluate import mask_reader, single_label_images
     from attnguide.evaluation.report import write_report
+    from attnguide.evaluation.stored import compare_maps, draw_maps, missing_images
     from attnguide.parts.registry import registry
 
     if out.suffix.lower() not in _SUFFIXES:
         raise InputError(f"--out {out} is not the name of a page. Let it end in .html.")
     check_target(out)
     registry().find("source", source)
+    stored = None if maps is None else (read_maps(maps[0]), read_maps(maps[1]))
     used_device = pick_device(device)
     old, new = (_load(choice, file) for file in (before, after))
     check_comparable(old, new, [before, after])
     old, images = single_label_images(old, data)
     new = new.renamed(old.classes)
+    if stored is not None:
+        images = images + missing_images(stored[0], old, data)
     group_of = _group_of(groups, data, images)
     reader = mask_reader(masks, old.classes, [(image.path, image.cls) for image in images], inside=inside)
     how: dict[str, Any] = {"source": source, "layer": layers_of(layer), "batch_size": batch_size}
-    with progress("Comparing", len(images), unit="images") as advance:
-        comparison = compare_folder(
-            old,
-            new,
-            images,
-            reader,
-            group_of=group_of,
-            threshold=threshold,
-            device=used_device,
-            advance=advance,
-            **how,
+    with progress("Comparing", len(images) * (1 if stored is None else 2), unit="images") as advance:
+        measured: dict[str, Any] = {"group_of": group_of, "threshold": threshold, "advance": advance}
+        if stored is None:
+            comparison = compare_folder(old, new, images, reader, device=used_device, **measured, **how)
+        else:
+            comparison = compare_maps(*stored, (old, new), images, reader, **measured)
+            source, layer = stored[0].settings["source"], ",".join(map(str, stored[0].settings["layer"]))
+    if comparison.gone:
+        warn(
+            f"{len(comparison.gone)} of {len(images)} images are no longer there, such as "
+            f"{comparison.gone[0]}; their predictions count, their maps are not compared with masks."
         )
     note_skipped(comparison.failures.values())
     warn_of_empty_masks(comparison.before.empty)
@@ -157,7 +175,10 @@ def report(
     kinds: tuple[ChangeKind, ...] = ("rose", "fell", "righted", "wronged")
     chosen = {kind: comparison.largest(kind)[:examples] for kind in kinds}
     shown = {change.image.path: change.image for changes in chosen.values() for change in changes}
-    drawn = draw_overlays(old, new, list(shown.values()), reader, **how)
+    if stored is None:
+        drawn = draw_overlays(old, new, list(shown.values()), reader, **how)
+    else:
+        drawn = draw_maps(*stored, old, list(shown.values()), reader)
     used_layer = next((drawing.layer for drawing in drawn.values()), layer)
     settings = {
         "model": choice.name or "small network",
@@ -165,6 +186,7 @@ def report(
         "after": _named(after),
         "data": f"{data} ({len(comparison.changes)} of {len(images)} images)",
         "masks": masks,
+        **({} if stored is None else {"maps": f"{stored[0].address}, {stored[1].address}"}),
         **({} if groups is None else {"groups": groups}),
         "source": source,
         "layer": used_layer if layer == used_layer else f"{used_layer} ({layer})",

@@ -21,4 +21,9 @@ from .evaluate import (
 )
 from .groups import read_groups as read_groups
 from .report import write_report as write_report
-from .stored import evaluate_maps as evaluate_maps
+from .stored import (
+    compare_maps as compare_maps,
+    draw_maps as draw_maps,
+    evaluate_maps as evaluate_maps,
+    missing_images as missing_images,
+)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -31,6 +31,7 @@ __all__ = [
     "Comparison",
     "Overlays",
     "check_comparable",
+    "collect_changes",
     "compare_folder",
     "draw_overlays",
 ]
@@ -79,6 +80,7 @@ class Comparison:
         after: Results after, by class.
         groups: Results before and after, by group; empty without groups.
         changes: Results by image, in the order of the files.
+        gone: Images that are no longer there, of which maps are stored: predictions, and no scores.
     """
 
     names: tuple[str, ...]
@@ -86,6 +88,7 @@ class Comparison:
     after: Evaluation
     groups: dict[str, tuple[ClassResult, ClassResult]] = field(default_factory=dict)
     changes: list[Change] = field(default_factory=list)
+    gone: list[Path] = field(default_factory=list)
 
     @property
     def failures(self) -> dict[Path, str]:
@@ -172,10 +175,6 @@ def compare_folder(
     """
     failures: dict[Path, str] = {}
     empty: list[Path] = []
-    first, second = (
-        Evaluation({name: ClassResult() for name in before.classes}, failures, empty) for _ in range(2)
-    )
-    result = Comparison(before.classes, first, second)
     records = measure_images(
         [before, after],
         images,
@@ -189,9 +188,32 @@ def compare_folder(
         device=device,
         advance=advance,
     )
-    for old, new in records:
-        result.changes.append(Change(old, new))
-        name, group = before.classes[old.image.cls], group_of(old.image.path)
+    changes = (Change(old, new) for old, new in records)
+    return collect_changes(before.classes, changes, failures, empty, group_of)
+
+
+def collect_changes(
+    names: tuple[str, ...],
+    changes: Iterable[Change],
+    failures: dict[Path, str],
+    empty: list[Path],
+    group_of: Callable[[Path], str | None],
+) -> Comparison:
+    """Sort changes by class and by group.
+
+    Args:
+        names: Names of the classes.
+        changes: Results of each image.
+        failures: Files that could not be read, which are added while `changes` are drawn.
+        empty: Files whose mask has no pixel inside; likewise.
+        group_of: Returns the group of an image, or None.
+    """
+    first, second = (Evaluation({name: ClassResult() for name in names}, failures, empty) for _ in range(2))
+    result = Comparison(names, first, second)
+    for change in changes:
+        result.changes.append(change)
+        old, new = change.before, change.after
+        name, group = names[old.image.cls], group_of(old.image.path)
         pairs = [(first.classes[name], second.classes[name])]
         if group is not None:
             pairs.append(result.groups.setdefault(group, (ClassResult(), ClassResult())))
@@ -206,16 +228,18 @@ class Overlays:
     """The maps of an image's true class, laid over it.
 
     Attributes:
-        before: Overlay of the model before.
-        after: Overlay of the model after.
+        before: Overlay of the model before; the map alone if the image is no longer there.
+        after: The same of the model after.
         mask: Mask after the model's preprocessing, `(H, W)`; None where there is none.
         layer: The explained layer.
+        gone: Whether the image is no longer there.
     """
 
     before: Image.Image
     after: Image.Image
     mask: Tensor | None
     layer: str
+    gone: bool = False
 
 
 def draw_overlays(

@@ -38,6 +38,8 @@ _GALLERIES: dict[ChangeKind, str] = {
 #: Bars of the histogram, an odd number: the middle one stands for hardly any change.
 _BARS = 41
 
+_GONE = '<p class="note">The image is no longer there: the maps alone.</p>'
+
 Summary = Mapping[str, Any]
 
 
@@ -87,7 +89,7 @@ def write_report(
         tables=_tables(comparison),
         spread=_spread(comparison),
         galleries=_galleries(comparison, examples, drawn, root),
-        failures=_failures(comparison.failures),
+        failures=_gone(comparison.gone) + _failures(comparison.failures),
         settings="\n".join(
             f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in settings.items()
         ),
@@ -349,6 +351,7 @@ def _card(change: Change, pictures: Overlays, names: Sequence[str], root: Path) 
         f'<span title="{file}"><bdi>{file}</bdi></span></header><div class="stage">{layers}'
         '<input type="range" min="0" max="100" value="50" '
         f'aria-label="Divider between before and after, {file}"></div>'
+        f"{_GONE if pictures.gone else ''}"
         f'<p class="answers">{predictions}</p><table><thead><tr><th></th><th scope="col">before</th>'
         '<th scope="col">after</th><th scope="col">change</th></tr></thead>'
         f"<tbody>{''.join(_line(*row) for row in rows)}</tbody></table></article>"
@@ -375,6 +378,15 @@ def _outline(mask: Tensor | None) -> str:
 
 
 # ---------------------------------------------------------------- failures
+
+
+def _gone(gone: Sequence[Path]) -> str:
+    if not gone:
+        return ""
+    return (
+        f"<section><h2>{_count(len(gone), 'image')} no longer there</h2><p>Their predictions "
+        "count; their maps are shown alone, and not compared with masks.</p></section>"
+    )
 
 
 def _failures(failures: Mapping[Path, str]) -> str:

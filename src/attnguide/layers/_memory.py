@@ -1,7 +1,7 @@
 """Caches the layers that were found: for a model, for models of the same kind, and on disk for known ones.
 
 On disk there is one small JSON file for each architecture and question, in `$ATTNGUIDE_CACHE`, else in
-`attnguide` under the user's cache folder (`$XDG_CACHE_HOME`, else `~/.cache`). Only what was measured is
+`attnguide` under the user's cache folder (`$XDG_CACHE_HOME`, else `~/.cache`). Only what is certain is
 kept there. The files may be deleted at any time; with `ATTNGUIDE_CACHE=off` none are read or written.
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import os
 import sys
 import threading
@@ -71,10 +70,24 @@ class Known:
     Attributes:
         layers: The layers found.
         size: `(H, W)` of the images that they were found with.
+        probed: Whether they were found by a probe of this size, not carried over from another one.
     """
 
     layers: tuple[Layer, ...]
     size: tuple[int, int]
+    probed: bool = True
+
+    @property
+    def certain(self) -> bool:
+        """Whether a probe of these layers tells how they are arranged.
+
+        Of a layer whose rows and columns are axes it does so, too, where they were seen at another layer
+        alone, whose output has the same shape.
+        """
+        return all(
+            layer.how == "measured" or (self.probed and layer.how == "inherited" and layer.layout.has_axes)
+            for layer in self.layers
+        )
 
 
 #: Shape of one image, with the question.
@@ -110,19 +123,19 @@ def other_sizes(model: nn.Module, images: Tensor, question: Question) -> list[Kn
     return [
         known
         for (other, asked), (known, _) in _of_models.get(model, OrderedDict()).items()
-        if asked == question
-        and other[:-2] == shape[:-2]
-        and all(layer.how == "measured" for layer in known.layers)
+        if asked == question and other[:-2] == shape[:-2] and known.certain
     ]
 
 
-def remember(model: nn.Module, images: Tensor, question: Question, layers: Sequence[Layer]) -> None:
-    """Store the layers that were found."""
+def remember(
+    model: nn.Module, images: Tensor, question: Question, layers: Sequence[Layer], *, probed: bool
+) -> None:
+    """Store the layers that were found, by a probe or by what was found for another size."""
     key: _Key = (tuple(images.shape[1:]), question)
     print_ = fingerprint(model)
-    known = Known(tuple(layers), (images.shape[-2], images.shape[-1]))
+    known = Known(tuple(layers), (images.shape[-2], images.shape[-1]), probed)
     _keep(model, print_, key, known)
-    if print_ is not None and all(layer.how == "measured" for layer in layers):
+    if print_ is not None and known.certain:
         _write(_entry(model, print_, key), known)
 
 
@@ -306,7 +319,7 @@ def _unsealed(entry: _Entry) -> list[dict[str, Any]]:
 
 
 def _write(entry: _Entry | None, known: Known) -> None:
-    if entry is None or any(math.isnan(layer.agreement) for layer in known.layers):
+    if entry is None:
         return
     layers = [layer.to_dict() for layer in known.layers]
     text = json.dumps({"seal": entry.seal(layers), "layers": layers})

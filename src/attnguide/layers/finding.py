@@ -164,9 +164,9 @@ def find_layers(
         checked = check_layer(model, asked)
         subject = Subject.of(suitable(model), images, call)
         carried = _carried_over(subject, checked, memory.other_sizes(model, images, question))
-        carried = _found(subject, checked, measure) if carried is None else carried
-        memory.remember(model, images, question, carried)
-        return carried
+        found = _found(subject, checked, measure) if carried is None else carried
+        memory.remember(model, images, question, found, probed=carried is None)
+        return found
     return list(known)
 
 
@@ -193,7 +193,7 @@ def _stored_or_found(
                 f"layer={name!r}."
             )
         known = tuple(fitted)
-        memory.remember(model, images, question, known)
+        memory.remember(model, images, question, known, probed=False)
     return list(known)
 
 
