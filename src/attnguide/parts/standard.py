@@ -155,6 +155,7 @@ def attnguide_parts() -> list[Part]:
         Part("prior", "landmarks", f"{priors}.landmarks:LandmarkPrior", "Gaussians at points"),
         Part("prior", "segmenter", f"{priors}.segmenter:SegmenterPrior", "by a segmentation network"),
         Part("prior", "teacher", f"{priors}.teacher:TeacherPrior", "where another model looks"),
+        Part("prior", "text", f"{priors}.text:TextPrior", "what a CLIP-like model finds for words"),
         Part(
             "prior",
             "token_cut",

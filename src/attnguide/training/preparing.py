@@ -22,6 +22,7 @@ from attnguide.guiding.terms import Term
 from attnguide.interfaces import TargetPrior
 from attnguide.models import LoadedModel, with_head
 from attnguide.parts.registry import registry
+from attnguide.priors import FindingPrior
 from attnguide.training.images import Images
 from attnguide.training.listing import Listing, Sample, list_images
 from attnguide.training.settings import AugmentSettings, Settings
@@ -173,6 +174,7 @@ def prepare(settings: Settings) -> Prepared:
         method = method_of(replace(settings, recipe="right-for-real"))
     _check_annotations(settings, method, listing)
     loaded, settings = _model(settings, listing)
+    method = _with_prior(method, loaded)
     frozen = freeze(loaded.model, settings.model.freeze)
     masks = None
     if settings.masks is not None:
@@ -196,6 +198,17 @@ def prepare(settings: Settings) -> Prepared:
     train, plain = images(listing.train, varied=True), images(listing.train, varied=False)
     validation = images(listing.validation, varied=False)
     return Prepared(settings, listing, loaded, method, train, plain, validation, frozen)
+
+
+def _with_prior(method: Method, loaded: LoadedModel) -> Method:
+    """Make the prior once, for all that asks for regions; one that finds them sees the model as it is now."""
+    prior = method.prior
+    if prior is None:
+        return method
+    if isinstance(prior, FindingPrior):
+        prior.names = loaded.classes
+        prior.prepare(loaded.model, len(loaded.classes))
+    return replace(method, options={**method.options, "prior": prior})
 
 
 def _pairs(samples: Sequence[Sample]) -> list[tuple[Any, int]]:

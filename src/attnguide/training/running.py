@@ -292,7 +292,7 @@ class _Run:
             )
         except LayerError:  # the prior is made of what the model sees
             return False
-        return not bool(masks.isnan().all())
+        return bool((masks < 0.5).any())  # which NaN, for no region, is not
 
     def search(self, folder: Path, select: str, on_note: Callable[[str], object]) -> list[Tried]:
         """Try each λ for some epochs."""
