@@ -32,6 +32,7 @@ __all__ = [
     "dice_loss",
     "divergence",
     "energy_loss",
+    "erase",
     "full_precision",
     "full_precision_mode",
     "grad_cam",
@@ -575,6 +576,22 @@ def pointwise_loss(
     counts = prior if mode == "reward" else 1 - prior
     total = (counts * losses).sum(dim=(1, 2))
     return total if reduction == "sum" else total / counts.sum(dim=(1, 2)).clamp(min=EPSILON)
+
+
+def erase(images: Tensor, maps: Tensor, threshold: float = 0.5, steepness: float = 10.0) -> Tensor:
+    """Erase from each image what its map covers: image · (1 − sigmoid(ω·(A − σ))) (Li et al., CVPR 2018).
+
+    Args:
+        images: `(N, C, H, W)`.
+        maps: `(N, h, w)`, any scale; A is the map scaled to a maximum of 1, resized to the images.
+        threshold: σ, the share of the maximum at which half is erased.
+        steepness: ω, how sharp the border is.
+
+    Returns:
+        `(N, C, H, W)`; differentiable, in the maps too.
+    """
+    sized = resize(unit(maps), (images.shape[-2], images.shape[-1]))
+    return images * (1 - torch.sigmoid(steepness * (sized - threshold)))[:, None]
 
 
 def mse_loss(attribution: Tensor, prior: Tensor) -> Tensor:

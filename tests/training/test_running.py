@@ -274,3 +274,15 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
         process.wait()
     subprocess.run([*command, str(tmp_path / "parts"), "--resume"], check=True, env=environment)
     assert same(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_attention_mining_needs_no_masks(tmp_path: Path) -> None:
+    path = recipe(tmp_path)
+    path.write_text(path.read_text().replace('masks = "masks"', 'recipe = "gain"') + QUICK)
+    result = run(path, "out")
+    assert (result.select, result.weight) == ("last", 1.0)
+    for epoch in result.epochs:
+        assert epoch.energy is None  # there is no region
+        assert epoch.guidance is not None
+        assert 0 < epoch.guidance < 1
+    assert "gain" in dry_run(read_settings(path), tmp_path / "batch.png", CPU)

@@ -1,3 +1,4 @@
+from .erase import Erase as Erase
 from .overlap import (
     KL as KL,
     Correlation as Correlation,

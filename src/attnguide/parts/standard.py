@@ -173,6 +173,7 @@ def attnguide_parts() -> list[Part]:
             f"{losses}.overlap:Correlation",
             "1 − correlation: constants do not count",
         ),
+        Part("loss", "erase", f"{losses}.erase:Erase", "the class that is left without what the map covers"),
         Part("loss", "mse", f"{losses}.pointwise:MSE", "mean squared difference"),
         Part("loss", "hint", f"{losses}.pointwise:MSE", "mean squared difference, by its published name"),
         Part("loss", "l1", f"{losses}.pointwise:L1", "mean absolute difference"),
@@ -183,6 +184,12 @@ def attnguide_parts() -> list[Part]:
             "right-for-real",
             "attnguide.parts:recipes/right-for-real.toml",
             "for photographs: the prediction does not change with what is outside of the mask",
+        ),
+        Part(
+            "recipe",
+            "gain",
+            "attnguide.parts:recipes/gain.toml",
+            "attention mining: without what the map covers the class is lost",
         ),
         Part(
             "recipe",

@@ -19,7 +19,7 @@ from attnguide.guiding.guide import Guide
 from attnguide.guiding.intervention import Intervention, arguments_of
 from attnguide.guiding.recipe import Recipe, as_recipe, load_recipe
 from attnguide.guiding.terms import Term
-from attnguide.interfaces import TargetPrior
+from attnguide.interfaces import AlignmentLoss, TargetPrior
 from attnguide.models import LoadedModel, with_head
 from attnguide.parts.registry import registry
 from attnguide.priors import FindingPrior
@@ -54,8 +54,11 @@ class Method:
 
     @property
     def prior(self) -> TargetPrior | None:
-        """The prior of a guidance by maps."""
+        """The prior of a guidance by maps; None if its loss reads none."""
         if self.kind != "guide":
+            return None
+        loss: AlignmentLoss = registry().create("loss", self.options.get("loss", "iou"), AlignmentLoss)
+        if not loss.reads_prior:
             return None
         prior: TargetPrior = registry().create("prior", self.options.get("prior", "mask"), TargetPrior)
         return prior

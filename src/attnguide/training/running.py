@@ -285,7 +285,7 @@ class _Run:
         images, method = self.prepared.validation, self.prepared.method
         found = [] if method.kind == "none" else images.annotated(2)
         if len(found) < 2 or method.prior is None:
-            return len(found) == 2
+            return len(found) == 2 and "mask" in method.annotations
         try:
             masks = joined(
                 method.prior, next(Loader(images.subset(found), 2).single()), len(images.loaded.classes)
