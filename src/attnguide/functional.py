@@ -40,6 +40,7 @@ __all__ = [
     "gradient_norm",
     "hires_cam",
     "inpaint",
+    "inside_outside_loss",
     "iou_loss",
     "kl_loss",
     "layer_cam",
@@ -592,6 +593,29 @@ def erase(images: Tensor, maps: Tensor, threshold: float = 0.5, steepness: float
     """
     sized = resize(unit(maps), (images.shape[-2], images.shape[-1]))
     return images * (1 - torch.sigmoid(steepness * (sized - threshold)))[:, None]
+
+
+def inside_outside_loss(
+    attribution: Tensor, prior: Tensor, inside: float = 0.3, outside: float = 2.0
+) -> Tensor:
+    """Mean of w₋·(Â·(1 − S))² + w₊·(S·(Â − 1))²: low outside the prior, high inside (Chefer et al., 2022).
+
+    Args:
+        attribution: Maps `(N, h, w)`; Â is the map scaled to a maximum of 1.
+        prior: Maps `(N, h, w)` in [0, 1], S.
+        inside: Weight w₊ of what is missing inside.
+        outside: Weight w₋ of what is outside.
+
+    Returns:
+        Losses `(N,)`, at least 0. Both are means over all positions.
+
+    Raises:
+        InputError: If the shapes differ.
+    """
+    attribution, prior = _comparable(attribution, prior)
+    maps = unit(attribution)
+    losses = outside * (maps * (1 - prior)).square() + inside * (prior * (maps - 1)).square()
+    return losses.mean(dim=(1, 2))
 
 
 def mse_loss(attribution: Tensor, prior: Tensor) -> Tensor:

@@ -178,12 +178,36 @@ def attnguide_parts() -> list[Part]:
         Part("loss", "hint", f"{losses}.pointwise:MSE", "mean squared difference, by its published name"),
         Part("loss", "l1", f"{losses}.pointwise:L1", "mean absolute difference"),
         Part("loss", "ppce", f"{losses}.pointwise:PPCE", "cross entropy that rewards evidence inside"),
+        Part(
+            "loss",
+            "inside_outside",
+            f"{losses}.pointwise:InsideOutside",
+            "squared attribution outside, and what is missing inside",
+        ),
         Part("loss", "outside", f"{losses}.pointwise:Outside", "squared attribution where it is forbidden"),
         Part(
             "recipe",
             "right-for-real",
             "attnguide.parts:recipes/right-for-real.toml",
             "for photographs: the prediction does not change with what is outside of the mask",
+        ),
+        Part(
+            "recipe",
+            "distillation",
+            "attnguide.parts:recipes/distillation.toml",
+            "look where a teacher looks; by default the model before its training",
+        ),
+        Part(
+            "recipe",
+            "gals",
+            "attnguide.parts:recipes/gals.toml",
+            "words say what to look at; no gradient of the images elsewhere",
+        ),
+        Part(
+            "recipe",
+            "robust-vit",
+            "attnguide.parts:recipes/robust-vit.toml",
+            "relevance of a vision transformer: low outside of the object, high inside",
         ),
         Part(
             "recipe",
