@@ -20,9 +20,11 @@ import attnguide as ag
 from attnguide import _pytest as plugin
 from attnguide.adapters import AdapterSet
 from attnguide.interfaces import Adapter, AlignmentLoss, AttributionSource, TargetPrior
+from attnguide.pairs import Pairs
 from attnguide.parts.hookspecs import Kind
 from attnguide.parts.registry import registry
 from attnguide.testing import CLASSES, batch, hooks, snapshot, tiny_cnn, tiny_vit
+from attnguide.trace import Trace
 
 MODELS: dict[str, Callable[[], nn.Module]] = {"cnn": tiny_cnn, "vit": tiny_vit}
 #: What stands beside a part that is tried in a guide.
@@ -191,14 +193,17 @@ def parts(request: pytest.FixtureRequest) -> dict[str, Any]:
     chosen: dict[str, Any] = dict(request.param)
     if not registry().create("source", chosen["source"], AttributionSource).differentiable:
         chosen["source"] = "grad_cam"
-    chosen["prior"] = made(request.config, "prior", chosen["prior"], TargetPrior)
+    if registry().create("loss", chosen["loss"], AlignmentLoss).reads_prior:
+        chosen["prior"] = made(request.config, "prior", chosen["prior"], TargetPrior)
+    else:
+        del chosen["prior"]
     return chosen
 
 
 @pytest.fixture
 def read(request: pytest.FixtureRequest, parts: dict[str, Any]) -> dict[str, Any]:
     """What the prior of the parts reads."""
-    return annotations_for(request.config, parts["prior"])
+    return annotations_for(request.config, parts["prior"]) if "prior" in parts else {}
 
 
 # ------------------------------------------------------------------ what parts are
@@ -216,31 +221,43 @@ def test_a_prior_is_what_it_says(pytestconfig: pytest.Config, prior: str) -> Non
     assert registry().find("prior", prior).owner
 
 
+def compared(loss: AlignmentLoss, maps: Tensor, priors: Tensor, first: int = 0) -> Tensor:
+    """Compare maps as a guide does, in a pass with an image for each, from the first of the batch on."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = tiny_cnn().eval()
+    images, labels = (values[first : first + len(maps)] for values in batch()[:2])
+    trace = Trace(images, model(images), {}, differentiable=True, model=model)
+    return loss.compare(maps, priors, trace, Pairs.one_each(labels))
+
+
 def test_a_loss_gives_one_number_for_each_pair(pytestconfig: pytest.Config, loss: str) -> None:
     """The numbers are finite, for maps of zeros too, have a gradient, and do not depend on other pairs."""
-    compare = made(pytestconfig, "loss", loss, AlignmentLoss)
-    assert repr(compare)
+    asked = made(pytestconfig, "loss", loss, AlignmentLoss)
+    assert repr(asked)
     generator = torch.Generator().manual_seed(1)
     maps = torch.rand(3, 5, 6, generator=generator)
     maps[2] = 0
     priors = torch.rand(3, 5, 6, generator=generator)
     maps.requires_grad_()
-    losses = compare(maps, priors)
+    losses = compared(asked, maps, priors)
     assert losses.shape == (3,)
     assert bool(losses.isfinite().all())
     (gradient,) = torch.autograd.grad(losses.sum(), maps)
     assert bool(gradient.isfinite().all())
     assert bool(gradient[:2].any())
-    alone = torch.cat([compare(maps[n : n + 1], priors[n : n + 1]) for n in range(3)])
+    alone = torch.cat([compared(asked, maps[n : n + 1], priors[n : n + 1], n) for n in range(3)])
     torch.testing.assert_close(alone, losses)
 
 
 def test_a_loss_does_not_depend_on_the_scale(pytestconfig: pytest.Config, loss: str) -> None:
     """λ means the same for any source: only the shape of a map counts."""
-    compare = made(pytestconfig, "loss", loss, AlignmentLoss)
+    asked = made(pytestconfig, "loss", loss, AlignmentLoss)
     generator = torch.Generator().manual_seed(1)
     maps, priors = torch.rand(2, 3, 5, 6, generator=generator)
-    torch.testing.assert_close(compare(100 * maps, priors), compare(maps, priors), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        compared(asked, 100 * maps, priors), compared(asked, maps, priors), rtol=1e-3, atol=1e-4
+    )
 
 
 def test_an_adapter_comes_and_goes(pytestconfig: pytest.Config, adapter: str) -> None:

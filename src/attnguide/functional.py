@@ -32,6 +32,7 @@ __all__ = [
     "dice_loss",
     "divergence",
     "energy_loss",
+    "erase",
     "full_precision",
     "full_precision_mode",
     "grad_cam",
@@ -39,6 +40,7 @@ __all__ = [
     "gradient_norm",
     "hires_cam",
     "inpaint",
+    "inside_outside_loss",
     "iou_loss",
     "kl_loss",
     "layer_cam",
@@ -575,6 +577,45 @@ def pointwise_loss(
     counts = prior if mode == "reward" else 1 - prior
     total = (counts * losses).sum(dim=(1, 2))
     return total if reduction == "sum" else total / counts.sum(dim=(1, 2)).clamp(min=EPSILON)
+
+
+def erase(images: Tensor, maps: Tensor, threshold: float = 0.5, steepness: float = 10.0) -> Tensor:
+    """Erase from each image what its map covers: image · (1 − sigmoid(ω·(A − σ))) (Li et al., CVPR 2018).
+
+    Args:
+        images: `(N, C, H, W)`.
+        maps: `(N, h, w)`, any scale; A is the map scaled to a maximum of 1, resized to the images.
+        threshold: σ, the share of the maximum at which half is erased.
+        steepness: ω, how sharp the border is.
+
+    Returns:
+        `(N, C, H, W)`; differentiable, in the maps too.
+    """
+    sized = resize(unit(maps), (images.shape[-2], images.shape[-1]))
+    return images * (1 - torch.sigmoid(steepness * (sized - threshold)))[:, None]
+
+
+def inside_outside_loss(
+    attribution: Tensor, prior: Tensor, inside: float = 0.3, outside: float = 2.0
+) -> Tensor:
+    """Mean of w₋·(Â·(1 − S))² + w₊·(S·(Â − 1))²: low outside the prior, high inside (Chefer et al., 2022).
+
+    Args:
+        attribution: Maps `(N, h, w)`; Â is the map scaled to a maximum of 1.
+        prior: Maps `(N, h, w)` in [0, 1], S.
+        inside: Weight w₊ of what is missing inside.
+        outside: Weight w₋ of what is outside.
+
+    Returns:
+        Losses `(N,)`, at least 0. Both are means over all positions.
+
+    Raises:
+        InputError: If the shapes differ.
+    """
+    attribution, prior = _comparable(attribution, prior)
+    maps = unit(attribution)
+    losses = outside * (maps * (1 - prior)).square() + inside * (prior * (maps - 1)).square()
+    return losses.mean(dim=(1, 2))
 
 
 def mse_loss(attribution: Tensor, prior: Tensor) -> Tensor:

@@ -151,7 +151,14 @@ class TargetPrior(ABC):
 
 
 class AlignmentLoss(ABC):
-    """How far attribution and prior are apart."""
+    """How far attribution and prior are apart.
+
+    Attributes:
+        reads_prior: Whether attributions are compared with a prior. If not, the term has none: each pair
+            counts.
+    """
+
+    reads_prior: ClassVar[bool] = True
 
     @abstractmethod
     def __call__(self, attribution: Tensor, prior: Tensor) -> Tensor:
@@ -164,6 +171,23 @@ class AlignmentLoss(ABC):
         Returns:
             Losses `(N,)`, finite, independent of the attribution's scale and of the number of pairs.
         """
+
+    def compare(self, attribution: Tensor, prior: Tensor, trace: Trace, pairs: Pairs) -> Tensor:
+        """Compare the maps of a pass with their priors; what a guide calls.
+
+        By default only the maps count. A loss that needs more of the pass, such as its images or the model,
+        overrides this.
+
+        Args:
+            attribution: Maps `(N, h, w)`, raw, with a graph.
+            prior: Maps `(N, h, w)` in [0, 1].
+            trace: The forward pass.
+            pairs: The N pairs.
+
+        Returns:
+            As for a call.
+        """
+        return self(attribution, prior)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"

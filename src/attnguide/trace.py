@@ -473,16 +473,51 @@ class Trace:
             GuidanceError: If the logits have no graph, or do not depend on the feature.
         """
         feature = feature or self.feature
-        if self.logits.shape[1] < 2:
-            raise GuidanceError(
-                "log-probabilities are those of a softmax over at least two classes, and the model has one "
-                "logit. Use score='logit'."
-            )
+        self._check_softmax()
         with torch.set_grad_enabled(self.differentiable):
             # Of Σ ln p = Σ z − K·ln Σ exp z with respect to the logits z.
             slopes = 1 - self.logits.shape[1] * self.logits.softmax(dim=1)
         found = self._grad(self.logits, feature.parts, feature, slopes)
         return feature.layout.spatial(_joined(found))
+
+    def log_gradients(self, pairs: Pairs, feature: Feature | None = None) -> Tensor:
+        """Gradient of ln p of each pair's class, of a softmax over all classes, with respect to a feature.
+
+        That of the cross entropy, negated.
+
+        Args:
+            pairs: N pairs.
+            feature: The feature; the trace's only one if left out.
+
+        Returns:
+            `(N, C, h, w)`, part of the graph if the trace is differentiable.
+
+        Raises:
+            GuidanceError: As for [`gradients_of_all`][attnguide.trace.Trace.gradients_of_all].
+        """
+        feature = feature or self.feature
+        self._check_softmax()
+        passes = []
+        for slot in range(pairs.slots):
+            here = (pairs.slot == slot).nonzero()[:, 0]
+            sample, cls = pairs.sample[here], pairs.cls[here]
+            with torch.set_grad_enabled(self.differentiable):
+                # Of z_c − ln Σ exp z with respect to the logits z.
+                own = torch.zeros_like(self.logits).index_put((sample, cls), self.logits.new_ones(()))
+                slopes = own - self.logits.softmax(dim=1)
+                sign = self.logits.new_zeros(len(self.logits), 1).index_put(
+                    (sample,), pairs.sign[here, None].to(self.logits)
+                )
+            found = self._grad(self.logits, feature.parts, feature, slopes * sign)
+            passes.append(feature.layout.spatial(_joined(found)))
+        return _by_pair(passes, pairs, feature)
+
+    def _check_softmax(self) -> None:
+        if self.logits.shape[1] < 2:
+            raise GuidanceError(
+                "log-probabilities are those of a softmax over at least two classes, and the model has one "
+                "logit. Use score='logit'."
+            )
 
     def attention_gradients(self, pairs: Pairs) -> list[Tensor]:
         """Gradient of one score of each sample with respect to what all attention attends to.

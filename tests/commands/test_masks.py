@@ -9,13 +9,14 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from PIL import Image
+from tests.helpers.clip import SIDE, clip, folder, tokenizer
 from tests.helpers.models import export_onnx
 
 from attnguide.cli.main import main
 from attnguide.data.procedural.faces import ProceduralFaces
 from attnguide.masks import MaskFolder
 from attnguide.models import load
-from attnguide.priors import TeacherPrior
+from attnguide.priors import TeacherPrior, TextPrior
 from attnguide.visual import to_pil
 
 
@@ -104,3 +105,32 @@ def test_a_segmenter_from_a_file(photos: Path, tmp_path: Path) -> None:
     clear = abs(pixels - 0.45) > 0.1  # ImageNet's mean
     assert (inside == (pixels > 0.45))[clear].mean() > 0.95
     assert call(photos, "--segmenter", file).exit_code == 2
+
+
+def test_words_by_a_model_in_a_folder(photos: Path, tmp_path: Path) -> None:
+    out, where = tmp_path / "masks", folder(tmp_path / "clip")
+    result = call(photos, "--prior", "text", "--words", "a bird", "--clip", f"hf:{where}", "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "3 masks" in result.output
+    image = Image.open(photos / "0.png").convert("RGB").resize((SIDE, SIDE))
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
+    prior = TextPrior(
+        "a bird",
+        model=clip(),
+        tokenizer=tokenizer(),
+        threshold=0.5,
+        normalization=([0.0] * 3, [1.0] * 3),
+        own_normalization=([0.5, 0.4, 0.3], [0.2, 0.3, 0.4]),
+    )
+    maps = torch.nn.functional.interpolate(
+        prior.find(pixels, torch.tensor([0])).maps[None], (100, 80), mode="bilinear"
+    )
+    np.testing.assert_array_equal(np.asarray(Image.open(out / "0.png")) > 0, (maps[0, 0] >= 0.5).numpy())
+    none = call(
+        photos, "--prior", "text", "--words", "zeppelin", "--clip", f"hf:{where}", "--out", tmp_path / "n"
+    )
+    assert none.exit_code == 1
+    assert "3 images without a region" in none.output
+    assert "needs words" in call(photos, "--prior", "text").output
+    assert call(photos, "--words", "a bird").exit_code == 2
+    assert call(photos, "--prior", "text", "--words", "a", "--clip", f"hf:{tmp_path / 'no'}").exit_code == 2

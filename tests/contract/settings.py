@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.helpers.clip import clip, tokenizer
 from torch import Tensor, nn
 
 from attnguide.data.procedural.faces import ProceduralFaces
@@ -33,6 +34,7 @@ SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     # Noise has no object: a network that calls bright pixels one, and features that differ enough for a cut.
     ("prior", "segmenter"): {"model": _mean_of_channels()},
     ("prior", "token_cut"): {"model": _small_transformer(), "similarity": 0.7},
+    ("prior", "text"): {"words": "a bird", "model": clip(), "tokenizer": tokenizer()},
     ("prior", "action_units"): {"classes": ["surprise", "fear", "happiness", "sadness"]},
     ("prior", "segmentation"): {"classes": ["smiling", "blond_hair", "pointy_nose", "eyeglasses"]},
     ("adapter", "pyramid"): {"channels": 16, "classes": 4},

@@ -16,7 +16,7 @@ from attnguide.cli.main import main
 from attnguide.parts.registry import registry
 
 #: Commands that need a network, a browser, a file or a package that may be missing, or minutes.
-NOT_RUN = ("annotate", "demo", "train", "landmarks", "--pretrained", "--checkpoint", "--before")
+NOT_RUN = ("annotate", "text", "demo", "train", "landmarks", "--pretrained", "--checkpoint", "--before")
 
 HAVE_CODE = [page for page in PAGES if blocks(page, "python")]
 CONSOLE = [block for page in PAGES for block in blocks(page, "console")]

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from attnguide.errors import InputError
-from attnguide.losses.pointwise import L1, MSE, PPCE, Outside, Pointwise
+from attnguide.losses.pointwise import L1, MSE, PPCE, InsideOutside, Outside, Pointwise
 
 MAPS = torch.tensor([[[4.0, -2.0], [0.0, 1.0]], [[1.0, 1.0], [3.0, 2.0]]])
 PRIOR = torch.tensor([[[1.0, 0.0], [0.0, 0.5]], [[0.0, 0.0], [1.0, 1.0]]])
@@ -51,3 +51,18 @@ def test_choices_are_checked_when_the_loss_is_made() -> None:
         with pytest.raises(InputError):
             Pointwise(**settings)  # type: ignore[arg-type]
     assert repr(MSE(mode="suppress")) == "MSE(mode='suppress', scale='unit', reduction='mean')"
+
+
+def test_inside_and_outside_have_weights_of_their_own() -> None:
+    unit = MAPS.clamp(min=0) / MAPS.amax(dim=(1, 2), keepdim=True)
+    for row in range(2):
+        outside = F.mse_loss(unit[row] * (1 - PRIOR[row]), torch.zeros(2, 2))
+        inside = F.mse_loss(unit[row] * PRIOR[row], PRIOR[row])
+        found = InsideOutside()(MAPS[row : row + 1], PRIOR[row : row + 1])
+        torch.testing.assert_close(found, (2 * outside + 0.3 * inside)[None])
+    everywhere = torch.ones_like(PRIOR)
+    torch.testing.assert_close(InsideOutside(inside=0, outside=4)(MAPS, everywhere), torch.zeros(2))
+    with pytest.raises(InputError, match="inside=-1"):
+        InsideOutside(inside=-1)
+    with pytest.raises(InputError, match="nothing to compare"):
+        InsideOutside(inside=0, outside=0)

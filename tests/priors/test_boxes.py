@@ -19,10 +19,10 @@ from attnguide.trace import Trace
 SIZE = (12, 20)
 
 
-def drawn(boxes: Any, count: int, size: tuple[int, int] = SIZE) -> PriorMaps:
+def drawn(boxes: Any, count: int, size: tuple[int, int] = SIZE, **settings: Any) -> PriorMaps:
     logits = torch.zeros(count, 3)
     trace = Trace(torch.zeros(count, 3, *SIZE), logits, {})
-    maps = BoxPrior()(trace, resolve([0], logits), size, boxes=boxes)
+    maps = BoxPrior(**settings)(trace, resolve([0], logits), size, boxes=boxes)
     assert isinstance(maps, PriorMaps)
     return maps
 
@@ -100,3 +100,57 @@ def test_boxes_that_know_the_size_of_their_images() -> None:
     for boxes in (other, [other]):
         with pytest.raises(InputError, match="pixels of 40×24 images, the model sees 20×12 pixels"):
             drawn(boxes, 1)
+
+
+def test_dilation_grows_each_side_by_half_its_share() -> None:
+    boxes = torch.tensor([[4.0, 4, 12, 8], [0, 0, 4, 4], [14, 8, 20, 12]])
+    found = drawn(boxes, 3, dilation=0.5)
+    # By a quarter of 8 and of 4 on each side; what lies beside the image is cut off.
+    expected = [[2, 3, 14, 9], [0, 0, 5, 5], None]
+    torch.testing.assert_close(found.maps[0], painted(expected[0] or []))
+    torch.testing.assert_close(found.maps[1], painted(expected[1] or []))
+    torch.testing.assert_close(found.maps[2].sum(), torch.tensor((20 - 12.5) * (12 - 7)))
+
+
+def test_jitter_moves_edges_within_its_share_and_by_box_and_seed_alone() -> None:
+    fine = (480, 800)  # cells of a fortieth of a pixel
+    boxes = torch.tensor([[5.0, 4, 15, 8]]) + torch.linspace(0, 0.5, 200)[:, None]
+    state = torch.get_rng_state()
+    edges = []
+    for map_, box in zip(drawn(boxes, 200, fine, jitter=0.2, seed=3).maps, boxes, strict=True):
+        rows, columns = map_.sum(dim=1).nonzero()[:, 0], map_.sum(dim=0).nonzero()[:, 0]
+        found = torch.tensor([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]) / 40
+        edges.append((found - box) / torch.tensor([10.0, 4, 10, 4]))
+    moved = torch.stack(edges)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert float(moved.abs().max()) < 0.21
+    # Uniform in ±0.2: the mean is 0 and the standard deviation 0.2/√3, up to the errors of 200 draws.
+    torch.testing.assert_close(moved.mean(dim=0), torch.zeros(4), rtol=0, atol=4 * 0.2 / (3 * 200) ** 0.5)
+    torch.testing.assert_close(moved.std(dim=0), torch.full((4,), 0.2 / 3**0.5), rtol=0.2, atol=0)
+    whole = drawn(boxes[:8], 8, jitter=0.2, seed=3).maps
+    torch.testing.assert_close(drawn(boxes[:8].flip(0), 8, jitter=0.2, seed=3).maps.flip(0), whole)
+    assert not torch.equal(drawn(boxes[:8], 8, jitter=0.2, seed=4).maps, whole)
+
+
+def test_missing_boxes_stay_missing() -> None:
+    found = drawn([None, [4, 4, 12, 8]], 2, dilation=0.2, jitter=0.2)
+    assert found.weights.tolist() == [0, 1]
+    # One that the image hardly holds leaves it with some seeds.
+    tries = [drawn([[-10.0, 4, 0.01, 8]], 1, jitter=0.4, seed=seed) for seed in range(8)]
+    left = [not bool(each.maps.any()) for each in tries]
+    assert set(left) == {True, False}
+    assert [float(each.weights) == 0 for each in tries] == left
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"dilation": -0.1}, "dilation=-0.1"),
+        ({"dilation": float("inf")}, "dilation=inf"),
+        ({"jitter": 0.5}, r"jitter=0.5 must be .* in \[0, 0.5\)"),
+        ({"seed": -1}, "seed=-1"),
+    ],
+)
+def test_settings_that_are_wrong(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        BoxPrior(**settings)

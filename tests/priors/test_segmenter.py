@@ -130,3 +130,24 @@ def test_what_is_wrong_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises((InputError, DataError), match=r"onnx"):
         SegmenterPrior(tmp_path / "a.onnx")
+
+
+def test_classes_and_labels_that_do_not_match_drop_out_and_are_counted(tmp_path: Path) -> None:
+    """No label shows class 1, and class 3 has a label that is nowhere in the images."""
+    model = cnn().eval()
+    shown: dict[int, list[str | int]] = {0: ["red"], 2: ["red", "blue"], 3: ["green"]}
+    prior = SegmenterPrior(
+        Channels(), classes=shown, labels=["none", "red", "green", "blue"], cache=tmp_path, **PLAIN
+    )
+    with ag.Guide(model, source="cam", prior=prior) as guide:
+        model(squares())
+        with pytest.warns(UserWarning, match="finds no region for 2 of 4"):
+            guide.loss(LABELS)
+        assert guide.records()[0].pairs.sample.tolist() == [0, 2]
+        guide.loss(LABELS)  # from the cache
+        assert guide.records()[0].pairs.sample.tolist() == [0, 2]
+    assert (prior.found, prior.missing) == (4, 4)
+    with ag.Guide(model, prior=SegmenterPrior(Channels(), classes={0: ["reed"]}, **PLAIN)) as guide:
+        model(squares())
+        with pytest.raises(InputError, match="has no label 'reed'"):
+            guide.loss(LABELS)

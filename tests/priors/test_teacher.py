@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import attnguide as ag
 from attnguide.errors import InputError
+from attnguide.interfaces import AttributionSource
 from attnguide.priors import TeacherPrior
 
 IMAGES, LABELS, _ = batch()
@@ -63,8 +64,13 @@ def test_by_name_the_teacher_is_the_model_before_it_was_trained() -> None:
 
 def test_other_classes() -> None:
     student, teacher = cnn(classes=4).eval(), cnn(classes=2).eval()
-    with pytest.raises(InputError, match=r"targets|classes"):
-        record(student, TeacherPrior(teacher, source="cam"))
+    for count in (2, 7):  # class 0 of seven is not class 0 of four
+        with pytest.raises(InputError, match=f"has {count} classes, the guided model has 4"):
+            record(student, TeacherPrior(cnn(classes=count).eval(), source="cam"))
+    with pytest.raises(InputError, match=r"classes= has 2; the teacher .* has 2 classes"):
+        record(student, TeacherPrior(teacher, source="cam", classes=[2, None, None, None]))
+    with pytest.raises(InputError, match="classes= has -1"):
+        TeacherPrior(teacher, classes=[-1])
     prior = TeacherPrior(teacher, source="cam", classes=[1, None, 0, None])
     known = [row for row, cls in enumerate(LABELS.tolist()) if cls in (0, 2)]
     with pytest.warns(UserWarning, match="finds no region"):
@@ -79,3 +85,20 @@ def test_other_classes() -> None:
         record(student, TeacherPrior(teacher, classes=[0]))
     with pytest.raises(InputError, match="threshold=2"):
         TeacherPrior(teacher, threshold=2)
+
+
+def test_a_map_that_shows_nothing_drops_out_and_is_counted() -> None:
+    class Sometimes(AttributionSource):
+        """Evidence for even samples, and against the class for odd ones."""
+
+        needs_gradient = False
+
+        def __call__(self, trace: ag.Trace, pairs: ag.Pairs) -> Tensor:
+            sign = 1.0 - 2 * (pairs.sample % 2)
+            return sign[:, None, None] * torch.ones(len(pairs), *self.size(trace))
+
+    prior = TeacherPrior(cnn().eval(), source=Sometimes())
+    with pytest.warns(UserWarning, match="finds no region for 2 of 4"):
+        found = record(cnn().eval(), prior)
+    assert found.pairs.sample.tolist() == [0, 2]
+    assert (prior.found, prior.missing) == (2, 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image
 from scipy import linalg
 from tests.helpers.models import batch, cnn, tiny_vit
 from tests.helpers.real_data import RealData
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms.functional import pil_to_tensor
 
 import attnguide as ag
@@ -111,3 +112,24 @@ def test_bad_settings() -> None:
         TokenCutPrior(similarity=1)
     with pytest.raises(InputError, match="needs a model"):
         TokenCutPrior().find(IMAGES, LABELS)
+
+
+def test_images_without_an_object_drop_out_and_are_counted(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 2, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    prior = TokenCutPrior(network, layer="1", similarity=0.9, cache=tmp_path)
+    images = torch.full((4, 3, 32, 32), 0.5)
+    images[2, :, 8:16, 8:16] = torch.tensor([1.0, -1.0, 0.0])[:, None, None]
+    model = cnn().eval()
+    for count in (1, 2):  # the second time from the cache
+        with (
+            ag.Guide(model, source="cam", prior=prior) as guide,
+            warnings.catch_warnings(record=True) as told,
+        ):
+            warnings.simplefilter("always")
+            model(images)
+            guide.loss(LABELS)
+            assert guide.records()[0].pairs.sample.tolist() == [2]
+        assert [str(each.message)[:50] for each in told] == [
+            "TokenCutPrior finds no region for 3 of 4 pairs of t"[:50]
+        ] * (count == 1)
+        assert (prior.found, prior.missing) == (count, 3 * count)

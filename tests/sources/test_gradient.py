@@ -27,17 +27,25 @@ def gradient(model: nn.Module, images: Tensor, score: Callable[[Tensor], Tensor]
 def test_gradients_of_the_images_agree_with_autograd(build: Callable[[], nn.Module]) -> None:
     model, (images, labels, _) = build().eval(), batch()
     of_logits = gradient(model, images, lambda logits: logits.gather(1, labels[:, None]).sum())
+    summed = nn.CrossEntropyLoss(reduction="sum")
+    of_label = gradient(model, images, lambda logits: -summed(logits, labels))
     of_all = gradient(model, images, lambda logits: logits.log_softmax(dim=1).sum())
     given = images.clone()
     for source, expected in (
         ("input_gradient", of_logits.norm(dim=1)),
         ("input_x_gradient", (of_logits * images).sum(dim=1)),
+        (Gradient(score="cross_entropy"), of_label.norm(dim=1)),
+        (GradientTimesInput(score="cross_entropy"), (of_label * images).sum(dim=1)),
         (Gradient(score="log_probabilities"), of_all.norm(dim=1)),
         (GradientTimesInput(score="log_probabilities"), (of_all * images).sum(dim=1)),
     ):
         found = ag.explain(model, images, source, "labels", labels=labels)
         assert found.layer == "input"
         torch.testing.assert_close(found.maps[:, 0], expected, rtol=1e-4, atol=1e-7)
+    several = ag.explain(model, images, Gradient(score="cross_entropy"), "all").maps
+    for cls in range(several.shape[1]):
+        of_class = gradient(model, images, lambda logits, cls=cls: logits.log_softmax(dim=1)[:, cls].sum())
+        torch.testing.assert_close(several[:, cls], of_class.norm(dim=1), rtol=1e-4, atol=1e-7)
     assert torch.equal(images, given)
     assert not images.requires_grad
 
@@ -80,7 +88,7 @@ def test_right_for_the_right_reasons_is_what_the_paper_penalises() -> None:
                 torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6 * float(theirs.abs().max()))
 
 
-@pytest.mark.parametrize("score", ["logit", "log_probabilities"])
+@pytest.mark.parametrize("score", ["logit", "cross_entropy", "log_probabilities"])
 def test_the_guidance_reaches_every_weight(score: str) -> None:
     model, (images, labels, masks) = cnn(), batch()
     source = Gradient(score=score)  # type: ignore[arg-type]

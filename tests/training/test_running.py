@@ -15,11 +15,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.helpers.clip import folder as clip_folder
 from tests.helpers.recipes import network, pictures, recipe
 
 from attnguide import models
 from attnguide.errors import DataError, InputError
-from attnguide.training import Trained, Trainer, read_settings, train
+from attnguide.priors import TextPrior
+from attnguide.training import Trained, Trainer, dry_run, prepare, read_settings, train
 
 pytest.importorskip("accelerate")
 
@@ -92,7 +94,14 @@ def test_what_a_run_leaves(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "method", ['recipe = "right-for-real"\n', "", '[guide]\nloss = "outside"\nwarmup = 5\n']
+    "method",
+    [
+        'recipe = "right-for-real"\n',
+        "",
+        '[guide]\nloss = "outside"\nwarmup = 5\n',
+        # The model as it was before the first step.
+        '[guide]\nprior = { name = "teacher", source = "cam" }\n',
+    ],
 )
 @pytest.mark.parametrize("step", [0, 1, 4, 7])
 def test_an_interrupted_run_ends_with_the_same_weights(
@@ -204,6 +213,23 @@ def test_attributes_and_a_prior_without_masks(tmp_path: Path) -> None:
     assert models.load(checkpoint=tmp_path / "out" / "model.safetensors").multi_label
 
 
+@pytest.mark.parametrize(("threshold", "select"), [("", "last"), (", threshold = 0.9", "swapped")])
+def test_words_of_the_classes_need_no_masks(tmp_path: Path, threshold: str, select: str) -> None:
+    """Maps of random weights are more than one half everywhere: without a threshold nothing is outside."""
+    path = recipe(tmp_path)
+    clip_folder(tmp_path / "clip")
+    text = path.read_text().replace('masks = "masks"', "")
+    prior = f'{{ name = "text", model = "hf:{tmp_path / "clip"}"{threshold} }}'
+    path.write_text(f"{text}[guide]\nprior = {prior}\n{QUICK}")
+    assert run(path, "out").select == select
+    line = dry_run(read_settings(path), tmp_path / "batch.png", CPU)
+    assert "guidance: [guide]" in line
+    # The words are the names of the classes, which the tokenizer knows.
+    prepared = prepare(read_settings(path))
+    assert isinstance(prepared.method.prior, TextPrior)
+    assert prepared.method.prior.names == ("blue", "red")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -248,3 +274,15 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
         process.wait()
     subprocess.run([*command, str(tmp_path / "parts"), "--resume"], check=True, env=environment)
     assert same(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_attention_mining_needs_no_masks(tmp_path: Path) -> None:
+    path = recipe(tmp_path)
+    path.write_text(path.read_text().replace('masks = "masks"', 'recipe = "gain"') + QUICK)
+    result = run(path, "out")
+    assert (result.select, result.weight) == ("last", 1.0)
+    for epoch in result.epochs:
+        assert epoch.energy is None  # there is no region
+        assert epoch.guidance is not None
+        assert 0 < epoch.guidance < 1
+    assert "gain" in dry_run(read_settings(path), tmp_path / "batch.png", CPU)

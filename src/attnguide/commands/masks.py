@@ -44,17 +44,29 @@ _ON_SHEET = 60
 @click.argument("data", type=PATH, metavar="FOLDER")
 @click.option(
     "--prior",
-    type=click.Choice(["token_cut", "teacher", "segmenter"]),
+    type=click.Choice(["token_cut", "teacher", "segmenter", "text"]),
     default="token_cut",
     show_default=True,
     help="token_cut: the object, from the model's features; teacher: where the model looks; segmenter: what "
-    "a segmentation network calls an object.",
+    "a segmentation network calls an object; text: what --words name.",
 )
 @click.option(
     "--segmenter",
     metavar="NAME",
     help="Segmentation network: of torchvision (deeplabv3_resnet50), transformers/NAME, or an ONNX file. Its "
     "weights are downloaded once.",
+)
+@click.option(
+    "--words",
+    multiple=True,
+    metavar="TEXT",
+    help="What to look for, such as 'a bird'. Repeated: several texts of one meaning.",
+)
+@click.option(
+    "--clip",
+    metavar="NAME",
+    help="Model like CLIP that finds the words, of transformers: hf:OWNER/NAME, whose weights are downloaded "
+    "once, or hf:FOLDER.  [default: hf:openai/clip-vit-base-patch16]",
 )
 @click.option(
     "--model",
@@ -82,7 +94,7 @@ _ON_SHEET = 60
     default=0.5,
     show_default=True,
     metavar="T",
-    help="Share of a teacher's maximum from which on a pixel is inside.",
+    help="Share of a map's maximum from which on a pixel is inside, of a teacher or words.",
 )
 @click.option(
     "--out",
@@ -101,6 +113,8 @@ def masks(
     data: Path,
     prior: str,
     segmenter: str | None,
+    words: tuple[str, ...],
+    clip: str | None,
     source: str,
     layer: str,
     threshold: float,
@@ -117,8 +131,8 @@ def masks(
     masks are kept, so that corrected ones stay, and a run that was ended goes on.
 
     The whole image is resized to the model's input, and the mask back to the image. A teacher's mask is that
-    of the class that it predicts. A segmenter needs no --model. An image in which no region is found gets no
-    mask, and is counted.
+    of the class that it predicts. A segmenter and words need no --model. An image in which no region is found
+    gets no mask, and is counted.
 
     The exit status is 1 if an image could not be read or no region was found at all.
 
@@ -126,6 +140,7 @@ def masks(
     Examples:
       attnguide masks photos/ --model vit_small_patch16_224.dino --pretrained --out masks/ --sheet
       attnguide masks photos/ --prior teacher --model resnet50.a1_in1k --pretrained
+      attnguide masks photos/ --prior text --words "a bird" --sheet
     """  # noqa: D301  (click's mark for "leave these lines as they are")
     from attnguide.data.files import check_writable
     from attnguide.data.images import find_images
@@ -136,11 +151,18 @@ def masks(
     files = _names(images, data, out)
     check_writable(out)
     left = {image: file for image, file in files.items() if overwrite or not file.exists()}
+    for option, of, value in (
+        ("--segmenter", "segmenter", segmenter),
+        ("--words", "text", words),
+        ("--clip", "text", clip),
+    ):
+        if value and prior != of:
+            raise click.UsageError(f"{option} is for --prior {of}.")
     if prior == "segmenter":
         finder = _segmenter(segmenter)
+    elif prior == "text":
+        finder = _text(words, clip, threshold)
     else:
-        if segmenter is not None:
-            raise click.UsageError("--segmenter is for --prior segmenter.")
         loaded = choice.load()
         warn_of_random_weights(loaded)
         note_default_model(choice, loaded)
@@ -181,6 +203,20 @@ def _segmenter(name: str | None) -> _Finder:
     prior = SegmenterPrior() if name is None else SegmenterPrior(name)
     prior.prepare(None, 1)
     return _Finder(prior, (320, 320), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def _text(words: tuple[str, ...], clip: str | None, threshold: float) -> _Finder:
+    """Make the finder of words, whose images are those of a model like CLIP."""
+    from attnguide.errors import InputError
+    from attnguide.priors.finding import IMAGENET
+    from attnguide.priors.text import CLIP, TextPrior
+
+    if not any(text.strip() for text in words):
+        raise InputError("--prior text needs words: --words 'a bird'.")
+    prior = TextPrior([words], threshold=threshold, model=clip or CLIP)
+    prior.prepare(None, 1)
+    mean, std = prior.normalization = prior.own_normalization or IMAGENET
+    return _Finder(prior, (prior.side, prior.side), tuple(mean), tuple(std))
 
 
 def _names(images: Sequence[Path], data: Path, out: Path) -> dict[Path, Path]:

@@ -39,7 +39,7 @@ class Term:
 
     Attributes:
         source: An attribution source, by name or as an object.
-        prior: A target prior, by name or as an object.
+        prior: A target prior, by name or as an object; not used with a loss that reads none, such as `erase`.
         loss: An alignment loss, by name or as an object.
         weight: λ, at least 0; the term's mean over the annotated pairs is multiplied by it. May be changed
             while training.
@@ -191,6 +191,13 @@ def mean(parts: Sequence[Weighed], weights: Tensor) -> Tensor | None:
     return torch.stack(scaled).sum() if scaled else None
 
 
+class _Everywhere(TargetPrior):
+    """Stands where a loss reads no prior: each pair counts, and no annotation is read."""
+
+    def __call__(self, trace: Trace, pairs: Pairs, size: tuple[int, int]) -> Tensor:
+        return trace.logits.new_ones(len(pairs), *size, dtype=torch.float32).detach()
+
+
 class BoundTerm:
     """A term with its parts created; its layers are found with the first images.
 
@@ -208,8 +215,12 @@ class BoundTerm:
     def __init__(self, term: Term, model: nn.Module) -> None:
         self.term = term
         self.source: AttributionSource = registry().create("source", term.source, AttributionSource)
-        self.prior: TargetPrior = registry().create("prior", term.prior, TargetPrior)
         self.loss: AlignmentLoss = registry().create("loss", term.loss, AlignmentLoss)
+        if not self.loss.reads_prior and term.prior != Term.prior:
+            raise InputError(f"loss {self.loss!r} reads no prior; leave prior={term.prior!r:.60} out.")
+        self.prior: TargetPrior = (
+            registry().create("prior", term.prior, TargetPrior) if self.loss.reads_prior else _Everywhere()
+        )
         self.requested = check_layer(model, self.source.layers(term.layer))
         self.layers: list[Layer] = []
         if not self.source.differentiable:
@@ -388,7 +399,7 @@ class BoundTerm:
             return TermRecord(name, pairs, nothing, nothing, weights, images), Weighed(None, total)
         maps = [maps_of(self.source, part, pairs) for part in traces]
         combined = maps[0] if self.term.combine is None else functional.combine(maps, self.term.combine)
-        losses = self.loss(combined, prior)
+        losses = self.loss.compare(combined, prior, traces[0], pairs)
         if losses.shape != weights.shape:
             raise GuidanceError(
                 f"loss {self.loss!r} gave shape {tuple(losses.shape)}, expected one number for each of "

@@ -1,3 +1,4 @@
+from .erase import Erase as Erase
 from .overlap import (
     KL as KL,
     Correlation as Correlation,
@@ -6,4 +7,11 @@ from .overlap import (
     Energy as Energy,
     IoU as IoU,
 )
-from .pointwise import L1 as L1, MSE as MSE, PPCE as PPCE, Outside as Outside, Pointwise as Pointwise
+from .pointwise import (
+    L1 as L1,
+    MSE as MSE,
+    PPCE as PPCE,
+    InsideOutside as InsideOutside,
+    Outside as Outside,
+    Pointwise as Pointwise,
+)

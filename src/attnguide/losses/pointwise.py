@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from attnguide import functional
+from attnguide.errors import InputError
 from attnguide.functional import Distance, Mode, Reduction, Scale
 from attnguide.interfaces import AlignmentLoss
 
-__all__ = ["L1", "MSE", "PPCE", "Outside", "Pointwise"]
+__all__ = ["L1", "MSE", "PPCE", "InsideOutside", "Outside", "Pointwise"]
 
 
 class Pointwise(AlignmentLoss):
@@ -75,3 +78,32 @@ class Outside(Pointwise):
         self, *, mode: Mode = "suppress", scale: Scale = "signed", reduction: Reduction = "mean"
     ) -> None:
         super().__init__("squared", mode, scale, reduction)
+
+
+class InsideOutside(AlignmentLoss):
+    """Squared attribution outside the prior, and what is missing inside (RobustViT, Chefer et al., 2022).
+
+    See [`functional.inside_outside_loss`][attnguide.functional.inside_outside_loss].
+
+    Args:
+        inside: Weight of what is missing inside.
+        outside: Weight of what is outside.
+
+    Raises:
+        InputError: If a weight is negative or not finite, or both are 0.
+    """
+
+    def __init__(self, *, inside: float = 0.3, outside: float = 2.0) -> None:
+        for name, value in (("inside", inside), ("outside", outside)):
+            if not (isinstance(value, (int, float)) and 0 <= value < math.inf):
+                raise InputError(f"{name}={value!r} must be a finite number of at least 0.")
+        if not inside and not outside:
+            raise InputError("inside=0 and outside=0 leave nothing to compare. Give one a weight.")
+        self.inside, self.outside = inside, outside
+
+    def __call__(self, attribution: Tensor, prior: Tensor) -> Tensor:
+        """Compare maps `(N, h, w)`; losses `(N,)`."""
+        return functional.inside_outside_loss(attribution, prior, self.inside, self.outside)
+
+    def __repr__(self) -> str:
+        return f"InsideOutside(inside={self.inside}, outside={self.outside})"

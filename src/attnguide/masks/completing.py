@@ -38,7 +38,7 @@ _HELD_OUT = 5
 
 
 class MaskCompletion:
-    """Predicts missing masks: tells inside from outside by the features of a network.
+    """Predicts missing masks: separates inside from outside by the features of a network.
 
     A few painted masks are enough for many images, where the features of a pretrained network already know
     the object. A logistic regression on the features of all stages, position by position, learns from the

@@ -15,12 +15,17 @@ _PATIENCE = 5.0
 
 
 @contextmanager
-def downloading(name: str, pretrained: bool) -> Iterator[None]:
+def downloading(
+    name: str,
+    pretrained: bool,
+    remedy: str = "download a .safetensors file elsewhere and give it as the checkpoint",
+) -> Iterator[None]:
     """Turn any error of a download into one of the library, and keep the client from retrying offline.
 
     Args:
         name: Name of the model, for the error.
         pretrained: Whether there is a download; without one, nothing is changed.
+        remedy: What to do, other than going online.
 
     Raises:
         DataError: If the weights can neither be downloaded nor found in the cache.
@@ -38,7 +43,7 @@ def downloading(name: str, pretrained: bool) -> Iterator[None]:
         reason = str(error).strip().partition("\n")[0].partition(". ")[0] or type(error).__name__
         raise DataError(
             f"the pretrained weights of {name} can neither be downloaded nor found in the cache ({reason}). "
-            "Go online once, or download a .safetensors file elsewhere and give it as the checkpoint."
+            f"Go online once, or {remedy}."
         ) from error
     finally:
         socket.setdefaulttimeout(timeout)

@@ -16,6 +16,9 @@ from attnguide.models._building import TRANSFORMERS, count_classes, reproducible
 from attnguide.models._downloading import downloading
 from attnguide.models.loaded_model import LoadedModel
 
+#: What most folders are read as.
+CLASSIFIER = "a classifier"
+
 
 def build(
     name: str, weights: Mapping[str, Tensor] | None, pretrained: bool, num_classes: int | None
@@ -30,8 +33,8 @@ def build(
     except ImportError as error:
         raise MissingPackageError(name, "transformers", "transformers") from error
     where = name.removeprefix(TRANSFORMERS)
-    folder = _folder_of(where, name)
-    with _reading(where, folder):
+    folder = folder_of(where, name)
+    with reading(where, folder):
         config: Any = AutoConfig.from_pretrained(where)
         processor: Any = AutoImageProcessor.from_pretrained(where)
     if type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
@@ -47,7 +50,7 @@ def build(
         config.num_labels = num_classes
     replaced = num_classes is not None
     own_weights = pretrained or (folder is not None and weights is None)
-    with reproducible(), _reading(where, folder), _quiet():
+    with reproducible(), reading(where, folder), quiet():
         if own_weights:
             model, info = AutoModelForImageClassification.from_pretrained(
                 where, config=config, ignore_mismatched_sizes=replaced, use_safetensors=True,
@@ -64,7 +67,7 @@ def build(
         )
     prepare = _Prepared(processor)
     sample = prepare(Image.new("RGB", (320, 240)))
-    mean, std = _normalization(processor)
+    mean, std = normalization(processor)
     return LoadedModel(
         model.float(),
         _class_names(config),
@@ -78,7 +81,7 @@ def build(
     )
 
 
-def _folder_of(where: str, name: str) -> Path | None:
+def folder_of(where: str, name: str) -> Path | None:
     """The folder that a name means; None for a name of the hub.
 
     Raises:
@@ -102,14 +105,15 @@ def _folder_of(where: str, name: str) -> Path | None:
 
 
 @contextmanager
-def _reading(where: str, folder: Path | None) -> Iterator[None]:
+def reading(where: str, folder: Path | None, what: str = CLASSIFIER) -> Iterator[None]:
     """Turn the errors of transformers into one of the library.
 
     Raises:
         DataError: If a folder cannot be read, or a model neither downloaded nor found in the cache.
     """
     if folder is None:
-        with downloading(where, pretrained=True):
+        remedy = () if what == CLASSIFIER else (f"give {TRANSFORMERS}FOLDER, as save_pretrained writes it",)
+        with downloading(where, True, *remedy):
             yield
         return
     try:
@@ -117,13 +121,13 @@ def _reading(where: str, folder: Path | None) -> Iterator[None]:
     except Exception as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise DataError(
-            f"{folder} cannot be read as a classifier of transformers: {reason} It must hold config.json, "
+            f"{folder} cannot be read as {what} of transformers: {reason} It must hold config.json, "
             "preprocessor_config.json and model.safetensors, as save_pretrained writes them."
         ) from error
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Leave out what transformers says about weights, which are checked here, and its progress bars."""
     from transformers.utils import logging
 
@@ -154,7 +158,7 @@ class _Prepared:
         return values
 
 
-def _normalization(processor: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def normalization(processor: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation that the processor normalizes by; 0 and 1 if it does not."""
     if not getattr(processor, "do_normalize", False):
         return (0.0,) * 3, (1.0,) * 3

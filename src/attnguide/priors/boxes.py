@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
@@ -31,9 +32,27 @@ class BoxPrior(TargetPrior):
     With `guide.loss(labels, boxes=…)` boxes are a tensor `(B, 4)` or `(B, n, 4)`, or a list with one entry
     for each sample: `(n, 4)`, `(4,)`, a `tv_tensors.BoundingBoxes` of any format, or None. A row of NaN or −1
     means "no box"; a sample without a box drops out. The map is the same for every class of a sample.
+
+    Args:
+        dilation: Share of its width and height by which each box grows, half of it on each side, since boxes
+            are often drawn tight, or where some context may count (Rao et al., ICCV 2023).
+        jitter: How far each edge moves at random, at most, as a share of the box's side, in [0, 0.5): to see
+            how much the guidance depends on exact boxes. It comes before the dilation.
+        seed: Seed of the jitter, at least 0. It depends on it and the box alone: a box moves the same way
+            each time, as if it had been drawn there.
+
+    Raises:
+        InputError: If a setting has a wrong value.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, dilation: float = 0.0, jitter: float = 0.0, seed: int = 0) -> None:
+        if not (isinstance(dilation, (int, float)) and 0 <= dilation < math.inf):
+            raise InputError(f"dilation={dilation!r} must be a share of the box's sides, at least 0.")
+        if not (isinstance(jitter, (int, float)) and 0 <= jitter < 0.5):
+            raise InputError(f"jitter={jitter!r} must be a share of the box's sides in [0, 0.5).")
+        if type(seed) is not int or seed < 0:
+            raise InputError(f"seed={seed!r} must be a number of at least 0.")
+        self.dilation, self.jitter, self.seed = dilation, jitter, seed
         self._warned = False
 
     def __call__(self, trace: Trace, pairs: Pairs, size: tuple[int, int], *, boxes: Any) -> PriorMaps:
@@ -69,10 +88,29 @@ class BoxPrior(TargetPrior):
         _check(table, present, trace.image_size)
         if may_read(table) and bool(present.any()):
             self._check_scale(table[present], trace.image_size)
-        maps = _cover(table.nan_to_num(0.0), size, trace.image_size)
+        maps = _cover(self._moved(table).nan_to_num(0.0), size, trace.image_size)
         weights = present.any(dim=1).to(maps)
+        if self.jitter:  # a box at the border may have left the image
+            weights = weights * (maps.amax(dim=(1, 2)) > 0)
         sample = pairs.sample
         return PriorMaps(maps[sample], weights[sample])
+
+    def _moved(self, table: Tensor) -> Tensor:
+        """Move the edges of boxes `(B, n, 4)` at random, and dilate what that gives."""
+        if self.jitter:
+            # A generator for each box, so that neither order nor batch counts.
+            draws = [
+                np.random.default_rng([self.seed, *box.view(np.uint32).tolist()]).uniform(-1, 1, 4)
+                for box in table.flatten(0, 1).cpu().numpy()
+            ]
+            moves = torch.from_numpy(np.stack(draws)).to(table).view(table.shape)
+            table = table + self.jitter * moves * _sides(table)
+        if self.dilation:
+            table = table + self.dilation / 2 * table.new_tensor([-1.0, -1, 1, 1]) * _sides(table)
+        return table
+
+    def __repr__(self) -> str:
+        return f"BoxPrior(dilation={self.dilation}, jitter={self.jitter}, seed={self.seed})"
 
     def _check_scale(self, boxes: Tensor, image_size: tuple[int, int]) -> None:
         """Refuse boxes in pixels of larger images; in doubt, warn once.
@@ -103,6 +141,12 @@ class BoxPrior(TargetPrior):
                 f"are cut off there: {found}",
                 stacklevel=2,
             )
+
+
+def _sides(boxes: Tensor) -> Tensor:
+    """Width, height, width and height of boxes `(…, 4)`."""
+    sides = boxes[..., 2:] - boxes[..., :2]
+    return torch.cat([sides, sides], dim=-1)
 
 
 def _check_canvas(boxes: Any, image_size: tuple[int, int]) -> None:

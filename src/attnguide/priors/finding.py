@@ -6,6 +6,7 @@ import copy
 import hashlib
 import warnings
 from abc import abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,15 @@ from attnguide.data.images import load_image
 from attnguide.errors import InputError
 from attnguide.interfaces import PriorMaps, TargetPrior
 from attnguide.models.loaded_model import LoadedModel
+from attnguide.models.preprocessing import preprocessing_of
 from attnguide.pairs import Pairs
 from attnguide.trace import Trace
 
-__all__ = ["FindingPrior"]
+__all__ = ["IMAGENET", "FindingPrior", "Normalization", "normalization_of", "own_copy", "renormalized"]
+
+#: Mean and standard deviation of each channel, which were subtracted from images in [0, 1] and divided by.
+Normalization = tuple[Sequence[float], Sequence[float]]
+IMAGENET: Normalization = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 class FindingPrior(TargetPrior):
@@ -40,16 +46,20 @@ class FindingPrior(TargetPrior):
 
     Attributes:
         by_class: Whether each class has a region of its own.
+        names: Names of the guided model's classes, where they are known; a training sets them.
         found: Number of pairs so far that had a region.
         missing: Number of pairs so far that had none.
     """
 
     by_class: bool = False
+    names: Sequence[str] = ()
 
     def __init__(self, cache: str | Path | None = None) -> None:
         self.cache = None if cache is None else Path(cache)
         self.found, self.missing = 0, 0
         self._warned = False
+        #: Digest of the settings, taken once: they hold the weights of a model that stays as it is.
+        self._digest: str | None = None
 
     @abstractmethod
     def find(self, images: Tensor, classes: Tensor) -> PriorMaps:
@@ -110,7 +120,9 @@ class FindingPrior(TargetPrior):
         return PriorMaps(sized.to(images.device), present.to(images.device))
 
     def _file(self, image: Tensor, cls: int) -> Path:
-        digest = hashlib.sha256(self.settings().encode())
+        if self._digest is None:
+            self._digest = self.settings()
+        digest = hashlib.sha256(self._digest.encode())
         digest.update(image.float().cpu().contiguous().numpy().tobytes())
         suffix = f"_{cls}" if self.by_class else ""
         return (self.cache or Path()) / f"{digest.hexdigest()[:24]}{suffix}.png"
@@ -143,3 +155,19 @@ def own_copy(model: Any) -> nn.Module:
     for weight in copied.parameters():
         weight.grad = None
     return copied
+
+
+def normalization_of(model: nn.Module | None) -> Normalization:
+    """How the images that a model sees are normalised, as the model says itself; else as ImageNet's are."""
+    try:
+        known = None if model is None else preprocessing_of(model)
+    except InputError:  # the model says nothing about it
+        known = None
+    return (known.mean, known.std) if known and known.mean else IMAGENET
+
+
+def renormalized(images: Tensor, now: Normalization, wanted: Normalization) -> Tensor:
+    """Turn images `(N, C, H, W)` of one normalization into those of another."""
+    (mean, std), (own_mean, own_std) = now, wanted
+    a, b, c, d = (images.new_tensor(values)[:, None, None] for values in (mean, std, own_mean, own_std))
+    return (images * b + a - c) / d

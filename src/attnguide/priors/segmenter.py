@@ -14,12 +14,16 @@ from attnguide.capture.model_state import weights_digest
 from attnguide.data.files import check_file
 from attnguide.errors import DataError, InputError, nearest
 from attnguide.interfaces import PriorMaps
-from attnguide.models.preprocessing import Preprocessing, preprocessing_of
-from attnguide.priors.finding import FindingPrior, own_copy
+from attnguide.priors.finding import (
+    IMAGENET,
+    FindingPrior,
+    Normalization,
+    normalization_of,
+    own_copy,
+    renormalized,
+)
 
 __all__ = ["SegmenterPrior"]
-
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 class SegmenterPrior(FindingPrior):
@@ -53,8 +57,8 @@ class SegmenterPrior(FindingPrior):
         classes: Mapping[int, Sequence[str | int]] | None = None,
         labels: Sequence[str] = (),
         minimum: float = 0.005,
-        normalization: tuple[Sequence[float], Sequence[float]] | None = None,
-        own_normalization: tuple[Sequence[float], Sequence[float]] = _IMAGENET,
+        normalization: Normalization | None = None,
+        own_normalization: Normalization = IMAGENET,
         cache: str | Path | None = None,
     ) -> None:
         super().__init__(cache)
@@ -77,8 +81,7 @@ class SegmenterPrior(FindingPrior):
             self._network, found = _load(self.name)
             self.labels = self.labels or found
         if self.normalization is None:
-            known = _preprocessing(model)
-            self.normalization = (known.mean, known.std) if known and known.mean else _IMAGENET
+            self.normalization = normalization_of(model)
         for cls in self.classes or ():
             if type(cls) is not int or not 0 <= cls < classes:
                 raise InputError(f"classes= names class {cls!r}; the guided model has {classes}.")
@@ -126,21 +129,10 @@ class SegmenterPrior(FindingPrior):
 
     def _renormalized(self, images: Tensor) -> Tensor:
         """Turn the guided model's images into those that the network wants."""
-        (mean, std), (own_mean, own_std) = self.normalization or _IMAGENET, self.own_normalization
-        a, b, c, d = (images.new_tensor(values)[:, None, None] for values in (mean, std, own_mean, own_std))
-        return (images * b + a - c) / d
+        return renormalized(images, self.normalization or IMAGENET, self.own_normalization)
 
     def __repr__(self) -> str:
         return f"SegmenterPrior({self.name!r}, classes={self.classes})"
-
-
-def _preprocessing(model: nn.Module | None) -> Preprocessing | None:
-    if model is None:
-        return None
-    try:
-        return preprocessing_of(model)
-    except InputError:  # the model says nothing about it
-        return None
 
 
 def _logits(output: Any, count: int) -> Tensor:

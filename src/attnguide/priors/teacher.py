@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from attnguide import functional
+from attnguide.capture.logits import find_logits
 from attnguide.capture.model_state import weights_digest
 from attnguide.errors import InputError
 from attnguide.explanation import explain
@@ -61,6 +62,12 @@ class TeacherPrior(FindingPrior):
         self.models = [own_copy(teacher) for teacher in listed]
         self.source, self.layer, self.threshold = source, layer, threshold
         self.classes = None if classes is None else tuple(classes)
+        for cls in self.classes or ():
+            if cls is not None and (type(cls) is not int or cls < 0):
+                raise InputError(f"classes= has {cls!r}; give the numbers of the teacher's classes, or None.")
+        #: Number of the guided model's classes, and whether those of the teachers were compared with it.
+        self._wanted: int | None = None
+        self._compared = False
 
     def prepare(self, model: nn.Module | None, classes: int) -> None:
         """Copy the guided model if no teacher was given, and check the classes."""
@@ -68,6 +75,7 @@ class TeacherPrior(FindingPrior):
             if model is None:
                 raise InputError("prior 'teacher' needs a model: TeacherPrior(model).")
             self.models = [own_copy(model)]
+        self._wanted = classes
         if self.classes is not None and len(self.classes) != classes:
             raise InputError(
                 f"classes= has {len(self.classes)} entries, the guided model has {classes} classes. Give the "
@@ -83,8 +91,11 @@ class TeacherPrior(FindingPrior):
         """Explain the class of each image by the teachers.
 
         Raises:
-            InputError: If a teacher has other classes and there is no mapping.
+            InputError: If a teacher has another number of classes than the guided model and there is no
+                mapping, or does not have a class of the mapping.
         """
+        if not self._compared:
+            self._compare(images)
         known = [cls if self.classes is None else self.classes[cls] for cls in classes.tolist()]
         rows = [row for row, cls in enumerate(known) if cls is not None]
         pairs = [(place, int(known[row] or 0)) for place, row in enumerate(rows)]
@@ -94,11 +105,6 @@ class TeacherPrior(FindingPrior):
             chosen = images[rows]
             with torch.no_grad():
                 found = explain(teacher, chosen, self.source, pairs, self.layer, None)
-            if self.classes is None and found.logits.shape[1] <= int(classes.max()):
-                raise InputError(
-                    f"the teacher {type(teacher).__name__} has {found.logits.shape[1]} classes, and does not "
-                    f"know class {int(classes.max())}. Give TeacherPrior(classes=[…])."
-                )
             maps = found.maps[:, 0].clamp(min=0)  # evidence against a class is not where to look
             unit = maps / maps.amax(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)
             size = unit.shape[-2:] if total is None else total.shape[-2:]
@@ -112,6 +118,22 @@ class TeacherPrior(FindingPrior):
         maps = mean.new_zeros(len(images), *mean.shape[-2:])
         maps[rows] = mean
         return PriorMaps(maps, (maps.amax(dim=(1, 2)) > 0).to(maps))
+
+    def _compare(self, images: Tensor) -> None:
+        """Refuse teachers that do not have the classes that are asked for."""
+        for teacher in self.models:
+            with torch.no_grad():
+                count = find_logits(teacher.to(images.device)(images[:1])).shape[1]
+            name = type(teacher).__name__
+            if self.classes is None and self._wanted not in (None, count):
+                raise InputError(
+                    f"the teacher {name} has {count} classes, the guided model has {self._wanted}. Give "
+                    "TeacherPrior(classes=[…]): the teacher's class of each, None where it has none."
+                )
+            for cls in self.classes or ():
+                if cls is not None and cls >= count:
+                    raise InputError(f"classes= has {cls}; the teacher {name} has {count} classes.")
+        self._compared = True
 
     def __repr__(self) -> str:
         names = ", ".join(type(teacher).__name__ for teacher in self.models)

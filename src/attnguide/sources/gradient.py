@@ -15,16 +15,18 @@ from attnguide.trace import Trace
 
 __all__ = ["Gradient", "GradientTimesInput", "Score"]
 
-#: The score to differentiate: the logit of the pair's class, or the log-probabilities of all classes, summed.
-Score = Literal["logit", "log_probabilities"]
+#: The score to differentiate: the logit of the pair's class, its log-probability, which is the cross entropy
+#: negated, or the log-probabilities of all classes, summed.
+Score = Literal["logit", "cross_entropy", "log_probabilities"]
 
 
 class _Gradients(AttributionSource):
     """A map made of gradients with respect to the images; at a layer, if one is named.
 
     Args:
-        score: The score to differentiate. `"logit"`: that of the pair. `"log_probabilities"`: Σ ln p over
-            all classes of a softmax, the same for every class of a sample (Ross et al., IJCAI 2017, eq. 3):
+        score: The score to differentiate. `"logit"`: that of the pair. `"cross_entropy"`: the cross entropy
+            of the pair's class, negated: ln p. `"log_probabilities"`: Σ ln p over all classes of a softmax,
+            the same for every class of a sample (Ross et al., IJCAI 2017, eq. 3):
             the evidence against other classes is penalised too.
 
     Raises:
@@ -43,6 +45,8 @@ class _Gradients(AttributionSource):
         """Return the gradient of each pair's score, `(N, C, h, w)`."""
         if self.score == "logit":
             return trace.gradients(pairs)
+        if self.score == "cross_entropy":
+            return trace.log_gradients(pairs)
         return pairs.pick(trace.gradients_of_all())
 
     def __repr__(self) -> str:
@@ -55,7 +59,8 @@ class Gradient(_Gradients):
     See [`functional.gradient_norm`][attnguide.functional.gradient_norm].
 
     Args:
-        score: `"logit"`, or `"log_probabilities"` as in "Right for the right reasons".
+        score: `"logit"`; `"cross_entropy"`, as in GALS; or `"log_probabilities"` as in "Right for the right
+            reasons".
     """
 
     def __call__(self, trace: Trace, pairs: Pairs) -> Tensor:
@@ -69,7 +74,7 @@ class GradientTimesInput(_Gradients):
     See [`functional.hires_cam`][attnguide.functional.hires_cam], which is the same for any layer.
 
     Args:
-        score: `"logit"`, or `"log_probabilities"`.
+        score: `"logit"`, `"cross_entropy"` or `"log_probabilities"`.
     """
 
     def __call__(self, trace: Trace, pairs: Pairs) -> Tensor:

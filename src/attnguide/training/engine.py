@@ -378,7 +378,9 @@ class Trainer:
     def _measure_batch(self, batch: Batch, found: Mapping[str, _Mean]) -> Tensor:
         """Return the logits, and measure maps where there are regions."""
         guide = self.guidance if isinstance(self.guidance, Guide) else None
-        looks = guide is not None and all(_reads(bound.prior, batch) for bound in guide._bound)
+        looks = guide is not None and all(
+            bound.loss.reads_prior and _reads(bound.prior, batch) for bound in guide._bound
+        )
         with torch.set_grad_enabled(looks), self.accelerator.autocast():
             logits = find_logits(self.unwrapped(batch.images), self.logits).float()
         if looks and guide is not None:
@@ -409,7 +411,7 @@ class Trainer:
     def _masks(self, batch: Batch) -> Tensor | None:
         """A mask for each image `(B, H, W)`, NaN where there is none, from the masks or any prior."""
         prior = self.prior
-        if prior is None and isinstance(self.guidance, Guide):
+        if prior is None and isinstance(self.guidance, Guide) and self.guidance._bound[0].loss.reads_prior:
             prior = self.guidance._bound[0].prior
         if prior is None:
             return united(batch.annotations.get("mask"))

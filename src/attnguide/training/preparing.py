@@ -19,10 +19,10 @@ from attnguide.guiding.guide import Guide
 from attnguide.guiding.intervention import Intervention, arguments_of
 from attnguide.guiding.recipe import Recipe, as_recipe, load_recipe
 from attnguide.guiding.terms import Term
-from attnguide.interfaces import TargetPrior
+from attnguide.interfaces import AlignmentLoss, TargetPrior
 from attnguide.models import LoadedModel, with_head
 from attnguide.parts.registry import registry
-from attnguide.priors import BoxPrior
+from attnguide.priors import BoxPrior, FindingPrior
 from attnguide.training.images import Images
 from attnguide.training.listing import Listing, Sample, list_images
 from attnguide.training.settings import AugmentSettings, Settings
@@ -54,8 +54,11 @@ class Method:
 
     @property
     def prior(self) -> TargetPrior | None:
-        """The prior of a guidance by maps."""
+        """The prior of a guidance by maps; None if its loss reads none."""
         if self.kind != "guide":
+            return None
+        loss: AlignmentLoss = registry().create("loss", self.options.get("loss", "iou"), AlignmentLoss)
+        if not loss.reads_prior:
             return None
         prior: TargetPrior = registry().create("prior", self.options.get("prior", "mask"), TargetPrior)
         return prior
@@ -177,6 +180,7 @@ def prepare(settings: Settings) -> Prepared:
         method = method_of(replace(settings, recipe="right-for-real"))
     _check_annotations(settings, method, listing)
     loaded, settings = _model(settings, listing)
+    method = _with_prior(method, loaded)
     frozen = freeze(loaded.model, settings.model.freeze)
     masks = None
     if settings.masks is not None and settings.masks.path is not None:
@@ -216,6 +220,17 @@ def _with_masks(method: Method) -> Method:
             'give prior = "mask".'
         )
     return method
+
+
+def _with_prior(method: Method, loaded: LoadedModel) -> Method:
+    """Make the prior once, for all that asks for regions; one that finds them sees the model as it is now."""
+    prior = method.prior
+    if prior is None:
+        return method
+    if isinstance(prior, FindingPrior):
+        prior.names = loaded.classes
+        prior.prepare(loaded.model, len(loaded.classes))
+    return replace(method, options={**method.options, "prior": prior})
 
 
 def _pairs(samples: Sequence[Sample]) -> list[tuple[Any, int]]:

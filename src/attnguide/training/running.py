@@ -293,14 +293,14 @@ class _Run:
         images, method = self.prepared.validation, self.prepared.method
         found = [] if method.kind == "none" else images.annotated(2)
         if len(found) < 2 or method.prior is None:
-            return len(found) == 2
+            return len(found) == 2 and "mask" in method.annotations
         try:
             masks = joined(
                 method.prior, next(Loader(images.subset(found), 2).single()), len(images.loaded.classes)
             )
         except LayerError:  # the prior is made of what the model sees
             return False
-        return not bool(masks.isnan().all())
+        return bool((masks < 0.5).any())  # which NaN, for no region, is not
 
     def search(self, folder: Path, select: str, on_note: Callable[[str], object]) -> list[Tried]:
         """Try each λ for some epochs."""
