@@ -155,8 +155,8 @@ def find_layers(
     asked = layer if layer and type(layer) is tuple and {*map(type, layer)} == {str} else _asked(layer)
     of_images = (INPUT, images_name(model))
     if any(isinstance(each, Layer) or each in of_images for each in asked):
-        found = [_stored_or_found(model, images, each, measure, call) for each in asked]
-        return list({layer.name: layer for layers in found for layer in layers}.values())
+        groups = [_stored_or_found(model, images, each, measure, call) for each in asked]
+        return list({layer.name: layer for group in groups for layer in group}.values())
     question = memory.Question(tuple(map(str, asked)), measure, () if call is None else call.signature)
     known = memory.recall(model, images, question)
     if known is None:
