@@ -120,7 +120,7 @@ def test_boxes_are_narrowed(tmp_path: Path) -> None:
 def test_nothing_to_complete(tmp_path: Path) -> None:
     few_masks(tmp_path, given=12)
     _, notes = run(tmp_path / "photos.toml", "out")
-    assert notes[0].startswith("Masks: 24 images have one, 0 got a predicted one, and in 0 nothing was found.")
+    assert notes[0].startswith("Masks: 24 images have one, 0 got a predicted one, and in 0 nothing was")
 
 
 def test_what_cannot_be_completed(tmp_path: Path) -> None:
