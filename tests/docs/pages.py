@@ -4,6 +4,8 @@ A page runs from top to bottom in one namespace, in an empty folder, as a reader
 
 - A block of `python` runs. Blocks need not repeat what the page has said before. The namespace starts with
   what `fixtures` returns: a small model, data for it, a criterion and an optimiser.
+- A block of `py` needs packages that may not be installed: those that it imports. It runs by itself, after
+  the setup before it.
 - A block with a title, such as `python title="my_package/priors.py"`, is written to that file instead.
   Modules written so can be imported, and the entry points of a `pyproject.toml` are installed.
 - A comment `<!-- setup … -->` holds Python that runs at its place and that readers don't see: files that an
@@ -65,6 +67,12 @@ def _blocks(page: Path) -> Iterator[Block]:
         code = "".join(line.removeprefix(indent) for line in groups["code"].splitlines(keepends=True))
         line = text.count("\n", 0, found.start("code")) + 1
         yield Block(page, line, info.partition(" ")[0], title and title[1], code)
+
+
+def setup_of(block: Block) -> list[Block]:
+    """The hidden code right before a block."""
+    before = [each for each in _blocks(block.page) if each.line < block.line]
+    return [each for each in before[-1:] if each.language == "setup"]
 
 
 def fixtures() -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import shlex
 import tomllib
@@ -10,7 +11,7 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner
-from tests.docs.pages import PAGES, ROOT, Block, blocks, execute, fixtures
+from tests.docs.pages import PAGES, ROOT, Block, blocks, execute, fixtures, setup_of
 
 from attnguide.cli.main import main
 from attnguide.parts.registry import registry
@@ -25,10 +26,22 @@ CONSOLE = [block for page in PAGES for block in blocks(page, "console")]
 @pytest.mark.parametrize("page", HAVE_CODE, ids=lambda page: str(page.relative_to(ROOT)))
 def test_python(page: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     namespace = fixtures()
+    of_others = [each for block in blocks(page, "py") for each in setup_of(block)]
     for block in blocks(page):
-        if block.language in ("python", "setup") or block.title:
+        if (block.language in ("python", "setup") and block not in of_others) or block.title:
             execute(block, namespace)
             registry.cache_clear()  # the block may have installed a plugin
+
+
+@pytest.mark.parametrize("block", [block for page in PAGES for block in blocks(page, "py")], ids=str)
+@pytest.mark.filterwarnings("ignore")  # of the other package
+def test_python_of_other_packages(block: Block, photos: Path) -> None:
+    for statement in ast.walk(ast.parse(block.code)):
+        if isinstance(statement, ast.ImportFrom):
+            pytest.importorskip(str(statement.module).partition(".")[0])
+    namespace = fixtures()
+    for each in (*setup_of(block), block):
+        execute(each, namespace)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ import pytest
 import timm
 import torch
 from tests.helpers.pictures import picture
+from tests.helpers.recipes import pictures
 
-from attnguide import models
+from attnguide import audit, models
 from attnguide.data.images import read_image
 from attnguide.errors import DataError, InputError
+from attnguide.masks import read_mask
 
 transformers = pytest.importorskip("transformers")
 
@@ -116,6 +119,40 @@ def test_a_folder_of_timm(tmp_path: Path) -> None:
     torch.testing.assert_close(loaded.model.classifier.weight, model.classifier.weight)
     with pytest.raises(DataError, match=r"holds no config.json"):
         models.load(f"local-dir:{tmp_path / 'nowhere'}")
+
+
+def resnet() -> Any:
+    config = transformers.ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 16, 16, 32], depths=[1] * 4, layer_type="basic", num_labels=2
+    )
+    return transformers.ResNetForImageClassification(config)
+
+
+@pytest.mark.parametrize("make", [vit, pytest.param(resnet, marks=pytest.mark.nightly)])
+def test_a_training_and_what_comes_after_it(make: Any, folder: Path, tmp_path: Path, call: Any) -> None:
+    pytest.importorskip("accelerate")
+    pictures(tmp_path)
+    make().save_pretrained(tmp_path / "own")
+    (tmp_path / "own/preprocessor_config.json").write_text((folder / "preprocessor_config.json").read_text())
+    model, masks = ("--model", f"hf:{tmp_path / 'own'}"), ("--masks", tmp_path / "masks")
+    options = ("--epochs", 1, "--device", "cpu", "--set", "train.tensorboard=false")
+    for name, more in (("exchanged", ()), ("maps", ("--prior", "mask", "--weight", 1))):
+        run = tmp_path / name
+        call("train", "--data", tmp_path / "photos", *model, *masks, *options, *more, "--out", run)
+        after = ("--checkpoint", run / "model.safetensors")
+        assert "Worst class" in call("evaluate", tmp_path / "photos", *after, *masks).stdout
+        assert "Worst class" in call("evaluate", tmp_path / "photos", *after, *masks, *model).stdout
+    call("explain", tmp_path / "photos/red", *after, "--out", tmp_path / "shown")
+    weights = ("--before", run / "start.safetensors", "--after", run / "model.safetensors")
+    call("report", tmp_path / "photos", *weights, *masks, "--out", tmp_path / "report.html")
+    assert (tmp_path / "report.html").stat().st_size > 1000
+    loaded = models.load(checkpoint=run / "model.safetensors")
+    files = sorted((tmp_path / "photos").rglob("*.png"))
+    images = torch.stack([loaded.read(file) for file in files])
+    regions = torch.stack([read_mask(tmp_path / "masks" / file.parent.name / file.name) for file in files])
+    labels = torch.tensor([loaded.classes.index(file.parent.name) for file in files])
+    with warnings.catch_warnings(record=True):
+        assert str(audit(loaded.model, images, labels, regions)).startswith("24 pairs, 24 swaps")
 
 
 def test_commands_take_them(folder: Path, tmp_path: Path, call: Any) -> None:

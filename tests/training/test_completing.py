@@ -117,6 +117,12 @@ def test_boxes_are_narrowed(tmp_path: Path) -> None:
     assert (tmp_path / "maps" / FOLDER / "red" / "0.png.png").exists()
 
 
+def test_nothing_to_complete(tmp_path: Path) -> None:
+    few_masks(tmp_path, given=12)
+    _, notes = run(tmp_path / "photos.toml", "out")
+    assert notes[0].startswith("Masks: 24 images have one, 0 got a predicted one, and in 0 nothing was")
+
+
 def test_what_cannot_be_completed(tmp_path: Path) -> None:
     few_masks(tmp_path, given=1)
     for file in (tmp_path / "masks").rglob("*.png"):

@@ -82,6 +82,7 @@ def completed(
         report = {**_complete(prepared, files, accelerator, show), "settings": settings}
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
+            file.parent.mkdir(exist_ok=True)  # where every image has its own mask, nothing made it
             with atomic_write(file) as temporary:
                 temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     on_note(_line(report, folder / FOLDER))
