@@ -1,6 +1,7 @@
 """What explaining a data set costs: time beside plain inference, bytes, memory; and what kills do to it.
 
 python benchmarks/scale.py speed --photos photos/     # 1,000 photographs, resnet18, in alternation
+python benchmarks/scale.py start --photos photo.jpg   # processor time to the first map, beside imports
 python benchmarks/scale.py bytes --photos photos/ --weights tf_efficientnet_lite0.safetensors
                                                       # bytes a row, by size of the map
 python benchmarks/scale.py memory                     # peak memory of 2,000 and of 200,000 images
@@ -183,6 +184,44 @@ def peers(
 
         calls["torch-cam's script"] = torch_cam
     return calls
+
+
+# ------------------------------------------------------------------------- start
+
+
+def start(photo: Path, rounds: int) -> None:
+    """Time from nothing to the first map, beside importing torch and timm alone, one after the other.
+
+    Processor time: what a process waits for, others on the machine decide. The layer is known from before.
+    """
+    with tempfile.TemporaryDirectory() as out:
+        attnguide = ["-c", "from attnguide.cli.main import main; main()"]
+        given = [*attnguide, "explain", str(photo), "--model", MODEL, "--out"]
+        calls = {
+            "import torch, timm": ["-c", "import torch, timm"],
+            "explain": [*given, f"{out}/overlays"],
+            "explain --format parquet": [*given, f"{out}/maps", "--format", "parquet"],
+        }
+        times: dict[str, list[float]] = {name: [] for name in calls}
+        for turn in range(rounds + 1):
+            for name, arguments in calls.items():
+                shutil.rmtree(f"{out}/maps", ignore_errors=True)
+                before = resource.getrusage(resource.RUSAGE_CHILDREN)
+                subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+                after = resource.getrusage(resource.RUSAGE_CHILDREN)
+                if turn:  # the first round warms up
+                    times[name].append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    base = times["import torch, timm"]
+    found = {
+        "model": MODEL,
+        "rounds": rounds,
+        "seconds": {name: round(statistics.median(each), 2) for name, each in times.items()},
+        "ratios": {
+            name: round(statistics.median(a / b for a, b in zip(each, base, strict=True)), 2)
+            for name, each in times.items()
+        },
+    }
+    keep("start", found)
 
 
 # ------------------------------------------------------------------------- bytes
@@ -370,7 +409,7 @@ def table() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("what", choices=["speed", "bytes", "memory", "kills", "table", "run"])
+    parser.add_argument("what", choices=["speed", "start", "bytes", "memory", "kills", "table", "run"])
     parser.add_argument("--photos", type=Path)
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--count", type=int)
@@ -385,6 +424,10 @@ def main() -> None:
         if given.photos is None:
             parser.error("speed needs --photos, a folder of photographs")
         speed(given.photos, given.count or 1000, given.rounds, given.workers)
+    elif given.what == "start":
+        if given.photos is None:
+            parser.error("start needs --photos, one photograph")
+        start(given.photos, given.rounds)
     elif given.what == "bytes":
         if given.photos is None or given.weights is None:
             parser.error("bytes needs --photos, and --weights of tf_efficientnet_lite0")

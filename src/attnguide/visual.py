@@ -83,11 +83,14 @@ def colorize(maps: Tensor, *, signed: bool = False) -> Tensor:
         signed: Whether the maps are signed.
     """
     values = functional.full_precision(maps)
-    colors = (_DIVERGING if signed else _PALETTE).to(maps.device)
-    position = ((values + 1) / 2 if signed else values).clamp(0, 1) * (len(colors) - 1)
-    low = position.floor().long().clamp(max=len(colors) - 2)
-    share = (position - low)[..., None]
-    return torch.movedim(colors[low] * (1 - share) + colors[low + 1] * share, -1, -3)
+    colors = (_DIVERGING if signed else _PALETTE).to(maps.device).T.contiguous()
+    position = ((values + 1) / 2 if signed else values).clamp(0, 1) * (colors.shape[1] - 1)
+    low = position.int().clamp(max=colors.shape[1] - 2)
+    # Channel by channel, which is several times as fast as picking rows of three.
+    start, step = (
+        each.index_select(1, low.flatten()).view(3, *low.shape) for each in (colors, colors.diff(dim=1))
+    )
+    return torch.movedim(torch.addcmul(start, step, position - low), 0, -3)
 
 
 def has_signs(maps: Tensor) -> bool:
@@ -222,8 +225,10 @@ def _smoothed(maps: Tensor, share: float) -> Tensor:
     radius = min(math.ceil(3 * sigma), height - 1, width - 1)  # the border is a reflection
     if radius < 1:
         return maps
-    smoothed: Tensor = gaussian_blur(maps[:, None], [2 * radius + 1] * 2, [sigma, sigma])[:, 0]
-    return smoothed
+    # One axis after the other: a kernel of both would take several times as long.
+    taps, sigmas = 2 * radius + 1, [sigma, sigma]
+    smoothed: Tensor = gaussian_blur(gaussian_blur(maps[:, None], [taps, 1], sigmas), [1, taps], sigmas)
+    return smoothed[:, 0]
 
 
 def to_pil(picture: Tensor) -> Image.Image:
