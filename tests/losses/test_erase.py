@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tests.helpers.models import Wrapped, batch, cnn
+from tests.helpers.models import Wrapped, batch, cnn, tiny_vit
+from tests.helpers.processes import run_in_processes
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -136,3 +138,58 @@ def test_what_is_wrong_is_named() -> None:
             guide.loss(torch.ones(4, 1), mask=MASKS)
         with pytest.raises(InputError, match="one logit"):
             guide.loss(torch.ones(4, 1))
+
+
+WHOLE_BATCH = """
+def work(rank, world):
+    import attnguide as ag
+    from tests.helpers.models import batch, cnn
+
+    torch.manual_seed(0)
+    model = DDP(cnn())
+    images, labels, _ = batch(8)
+    part = slice(rank * 8 // world, (rank + 1) * 8 // world)
+    guide = ag.Guide(model, source="cam", loss="erase")
+    for training in (True, False):  # in training mode the wrapper sends buffers around
+        model.train(training)
+        model.zero_grad()
+        logits = model(images[part])
+        (torch.nn.functional.cross_entropy(logits, labels[part]) + guide.loss(labels[part])).backward()
+    guide.remove()
+    alone = model.module
+    found = {name: p.grad.clone() for name, p in alone.named_parameters()}
+    alone.zero_grad()
+    guide = ag.Guide(alone, source="cam", loss="erase")
+    logits = alone(images)
+    (torch.nn.functional.cross_entropy(logits, labels) + guide.loss(labels)).backward()
+    for name, p in alone.named_parameters():
+        assert same(found[name]), name
+        torch.testing.assert_close(found[name], p.grad, rtol=1e-3, atol=1e-5, msg=name)
+"""
+
+
+@pytest.mark.slow
+def test_several_processes_have_the_gradient_of_the_whole_batch(tmp_path: Path) -> None:
+    run_in_processes(WHOLE_BATCH, tmp_path)
+
+
+def test_transformers_checkpointing_and_reduced_precision() -> None:
+    torch.manual_seed(0)
+    model = tiny_vit().train()
+    found = []
+    for checkpointing in (False, True):
+        model.set_grad_checkpointing(checkpointing)
+        model.zero_grad()
+        with ag.Guide(model, source="hires_cam", loss="erase") as guide:
+            model(IMAGES)
+            guide.loss(LABELS).backward()  # type: ignore[no-untyped-call]
+        found.append([weight.grad.clone() for weight in model.parameters() if weight.grad is not None])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=2e-6)
+    model.set_grad_checkpointing(False)
+    with ag.Guide(model, source="hires_cam", loss="erase") as guide:
+        with torch.autocast("cpu", torch.bfloat16):
+            model(IMAGES)
+            loss = guide.loss(LABELS)
+        assert loss.dtype == torch.float32
+        assert 0 < float(loss.detach()) < 1

@@ -104,6 +104,7 @@ def test_boxes_that_know_the_size_of_their_images() -> None:
 
 def test_dilation_grows_each_side_by_half_its_share() -> None:
     boxes = torch.tensor([[4.0, 4, 12, 8], [0, 0, 4, 4], [14, 8, 20, 12]])
+    assert repr(BoxPrior(dilation=0.5)) == "BoxPrior(dilation=0.5)"
     found = drawn(boxes, 3, dilation=0.5)
     # By a quarter of 8 and of 4 on each side; what lies beside the image is cut off.
     expected = [[2, 3, 14, 9], [0, 0, 5, 5], None]

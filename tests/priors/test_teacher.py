@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tests.helpers.models import batch, cnn
+from tests.helpers.recipes import network
 from torch import Tensor, nn
 
 import attnguide as ag
-from attnguide.errors import InputError
+from attnguide.errors import DataError, InputError
+from attnguide.functional import resize
 from attnguide.interfaces import AttributionSource
+from attnguide.models import load
 from attnguide.priors import TeacherPrior
 
 IMAGES, LABELS, _ = batch()
@@ -102,3 +106,22 @@ def test_a_map_that_shows_nothing_drops_out_and_is_counted() -> None:
         found = record(cnn().eval(), prior)
     assert found.pairs.sample.tolist() == [0, 2]
     assert (prior.found, prior.missing) == (2, 2)
+
+
+def test_a_teacher_by_its_file_gets_images_as_it_wants_them(tmp_path: Path) -> None:
+    file = network(tmp_path, classes=4)  # a mean of 0.5 and a standard deviation of 0.25
+    own = (IMAGES * 0.4 + 0.3 - 0.5) / 0.25
+    loaded = load(checkpoint=file)
+    maps = ag.explain(loaded.model, own, "cam", "labels", labels=LABELS, size=None).maps[:, 0]
+    told: Any = {"normalization": ([0.3] * 3, [0.4] * 3), "source": "cam"}
+    for teacher in (str(file), file, loaded):
+        found = record(cnn().eval(), TeacherPrior(teacher, **told), layer="block3")
+        torch.testing.assert_close(found.prior, resize(unit(maps), (found.prior.shape[-1],) * 2))
+    # Nobody says how the images of the guided model are normalised: they are taken as they are.
+    maps = ag.explain(loaded.model, IMAGES, "cam", "labels", labels=LABELS, size=None).maps[:, 0]
+    found = record(cnn().eval(), TeacherPrior(file, source="cam"), layer="block3")
+    torch.testing.assert_close(found.prior, resize(unit(maps), (found.prior.shape[-1],) * 2))
+    with pytest.raises(DataError, match=r"no\.safetensors"):
+        record(cnn().eval(), TeacherPrior(tmp_path / "no.safetensors"))
+    with pytest.raises(InputError, match="resnet1"):
+        record(cnn().eval(), TeacherPrior("resnet1"))

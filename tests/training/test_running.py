@@ -20,7 +20,7 @@ from tests.helpers.recipes import network, pictures, recipe
 
 from attnguide import models
 from attnguide.errors import DataError, InputError
-from attnguide.priors import TextPrior
+from attnguide.priors import TeacherPrior, TextPrior
 from attnguide.training import Trained, Trainer, dry_run, prepare, read_settings, train
 
 pytest.importorskip("accelerate")
@@ -286,3 +286,22 @@ def test_attention_mining_needs_no_masks(tmp_path: Path) -> None:
         assert epoch.guidance is not None
         assert 0 < epoch.guidance < 1
     assert "gain" in dry_run(read_settings(path), tmp_path / "batch.png", CPU)
+
+
+def test_a_teacher_has_a_trained_head(tmp_path: Path) -> None:
+    path = recipe(tmp_path)
+    plain = path.read_text().replace('masks = "masks"', 'recipe = "distillation"') + QUICK
+    # The network of the file has two classes, as the data: it is its own teacher.
+    path.write_text(plain)
+    prepared = prepare(read_settings(path))
+    assert isinstance(prepared.method.prior, TeacherPrior)
+    path.write_text(plain.replace("network.safetensors", "three.safetensors"))
+    network(tmp_path, classes=3).rename(tmp_path / "three.safetensors")
+    with pytest.raises(InputError, match=r"distillation has no teacher.*Name one"):
+        prepare(read_settings(path))
+    network(tmp_path)
+    teacher = {"name": "teacher", "model": str(tmp_path / "network.safetensors"), "source": "cam"}
+    result = train(read_settings(path, {"guide.prior": teacher}), tmp_path / "out", device=CPU)
+    assert result.epochs[-1].guidance is not None
+    again = read_settings(tmp_path / "out" / "recipe.toml")
+    assert again.guide == {"prior": teacher}

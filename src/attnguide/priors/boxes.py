@@ -110,7 +110,9 @@ class BoxPrior(TargetPrior):
         return table
 
     def __repr__(self) -> str:
-        return f"BoxPrior(dilation={self.dilation}, jitter={self.jitter}, seed={self.seed})"
+        settings = [f"dilation={self.dilation}"] if self.dilation else []
+        settings += [f"jitter={self.jitter}", f"seed={self.seed}"] if self.jitter else []
+        return f"BoxPrior({', '.join(settings)})"
 
     def _check_scale(self, boxes: Tensor, image_size: tuple[int, int]) -> None:
         """Refuse boxes in pixels of larger images; in doubt, warn once.

@@ -47,12 +47,15 @@ class FindingPrior(TargetPrior):
     Attributes:
         by_class: Whether each class has a region of its own.
         names: Names of the guided model's classes, where they are known; a training sets them.
+        normalization: Mean and standard deviation of the images that the guided model sees, where they are
+            known; a training sets them, too.
         found: Number of pairs so far that had a region.
         missing: Number of pairs so far that had none.
     """
 
     by_class: bool = False
     names: Sequence[str] = ()
+    normalization: Normalization | None = None
 
     def __init__(self, cache: str | Path | None = None) -> None:
         self.cache = None if cache is None else Path(cache)
@@ -157,13 +160,13 @@ def own_copy(model: Any) -> nn.Module:
     return copied
 
 
-def normalization_of(model: nn.Module | None) -> Normalization:
-    """How the images that a model sees are normalised, as the model says itself; else as ImageNet's are."""
+def normalization_of(model: nn.Module | None) -> Normalization | None:
+    """How the images that a model sees are normalised, as the model says itself; None if it does not."""
     try:
         known = None if model is None else preprocessing_of(model)
-    except InputError:  # the model says nothing about it
+    except InputError:
         known = None
-    return (known.mean, known.std) if known and known.mean else IMAGENET
+    return (known.mean, known.std) if known and known.mean else None
 
 
 def renormalized(images: Tensor, now: Normalization, wanted: Normalization) -> Tensor:

@@ -81,7 +81,7 @@ class SegmenterPrior(FindingPrior):
             self._network, found = _load(self.name)
             self.labels = self.labels or found
         if self.normalization is None:
-            self.normalization = normalization_of(model)
+            self.normalization = normalization_of(model) or IMAGENET
         for cls in self.classes or ():
             if type(cls) is not int or not 0 <= cls < classes:
                 raise InputError(f"classes= names class {cls!r}; the guided model has {classes}.")

@@ -16,9 +16,18 @@ from attnguide.errors import InputError
 from attnguide.explanation import explain
 from attnguide.interfaces import AttributionSource, PriorMaps
 from attnguide.models.loaded_model import LoadedModel
-from attnguide.priors.finding import FindingPrior, own_copy
+from attnguide.priors.finding import (
+    FindingPrior,
+    Normalization,
+    normalization_of,
+    own_copy,
+    renormalized,
+)
 
-__all__ = ["TeacherPrior"]
+__all__ = ["Teacher", "TeacherPrior"]
+
+#: A teacher: a model, or a checkpoint or name that it is loaded by.
+Teacher = nn.Module | LoadedModel | str | Path
 
 
 class TeacherPrior(FindingPrior):
@@ -29,12 +38,17 @@ class TeacherPrior(FindingPrior):
 
     Args:
         model: The teacher, or several, whose scaled maps are averaged. By default the guided model as it is
-            at its first batch, such as before fine-tuning.
+            at its first batch, such as before fine-tuning. A text is a checkpoint of `attnguide train`,
+            `"run/model.safetensors"`, or the name of a model with published weights, as for
+            [`models.load`][attnguide.models.load]; it is loaded at the first batch.
         source: Attribution source of the teacher.
         layer: Layer of the teacher.
         classes: The teacher's class for each class of the guided model, None where it has none. By default
             both have the same classes.
         threshold: Share of the maximum from which on a position is inside; None for the map itself.
+        normalization: Mean and standard deviation of the images that the guided model sees; a teacher that is
+            loaded by its name, or a `LoadedModel`, gets images as it wants them. By default as the guided
+            model says itself, else those of the teacher.
         cache: Folder of regions; see [`FindingPrior`][attnguide.priors.FindingPrior].
 
     Raises:
@@ -45,12 +59,13 @@ class TeacherPrior(FindingPrior):
 
     def __init__(
         self,
-        model: nn.Module | LoadedModel | Sequence[nn.Module | LoadedModel] | None = None,
+        model: Teacher | Sequence[Teacher] | None = None,
         *,
         source: str | AttributionSource = "grad_cam",
         layer: str | list[str] = "auto",
         classes: Sequence[int | None] | None = None,
         threshold: float | None = None,
+        normalization: Normalization | None = None,
         cache: str | Path | None = None,
     ) -> None:
         super().__init__(cache)
@@ -59,8 +74,16 @@ class TeacherPrior(FindingPrior):
         listed: list[Any] = (
             [] if model is None else list(model) if isinstance(model, (list, tuple)) else [model]
         )
-        self.models = [own_copy(teacher) for teacher in listed]
+        #: Teachers that are loaded later, by name.
+        self.named = [str(teacher) for teacher in listed if isinstance(teacher, (str, Path))]
+        self.models: list[nn.Module] = []
+        #: How each teacher wants its images normalised; None for as they are.
+        self._wants: list[Normalization | None] = []
+        for teacher in listed:
+            if not isinstance(teacher, (str, Path)):
+                self._add(teacher)
         self.source, self.layer, self.threshold = source, layer, threshold
+        self.normalization = normalization
         self.classes = None if classes is None else tuple(classes)
         for cls in self.classes or ():
             if cls is not None and (type(cls) is not int or cls < 0):
@@ -70,11 +93,16 @@ class TeacherPrior(FindingPrior):
         self._compared = False
 
     def prepare(self, model: nn.Module | None, classes: int) -> None:
-        """Copy the guided model if no teacher was given, and check the classes."""
+        """Load teachers, or copy the guided model if there are none, and check the classes."""
+        while self.named:
+            self._add(load_teacher(self.named[0]))
+            del self.named[0]
         if not self.models:
             if model is None:
                 raise InputError("prior 'teacher' needs a model: TeacherPrior(model).")
-            self.models = [own_copy(model)]
+            self._add(model)
+        if self.normalization is None and any(self._wants):
+            self.normalization = normalization_of(model)
         self._wanted = classes
         if self.classes is not None and len(self.classes) != classes:
             raise InputError(
@@ -85,7 +113,12 @@ class TeacherPrior(FindingPrior):
     def settings(self) -> str:
         """Return source, layer, threshold and the teachers' weights."""
         weights = "+".join(weights_digest(teacher) for teacher in self.models)
-        return f"teacher {self.source!r} {self.layer} {self.classes} {self.threshold} {weights}"
+        changed = f"{self.normalization} {self._wants}" if any(self._wants) else ""
+        return f"teacher {self.source!r} {self.layer} {self.classes} {self.threshold} {weights}{changed}"
+
+    def _add(self, teacher: nn.Module | LoadedModel) -> None:
+        self.models.append(own_copy(teacher))
+        self._wants.append((teacher.mean, teacher.std) if isinstance(teacher, LoadedModel) else None)
 
     def find(self, images: Tensor, classes: Tensor) -> PriorMaps:
         """Explain the class of each image by the teachers.
@@ -100,9 +133,11 @@ class TeacherPrior(FindingPrior):
         rows = [row for row, cls in enumerate(known) if cls is not None]
         pairs = [(place, int(known[row] or 0)) for place, row in enumerate(rows)]
         total: Tensor | None = None
-        for teacher in self.models if rows else ():
+        for teacher, wanted in zip(self.models, self._wants, strict=True) if rows else ():
             teacher.to(images.device)
             chosen = images[rows]
+            if wanted is not None and self.normalization is not None:
+                chosen = renormalized(chosen, self.normalization, wanted)
             with torch.no_grad():
                 found = explain(teacher, chosen, self.source, pairs, self.layer, None)
             maps = found.maps[:, 0].clamp(min=0)  # evidence against a class is not where to look
@@ -136,5 +171,19 @@ class TeacherPrior(FindingPrior):
         self._compared = True
 
     def __repr__(self) -> str:
-        names = ", ".join(type(teacher).__name__ for teacher in self.models)
+        names = ", ".join([*(type(teacher).__name__ for teacher in self.models), *self.named])
         return f"TeacherPrior([{names}], source={self.source!r}, threshold={self.threshold})"
+
+
+def load_teacher(name: str) -> LoadedModel:
+    """Load a checkpoint that says what it is, or a model with its published weights.
+
+    Raises:
+        InputError: If the name is unknown, or the checkpoint does not say which model it is of.
+        DataError: If the file or the weights cannot be had.
+    """
+    from attnguide.models.loading import load  # here, since it brings the libraries of models
+
+    if Path(name).suffix in (".safetensors", ".pt", ".pth"):
+        return load(checkpoint=name)
+    return load(name, pretrained=True)

@@ -120,7 +120,7 @@ class TextPrior(FindingPrior):
         if self._teacher is not None:
             return
         if self.normalization is None:
-            self.normalization = normalization_of(model)
+            self.normalization = normalization_of(model) or IMAGENET
         texts = self._texts_of(classes, self.classes or tuple(self.names) or _names_of(model))
         clip, tokenizer = self.model, self.tokenizer
         if isinstance(clip, str):

@@ -22,7 +22,7 @@ from attnguide.guiding.terms import Term
 from attnguide.interfaces import AlignmentLoss, TargetPrior
 from attnguide.models import LoadedModel, with_head
 from attnguide.parts.registry import registry
-from attnguide.priors import BoxPrior, FindingPrior
+from attnguide.priors import BoxPrior, FindingPrior, TeacherPrior
 from attnguide.training.images import Images
 from attnguide.training.listing import Listing, Sample, list_images
 from attnguide.training.settings import AugmentSettings, Settings
@@ -179,8 +179,8 @@ def prepare(settings: Settings) -> Prepared:
     if method.kind == "none" and settings.recipe is None and any(s.mask for s in listing.train):
         method = method_of(replace(settings, recipe="right-for-real"))
     _check_annotations(settings, method, listing)
-    loaded, settings = _model(settings, listing)
-    method = _with_prior(method, loaded)
+    loaded, settings, new = _model(settings, listing)
+    method = _with_prior(method, loaded, new)
     frozen = freeze(loaded.model, settings.model.freeze)
     masks = None
     if settings.masks is not None and settings.masks.path is not None:
@@ -222,13 +222,27 @@ def _with_masks(method: Method) -> Method:
     return method
 
 
-def _with_prior(method: Method, loaded: LoadedModel) -> Method:
-    """Make the prior once, for all that asks for regions; one that finds them sees the model as it is now."""
+def _with_prior(method: Method, loaded: LoadedModel, new: bool) -> Method:
+    """Make the prior once, for all that asks for regions; one that finds them sees the model as it is now.
+
+    Args:
+        method: The method.
+        loaded: The model.
+        new: Whether its head, or all of it, has random weights.
+    """
     prior = method.prior
     if prior is None:
         return method
+    if isinstance(prior, TeacherPrior) and not prior.models and not prior.named and new:
+        raise InputError(
+            f"{method.recipe} has no teacher: by default it is the model before its training, whose weights "
+            'are random, at least of its head. Name one: --set \'guide.prior={name="teacher", '
+            'model="run/model.safetensors"}\'.'
+        )
     if isinstance(prior, FindingPrior):
         prior.names = loaded.classes
+        if prior.normalization is None and loaded.mean:
+            prior.normalization = (loaded.mean, loaded.std)
         prior.prepare(loaded.model, len(loaded.classes))
     return replace(method, options={**method.options, "prior": prior})
 
@@ -267,7 +281,8 @@ def _check_annotations(settings: Settings, method: Method, listing: Listing) -> 
             )
 
 
-def _model(settings: Settings, listing: Listing) -> tuple[LoadedModel, Settings]:
+def _model(settings: Settings, listing: Listing) -> tuple[LoadedModel, Settings, bool]:
+    """Load the model; say also whether its head, or all of it, has random weights."""
     wanted, count = settings.model, len(listing.classes)
     if wanted.checkpoint is not None or wanted.name is None:
         loaded = models.load(wanted.name, checkpoint=wanted.checkpoint)
@@ -283,11 +298,13 @@ def _model(settings: Settings, listing: Listing) -> tuple[LoadedModel, Settings]
     else:
         loaded = models.load(wanted.name, num_classes=count)
     # The published head knows other classes, even if there are as many.
-    if len(loaded.classes) != count or loaded.weights == "pretrained":
+    other = len(loaded.classes) != count or loaded.weights == "pretrained"
+    if other:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             with_head(loaded.model, count)
-    return replace(loaded, classes=listing.classes, multi_label=listing.multi_label), settings
+    new = other or loaded.weights == "random"
+    return replace(loaded, classes=listing.classes, multi_label=listing.multi_label), settings, new
 
 
 def freeze(model: nn.Module, names: tuple[str, ...] | Literal["backbone"]) -> tuple[str, ...]:
