@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import sys
 import tarfile
 from collections import Counter
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from tests.helpers.models import CLASSES, cnn
 from torch import Tensor
 
 import attnguide as ag
-from attnguide import models
+from attnguide import dataset, models
 from attnguide.data import files
 from attnguide.dataset import place_in_world
 from attnguide.errors import DataError, InputError
@@ -288,6 +289,15 @@ def test_a_reader_that_is_killed_is_one_clear_error(tmp_path: Path, model: torch
     with pytest.raises(ag.AttnGuideError, match="a process that reads images ended"):
         explained(Deadly(20), tmp_path, model, workers=1)
     assert "part-000001.parquet" not in visible(tmp_path)
+
+
+def test_a_reader_says_nothing_when_it_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[type[BaseException]] = []
+    monkeypatch.setattr(sys, "excepthook", lambda kind, error, trace: shown.append(kind))
+    dataset._silent_when_left(0)
+    for error in (EOFError(), BrokenPipeError(), ConnectionResetError(), ValueError()):
+        sys.excepthook(type(error), error, None)
+    assert shown == [ValueError]
 
 
 # ---------------------------------------------------------------- settings

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import groupby, islice
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Literal
 
 import torch
@@ -640,10 +641,25 @@ def decoded_batches(
         sampler=_Stream(wanted),
         num_workers=workers,
         pin_memory=pin,
+        worker_init_fn=_silent_when_left,
         # Starting afresh would import torch again, which takes seconds.
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
     )
     return iter(loader)
+
+
+def _silent_when_left(number: int) -> None:
+    """Make a process that reads images say nothing when the one that it reads for has ended.
+
+    The thread that hands on tensors prints then that its connection broke.
+    """
+    shown = sys.excepthook
+
+    def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if not isinstance(error, (EOFError, ConnectionError)):
+            shown(kind, error, trace)
+
+    sys.excepthook = show
 
 
 @contextmanager

@@ -473,7 +473,10 @@ def explain(
         raise InputError(f"errors={errors!r} is unknown: choose 'raise' or 'skip'.")
     given = images
     skipped: dict[int, str] = {}
-    if not bool((finite := images.isfinite().flatten(1).all(dim=1)).all()):
+    # Where a value is not finite, neither is the sum; looking at each takes several passes over the images.
+    if not bool(images.detach().sum().isfinite()) and not bool(
+        (finite := images.isfinite().flatten(1).all(dim=1)).all()
+    ):
         bad = (~finite).nonzero()[:, 0].tolist()
         if errors == "raise":
             raise InputError(

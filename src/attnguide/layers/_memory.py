@@ -79,10 +79,10 @@ class Known:
 
     @property
     def certain(self) -> bool:
-        """Whether a probe of these layers tells how they are arranged.
+        """Whether a probe determines how these layers are arranged.
 
-        Of a layer whose rows and columns are axes it does so, too, where they were seen at another layer
-        alone, whose output has the same shape.
+        Of a layer whose rows and columns are axes it is enough that they were seen at another layer, whose
+        output has the same shape.
         """
         return all(
             layer.how == "measured" or (self.probed and layer.how == "inherited" and layer.layout.has_axes)

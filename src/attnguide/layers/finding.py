@@ -164,9 +164,9 @@ def find_layers(
         checked = check_layer(model, asked)
         subject = Subject.of(suitable(model), images, call)
         carried = _carried_over(subject, checked, memory.other_sizes(model, images, question))
-        found = _found(subject, checked, measure) if carried is None else carried
-        memory.remember(model, images, question, found, probed=carried is None)
-        return found
+        layers = _found(subject, checked, measure) if carried is None else carried
+        memory.remember(model, images, question, layers, probed=carried is None)
+        return layers
     return list(known)
 
 
