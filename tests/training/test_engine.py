@@ -75,6 +75,14 @@ def test_guided_steps_are_those_of_a_plain_loop(parts: int) -> None:
     assert made.steps == 5
 
 
+def test_pairs_that_depend_on_the_prediction_cannot_be_counted_ahead() -> None:
+    model = without_statistics()
+    with ag.Guide(model, targets="predicted") as guide:
+        trainer(model, guide).step(parted(data(), 1))
+        with pytest.raises(ag.errors.InputError, match="accumulate no gradients"):
+            trainer(model, guide).step(parted(data(), 4))
+
+
 def test_steps_with_an_intervention() -> None:
     model, plain = without_statistics(), without_statistics()
     batch = data()

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -257,23 +255,69 @@ def test_another_training_in_the_folder(tmp_path: Path) -> None:
         run(path, "out", resume=True)
 
 
+KILLED = """
+import os, random, signal, sys, time
+import torch
+from attnguide.training import read_settings, train
+
+
+def begin(folder):
+    child = os.fork()  # everything is imported, so that few of the moments are before the first step
+    if child == 0:
+        train(read_settings(sys.argv[1]), folder, resume=True, device=torch.device("cpu"))
+        os._exit(0)
+    return child
+
+
+begun = time.monotonic()
+assert os.waitpid(begin("whole"), 0)[1] == 0
+seconds = time.monotonic() - begun
+moments, killed = random.Random(int(sys.argv[2])), 0
+while killed < 20:
+    child = begin("parts")
+    time.sleep(seconds * moments.uniform(0.02, 0.4))
+    os.kill(child, signal.SIGKILL)
+    status = os.waitpid(child, 0)[1]
+    killed += os.WIFSIGNALED(status)
+    if not os.WIFSIGNALED(status):  # it was faster
+        assert status == 0
+        break
+assert os.waitpid(begin("parts"), 0)[1] == 0
+print("killed", killed, "times")
+"""
+
+
+@pytest.mark.slow
 @pytest.mark.nightly
-def test_killed_at_random_moments(tmp_path: Path) -> None:
-    path = recipe(tmp_path, '[guide]\nloss = "outside"\nweight = 5\n' + QUICK)
-    program = "from attnguide.cli.main import main; main()"
-    command = [sys.executable, "-c", program, "train", str(path), "--device", "cpu", "--out"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    begun = time.monotonic()
-    subprocess.run([*command, str(tmp_path / "whole")], check=True, env=environment)
-    seconds = time.monotonic() - begun
-    moments = random.Random(0)
-    for _ in range(8):
-        process = subprocess.Popen([*command, str(tmp_path / "parts"), "--resume"], env=environment)
-        time.sleep(seconds * moments.uniform(0.3, 1.0))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    subprocess.run([*command, str(tmp_path / "parts"), "--resume"], check=True, env=environment)
+@pytest.mark.parametrize(
+    "method",
+    [
+        '[guide]\nloss = "outside"\nweight = 5\nwarmup = 9\n',
+        'recipe = "right-for-real"\n',
+        "masks.complete = true\n",
+    ],
+)
+def test_killed_at_random_moments(tmp_path: Path, method: str) -> None:
+    path = recipe(tmp_path, method + QUICK.replace("epochs = 3", "epochs = 8"))
+    if "complete" in method:
+        path.write_text(path.read_text().replace('masks = "masks"', 'masks.path = "masks"'))
+        for mask in (tmp_path / "masks").rglob("[5-9].png"):
+            mask.unlink()
+    (tmp_path / "program.py").write_text(KILLED)
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "program.py"), str(path), "0"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=280,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert int(done.stdout.split()[1]) >= 5
     assert same(tmp_path / "whole", tmp_path / "parts")
+    assert logged(tmp_path / "whole") == logged(tmp_path / "parts")
+    assert not [file for file in (tmp_path / "parts").rglob("*") if file.name.startswith(".")]
 
 
 def test_attention_mining_needs_no_masks(tmp_path: Path) -> None:

@@ -21,14 +21,14 @@ from attnguide.explanation import explain
 from attnguide.guiding.guide import Guide
 from attnguide.guiding.intervention import Intervention
 from attnguide.interfaces import TargetPrior
-from attnguide.pairs import IGNORE_INDEX, Evidence, Targets, resolve
+from attnguide.pairs import IGNORE_INDEX, resolve
 from attnguide.trace import Trace
 from attnguide.training.images import Batch, seeding
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["Measured", "Trainer", "accelerator_on", "joined", "regions", "united"]
+__all__ = ["Measured", "Trainer", "accelerator_on", "joined", "united"]
 
 #: So often a loss on an accelerator is read, to see that it is finite.
 _READ_EVERY = 20
@@ -62,50 +62,28 @@ def accelerator_on(device: torch.device | None = None, precision: str | None = N
         raise InputError(f"train.precision = {precision!r} cannot be used here: {error}") from error
 
 
-def regions(
-    prior: TargetPrior,
-    batch: Batch,
-    classes: int,
-    size: tuple[int, int],
-    *,
-    targets: Targets = "labels",
-    evidence: Evidence = "logit",
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Where a prior says that a model should look, without the model.
+def joined(prior: TargetPrior, batch: Batch, classes: int) -> Tensor:
+    """Where a prior says that an image should be looked at for its class, or for any of several attributes.
 
     Args:
         prior: The prior; it may read the images and the annotations, but no feature.
         batch: The batch.
         classes: Number of classes.
-        size: Size `(h, w)` of the maps.
-        targets: Which pairs.
-        evidence: As of a term.
-
-    Returns:
-        The maps `(N, h, w)` of the pairs, their weights `(N,)`, and the image of each pair `(N,)`.
-    """
-    logits = batch.images.new_zeros(len(batch.images), classes)
-    pairs = resolve(targets, logits, batch.labels, evidence)
-    wanted = {name: value for name, value in batch.annotations.items() if name in prior.annotations}
-    given = prior(Trace(batch.images, logits, {}), pairs, size, **wanted)
-    maps, weights = given if isinstance(given, tuple) else (given, given.new_ones(len(given)))
-    if pairs.present is not None:
-        weights = weights * pairs.present
-    return maps, weights, pairs.sample
-
-
-def joined(prior: TargetPrior, batch: Batch, classes: int) -> Tensor:
-    """Where a prior says that an image should be looked at for its class, or for any of several attributes.
 
     Returns:
         `(B, H, W)` in [0, 1], NaN where it says nothing.
     """
     size = (batch.images.shape[-2], batch.images.shape[-1])
-    targets: Targets = "labels" if batch.labels.ndim == 1 else "all"
-    maps, weights, sample = regions(prior, batch, classes, size, targets=targets)
+    logits = batch.images.new_zeros(len(batch.images), classes)
+    pairs = resolve("labels" if batch.labels.ndim == 1 else "all", logits, batch.labels, "logit")
+    wanted = {name: value for name, value in batch.annotations.items() if name in prior.annotations}
+    given = prior(Trace(batch.images, logits, {}), pairs, size, **wanted)
+    maps, weights = given if isinstance(given, tuple) else (given, given.new_ones(len(given)))
+    if pairs.present is not None:
+        weights = weights * pairs.present
     found = torch.full((len(batch.images), *size), -1.0, device=maps.device)
     said = torch.where((weights > 0)[:, None, None], maps, -1.0).float()
-    found.scatter_reduce_(0, sample[:, None, None].expand_as(said), said, "amax")
+    found.scatter_reduce_(0, pairs.sample[:, None, None].expand_as(said), said, "amax")
     return found.masked_fill(found < 0, math.nan)
 
 
@@ -215,12 +193,12 @@ class Trainer:
             known = self.accelerator.reduce(known, "sum")
         # The wrapper divides the sum of the gradients by the number of processes.
         share = self.task_weight * self.accelerator.num_processes / known.clamp(min=1)
-        annotated = self._annotated(parts) if len(parts) > 1 else None
+        whole: list[float] = []
         total: Tensor | float = 0.0
         for number, part in enumerate(parts, start=1):
             last = number == len(parts)
             with nullcontext() if last else self.accelerator.no_sync(self.model):
-                logits, guided = self._forward(part, annotated, len(parts))
+                logits, guided = self._forward(part, parts, whole)
                 task = _cross_entropy(logits, part.labels)
                 loss = share * task + guided
                 self.accelerator.backward(loss)
@@ -235,42 +213,31 @@ class Trainer:
         if self.schedule is not None:
             self.schedule(self.steps)
 
-    def _forward(self, part: Batch, annotated: list[float] | None, parts: int) -> tuple[Tensor, Tensor]:
-        """Return the logits that the classification learns from, and the guidance loss."""
+    def _forward(self, part: Batch, parts: Sequence[Batch], whole: list[float]) -> tuple[Tensor, Tensor]:
+        """Return the logits that the classification learns from, and the guidance loss.
+
+        Args:
+            part: The part.
+            parts: All parts of the step.
+            whole: Number of annotated pairs in all parts, for each term; empty at first.
+        """
         guidance = self.guidance
         if isinstance(guidance, Intervention):
             with self.accelerator.autocast():
                 both = guidance(part.images, part.labels, mask=united(part.annotations.get("mask")))
             self._means["guidance"].add(both.loss)
-            return both.swapped.float(), both.loss / parts
+            return both.swapped.float(), both.loss / len(parts)
         with self.accelerator.autocast():
             logits = find_logits(self.model(part.images), self.logits).float()
         if guidance is None:
             return logits, logits.new_zeros(())
-        loss = guidance.loss(part.labels, normalize_by=annotated, **part.annotations)
+        if len(parts) > 1 and not whole:  # after a first pass, which finds the layers
+            counts = [guidance.count(each.images, each.labels, **each.annotations) for each in parts]
+            whole += [sum(each) for each in zip(*counts, strict=True)]
+        loss = guidance.loss(part.labels, normalize_by=whole or None, **part.annotations)
         for record in guidance.records():
             self._means["guidance"].add(record.losses)
         return logits, loss
-
-    def _annotated(self, parts: Sequence[Batch]) -> list[float] | None:
-        """Number of annotated pairs in all parts, for each term; None if the guidance needs none."""
-        if not isinstance(self.guidance, Guide):
-            return None
-        counts = []
-        for bound in self.guidance._bound:
-            weights = [
-                regions(
-                    bound.prior,
-                    part,
-                    self._classes(part),
-                    (1, 1),
-                    targets=bound.term.targets,
-                    evidence=bound.term.evidence,
-                )[1].sum()
-                for part in parts
-            ]
-            counts.append(float(torch.stack(weights).sum()))
-        return counts
 
     def _classes(self, part: Batch) -> int:
         if part.labels.ndim == 2:
