@@ -28,8 +28,8 @@ def adapter() -> MultiChannel:
     torch.manual_seed(0)
     adapter = MultiChannel(6, 4, maps=5)
     with torch.no_grad():
-        adapter.deviation.normal_(std=2)
-        adapter.places.weight.mul_(4)
+        adapter.masking.deviation.normal_(std=2)
+        adapter.masking.places.weight.mul_(4)
     return adapter
 
 
@@ -138,7 +138,7 @@ def test_the_command_analyses_a_folder(tmp_path: Path) -> None:
     torch.save(model.state_dict(), tmp_path / "model.pt")
     with attach(model, torch.rand(2, 3, 64, 64)) as adapted:
         adapted.save(tmp_path / "attention.safetensors")
-        assert multichannel_of(adapted).places.in_channels == 512
+        assert multichannel_of(adapted).masking.channels == 512
     options = ["--model", "resnet10t", "--checkpoint", str(tmp_path / "model.pt")]
     options += ["--adapters", str(tmp_path / "attention.safetensors"), "--out", str(tmp_path / "out")]
     result = CliRunner().invoke(

@@ -55,7 +55,7 @@ def made(channels: int = 6, classes: int = 3, **settings: object) -> MultiChanne
     torch.manual_seed(0)
     adapter = MultiChannel(channels, classes, maps=4, **settings)  # type: ignore[arg-type]
     with torch.no_grad():
-        adapter.deviation.normal_()
+        adapter.masking.deviation.normal_()
         adapter.bias.normal_()
     return adapter
 
@@ -267,12 +267,12 @@ def test_channels_are_emphasised_and_suppressed() -> None:
     chosen = important(importance, 1 / 3)
     assert chosen.nonzero()[:, 1].tolist() == [0, 1, 1, 2, 4, 5]
     with emphasized(adapter, importance, share=1 / 3, factor=0.5):
-        assert torch.equal(adapter.factors, torch.where(chosen, 1.0, 0.5))
+        assert torch.equal(adapter.masking.factors, torch.where(chosen, 1.0, 0.5))
     with suppressed(adapter, importance, 0, of=[1], share=1 / 3):
         # Channel 1 is more important to the other; channel 0 is its own.
-        assert adapter.factors[0].tolist() == [1, 0, 0, 1, 1, 1]
-        assert (adapter.factors[1:] == 1).all()
-    assert (adapter.factors == 1).all()
+        assert adapter.masking.factors[0].tolist() == [1, 0, 0, 1, 1, 1]
+        assert (adapter.masking.factors[1:] == 1).all()
+    assert (adapter.masking.factors == 1).all()
     with pytest.raises(InputError, match="share=0"), emphasized(adapter, importance, share=0):
         pass
     with pytest.raises(InputError, match="at least 0"), transformed(adapter, -torch.ones(3, 6)):
@@ -291,11 +291,11 @@ def test_pruned_hosts_are_smaller_and_go_on_training(name: str) -> None:
     with attach(model, batch) as adapted:
         answers = model(batch)
         before = snapshot(model)
-        channels = multichannel_of(adapted).places.in_channels
+        channels = multichannel_of(adapted).masking.channels
         ranking = torch.randperm(channels)
         smaller = prune(adapted, batch, ranking, 0.3)
         kept = channels - round(0.3 * channels)
-        assert multichannel_of(smaller).places.in_channels == kept
+        assert multichannel_of(smaller).masking.channels == kept
         assert smaller.model(batch).shape == answers.shape
         assert sum(p.numel() for p in smaller.model.parameters()) < sum(p.numel() for p in model.parameters())
         (F.mse_loss(smaller.model(batch), answers.detach()) + smaller.loss(labels())).backward()
@@ -333,7 +333,7 @@ def test_wrong_rankings() -> None:
 def test_channels_that_torch_pruning_cannot_follow() -> None:
     host = torchvision.models.shufflenet_v2_x0_5(num_classes=CLASSES).eval()
     with attach(host, images(2)) as adapted:
-        channels = multichannel_of(adapted).places.in_channels
+        channels = multichannel_of(adapted).masking.channels
         with pytest.raises(LayerError, match=r"torch-pruning cannot follow the channels of 'conv5\.0'"):
             prune(adapted, images(2), range(channels), 0.3)
         adapted.model(images(2))
