@@ -3,6 +3,7 @@
     python benchmarks/multichannel.py                     # three seeds, an hour on one core; then the cost
     python benchmarks/multichannel.py --seeds 1           # one of them
     python benchmarks/multichannel.py --seeds --cost      # the cost alone
+    python benchmarks/multichannel.py --masks 0 1 2       # shared and full masks, on fewer faces, these seeds
     python benchmarks/multichannel.py --summary accuracy  # runs nothing, prints what was found
 
 The rest is the example of multi-channel attention, on drawn faces, with its defaults. The cost is that of a
@@ -31,6 +32,8 @@ from running import run_example
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "multichannel"
 COST = RESULTS / "cost.json"
+#: Size of the comparison of masks: the rest is as in the example.
+COMPARED = ("--faces", "600", "--epochs", "8")
 
 
 # ------------------------------------------------------------------------------ cost
@@ -200,6 +203,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, nargs="*", default=None)
+    parser.add_argument("--masks", type=int, nargs="+", help="compare both kinds of masks alone, these seeds")
     parser.add_argument("--cost", action="store_true")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--quick", action="store_true", help="the cost of a small batch, nothing written")
@@ -211,6 +215,11 @@ def main() -> None:
         return
     if options.quick:
         print(json.dumps(cost(torch.device(options.device), 5, batch=2)))
+        return
+    for seed in options.masks or ():
+        settings = ["--compare-masks", *COMPARED, "--seed", str(seed)]
+        run_example("celeba_multichannel.py", settings, RESULTS / f"masks{seed}.json")
+    if options.masks is not None:
         return
     for seed in range(3) if options.seeds is None else options.seeds:
         run_example("celeba_multichannel.py", ["--seed", str(seed)], RESULTS / f"seed{seed}.json")
