@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -33,7 +34,7 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "multichannel"
 COST = RESULTS / "cost.json"
 #: Size of the comparison of masks: the rest is as in the example.
-COMPARED = ("--faces", "600", "--epochs", "8")
+COMPARED = ("--faces", "600", "--width", "8")
 
 
 # ------------------------------------------------------------------------------ cost
@@ -188,6 +189,38 @@ def transformed() -> str:
     )
 
 
+def masks() -> str:
+    """Shared and full masks: accuracy, what they tell, how free they are, and what they cost."""
+    files = sorted(RESULTS.glob("masks*.json"))
+    found = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    kinds = ("shared", "full")
+    rows: dict[str, tuple[Callable[[dict[str, Any]], float], float, int]] = {
+        "accuracy, %": (lambda one: mean(one["accuracy"]), 100, 1),
+        **{
+            f"partner {kind}, by {by}, %": (
+                lambda one, by=by, key=key: one["structure"][by][key],  # type: ignore[misc]
+                100,
+                0,
+            )
+            for by in ("masks", "both")
+            for key, kind in (("one place", "of one place"), ("neither", "of neither"))
+        },
+        "energy in its place": (lambda one: mean(one["energy"]), 1, 1),
+        "rank": (lambda one: one["rank"], 1, 0),
+        "singular values that hold 99 %": (lambda one: one["99 %"], 1, 0),
+        "masks with a mean below 0.1, %": (lambda one: one["closed"], 100, 0),
+        "weights, thousands": (lambda one: one["parameters"] / 1000, 1, 0),
+        "time of the training, CPU seconds": (lambda one: one["seconds"], 1, 0),
+    }
+    lines = ["| | shared | full | difference |", "|---|--:|--:|--:|"]
+    for name, (value, scale, digits) in rows.items():
+        values = {kind: [value(run[kind]) for run in found] for kind in kinds}
+        values["difference"] = [a - b for a, b in zip(values["full"], values["shared"], strict=True)]
+        cells = [spread(each, scale, digits) for each in values.values()]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 SUMMARIES = {
     "accuracy": accuracy,
     "structure": structure,
@@ -195,6 +228,7 @@ SUMMARIES = {
     "pruning": pruning,
     "transformed": transformed,
     "cost": cost_table,
+    "masks": masks,
 }
 
 

@@ -126,7 +126,7 @@ def photographs(options: argparse.Namespace, split: str) -> Faces:
 def backbone(options: argparse.Namespace, classes: int) -> nn.Module:
     """A network from random weights."""
     if options.data is None:
-        return small_cnn(classes, width=16)
+        return small_cnn(classes, width=options.width)
     model: nn.Module = timm.create_model(options.model, num_classes=classes)
     return model
 
@@ -466,6 +466,7 @@ def main() -> None:
     add = parser.add_argument
     add("--data", type=Path, help="folder that holds CelebA's folder celeba; drawn faces without")
     add("--model", default="resnet18", help="timm's name of the network for photographs")
+    add("--width", type=int, default=16, help="channels of the first block of the network for drawn faces")
     add("--limit", type=int, help="read so many photographs of each split")
     add("--size", type=int, help="of the images, in pixels; 64 for drawn faces, 128 for photographs")
     add("--faces", type=int, default=2500, help="number of drawn faces to learn from")

@@ -134,7 +134,7 @@ class MultiChannel(Adapter):
 
     def scores(self, attended: Tensor) -> Tensor:
         """Compute the scores of the K classifiers, `(B, K)`, from the result of `attended`."""
-        return (attended * self.weight).sum(dim=2) + self.bias
+        return (attended.to(self.weight.dtype) * self.weight).sum(dim=2) + self.bias
 
     def forward(self, trace: Trace) -> Tensor:
         """Compute logits `(B, K)`, which replace the model's."""

@@ -245,18 +245,17 @@ class FullMasks(Masking):
     def sums(self, features: Tensor) -> tuple[Tensor, ...]:
         """Compute products of attributes `(K, K)` and channels `(C, C)`, sums `(K, C)`, and the number."""
         classes = len(self.bias)
-        place = {"dtype": torch.float64, "device": features.device}
-        attributes = torch.zeros(classes, classes, **place)  # type: ignore[arg-type]
-        channels = torch.zeros(self.channels, self.channels, **place)  # type: ignore[arg-type]
-        total = torch.zeros(classes, self.channels, **place)  # type: ignore[arg-type]
-        for one in features.split(1):  # the masks of a batch may not fit
+        of_attributes = features.new_zeros(classes, classes, dtype=torch.float64)
+        of_channels = features.new_zeros(self.channels, self.channels, dtype=torch.float64)
+        total = features.new_zeros(classes, self.channels, dtype=torch.float64)
+        for one in features[:, None]:  # the masks of a batch may not fit
             masks = self(one)[0].flatten(2).double()
-            attributes += masks.flatten(1) @ masks.flatten(1).T
             by_channel = masks.transpose(0, 1).flatten(1)
-            channels += by_channel @ by_channel.T
+            of_attributes += masks.flatten(1) @ masks.flatten(1).T
+            of_channels += by_channel @ by_channel.T
             total += masks.sum(dim=2)
-        count = torch.tensor(features.shape[0] * features.shape[2] * features.shape[3], **place)  # type: ignore[arg-type]
-        return attributes, channels, total, count
+        count = total.new_tensor(features.numel() // self.channels)
+        return of_attributes, of_channels, total, count
 
     def covariances(self, *sums: Tensor) -> tuple[Tensor, Tensor]:
         """Compute covariances of masks, up to a factor: `(K, K)` and `(C, C)`."""
@@ -294,7 +293,8 @@ def _check_memory(needed: int, device: torch.device, what: str, remedy: str) -> 
     memory = _memory_of(device)
     if memory is not None and needed > memory:
         raise InputError(
-            f"{what} {needed / 2**30:.1f} GiB; {device} has {memory / 2**30:.1f}. {remedy}, or masks='shared'."
+            f"{what} {needed / 2**30:.1f} GiB; {device} has {memory / 2**30:.1f}. "
+            f"{remedy}, or masks='shared'."
         )
 
 

@@ -182,6 +182,32 @@ def test_full_masks_that_cannot_fit_are_refused(masks: str, monkeypatch: pytest.
         attach(small(), images(), masks="full")
 
 
+def test_training_keeps_each_value_of_full_masks_once() -> None:
+    adapter, features = made(classes=20, masks="full"), torch.randn(4, 6, 8, 8)
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes() // 4
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        scores = adapter.scores(adapter.attended(features))
+    numbers = 4 * 20 * 6 * 8 * 8
+    assert numbers <= sum(kept.values()) < 1.25 * numbers
+    scores.sum().backward()
+
+
+@pytest.mark.parametrize("masks", ["shared", "full"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_precisions(masks: Masks, dtype: torch.dtype) -> None:
+    adapter, features = made(masks=masks), torch.randn(2, 6, 5, 4)
+    expected = adapter.scores(adapter.attended(features))
+    adapter.to(dtype)
+    scores = adapter.scores(adapter.attended(features.to(dtype)))
+    assert scores.dtype == dtype
+    torch.testing.assert_close(scores.float(), expected, rtol=0.05, atol=0.05)
+
+
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_memory_of_devices(device: str) -> None:
     memory = masking._memory_of(torch.device(device))
