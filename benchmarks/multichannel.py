@@ -190,7 +190,7 @@ def transformed() -> str:
 
 
 def masks() -> str:
-    """Shared and full masks: accuracy, what they tell, how free they are, and what they cost."""
+    """Shared and full masks: accuracy, structure, places, how free they are, and what they cost."""
     files = sorted(RESULTS.glob("masks*.json"))
     found = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     kinds = ("shared", "full")
