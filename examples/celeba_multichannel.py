@@ -387,7 +387,7 @@ def analyzed(guide: AdapterSet, faces: Faces, classes: Sequence[str]) -> Analysi
 
 
 def compared(options: argparse.Namespace, seed: int) -> dict[str, Any]:
-    """Train shared and full masks alone, without the other parts: accuracy, structure, places, and freedom."""
+    """Train shared and full masks alone, without the other parts, and compare them."""
     faces, valid, test = (
         drawn(options, count, 10 * seed + part, regions=False)
         for part, count in enumerate((options.faces, 300, 600))

@@ -30,7 +30,7 @@ class Masking(nn.Module, ABC):
     Attributes:
         channels: C.
         description: How the masks are computed, in a few words.
-        channel_axes: For each weight and buffer that has them, the axes of the channels.
+        channel_axes: Axes of the channels, for each weight and buffer that has them.
     """
 
     description: str
