@@ -3,6 +3,7 @@
     python benchmarks/multichannel.py                     # three seeds, an hour on one core; then the cost
     python benchmarks/multichannel.py --seeds 1           # one of them
     python benchmarks/multichannel.py --seeds --cost      # the cost alone
+    python benchmarks/multichannel.py --masks 0 1 2       # shared and full masks, on fewer faces, these seeds
     python benchmarks/multichannel.py --summary accuracy  # runs nothing, prints what was found
 
 The rest is the example of multi-channel attention, on drawn faces, with its defaults. The cost is that of a
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -31,6 +33,8 @@ from running import run_example
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "multichannel"
 COST = RESULTS / "cost.json"
+#: Size of the comparison of masks: the rest is as in the example.
+COMPARED = ("--faces", "600", "--width", "8")
 
 
 # ------------------------------------------------------------------------------ cost
@@ -185,6 +189,40 @@ def transformed() -> str:
     )
 
 
+def masks() -> str:
+    """Shared and full masks: accuracy, structure, places, how free they are, and what they cost."""
+    files = sorted(RESULTS.glob("masks*.json"))
+    found = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    kinds = ("shared", "full")
+    rows: dict[str, tuple[Callable[[dict[str, Any]], float], float, int]] = {
+        "accuracy, %": (lambda one: mean(one["accuracy"]), 100, 1),
+        **{
+            f"partner {kind}, by {by}, %": (
+                lambda one, by=by, key=key: one["structure"][by][key],  # type: ignore[misc]
+                100,
+                0,
+            )
+            for by in ("masks", "both")
+            for key, kind in (("one place", "of one place"), ("neither", "of neither"))
+        },
+        "energy in its place": (lambda one: mean(one["energy"]), 1, 1),
+        "rank": (lambda one: one["rank"], 1, 0),
+        "singular values that hold 99 %": (lambda one: one["99 %"], 1, 0),
+        "full masks with a mean below 0.1, %": (lambda one: one["closed"], 100, 0),
+        "weights, thousands": (lambda one: one["parameters"] / 1000, 1, 1),
+        "time of the training, CPU seconds": (lambda one: one["seconds"], 1, 0),
+    }
+    lines = ["| | shared | full | difference |", "|---|--:|--:|--:|"]
+    for name, (value, scale, digits) in rows.items():
+        values = {kind: [value(run[kind]) for run in found] for kind in kinds}
+        values["difference"] = [a - b for a, b in zip(values["full"], values["shared"], strict=True)]
+        cells = [spread(each, scale, digits) for each in values.values()]
+        if name.startswith("full masks"):  # shared ones sum to 1
+            cells = ["", cells[1], ""]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 SUMMARIES = {
     "accuracy": accuracy,
     "structure": structure,
@@ -192,6 +230,7 @@ SUMMARIES = {
     "pruning": pruning,
     "transformed": transformed,
     "cost": cost_table,
+    "masks": masks,
 }
 
 
@@ -200,6 +239,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, nargs="*", default=None)
+    parser.add_argument("--masks", type=int, nargs="+", help="compare both kinds of masks alone, these seeds")
     parser.add_argument("--cost", action="store_true")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--quick", action="store_true", help="the cost of a small batch, nothing written")
@@ -211,6 +251,11 @@ def main() -> None:
         return
     if options.quick:
         print(json.dumps(cost(torch.device(options.device), 5, batch=2)))
+        return
+    for seed in options.masks or ():
+        settings = ["--compare-masks", *COMPARED, "--seed", str(seed)]
+        run_example("celeba_multichannel.py", settings, RESULTS / f"masks{seed}.json")
+    if options.masks is not None:
         return
     for seed in range(3) if options.seeds is None else options.seeds:
         run_example("celeba_multichannel.py", ["--seed", str(seed)], RESULTS / f"seed{seed}.json")

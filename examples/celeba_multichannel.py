@@ -4,7 +4,8 @@ With `--data ROOT`, the folder that holds CelebA's folder `celeba`, it learns fr
 drawn faces, which can say more: where each attribute is, and which appear together. It trains the same
 network with a plain head and with multi-channel attention, in full and without its parts, and guided by
 regions of the face; prunes it; and transforms its masks. It prints tables, and writes `result.json` and
-`report.html`.
+`report.html`. `--masks full` does all this with masks that are computed each on its own, and
+`--compare-masks` compares the two kinds of masks alone, on drawn faces.
 """
 
 from __future__ import annotations
@@ -28,13 +29,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms import v2
 
 import attnguide as ag
-from attnguide.adapters import AdapterSet
+from attnguide.adapters import AdapterSet, trace_for
 from attnguide.data.celeba import CelebA
 from attnguide.data.procedural.faces import ATTRIBUTES, ProceduralFaces, template
 from attnguide.errors import AttnGuideError
 from attnguide.models.networks import small_cnn
 from attnguide_multichannel.adapted import attach, multichannel_of
 from attnguide_multichannel.analysis import Analysis, Likeness, analyze
+from attnguide_multichannel.attention import Masks
 from attnguide_multichannel.pruning import magnitude_ranking, prune
 from attnguide_multichannel.report import write_report
 from attnguide_multichannel.transform import emphasized, suppressed
@@ -44,7 +46,7 @@ from attnguide_segmentation.prior import SegmentationPrior
 from attnguide_segmentation.regions import resized
 
 #: What is trained: the adapter's settings; None for the plain head.
-WAYS: dict[str, dict[str, float] | None] = {
+WAYS: dict[str, dict[str, Any] | None] = {
     "plain head": None,
     "multi-channel attention": {},
     "without multi-label classifier": {"multi_label": 0.0},
@@ -93,14 +95,18 @@ class Faces:
 # ------------------------------------------------------------------------------ data
 
 
-def drawn(options: argparse.Namespace, count: int, seed: int, *, together: bool = False) -> Faces:
-    """Draw faces, whose attributes are independent, or appear together."""
+def drawn(
+    options: argparse.Namespace, count: int, seed: int, *, together: bool = False, regions: bool = True
+) -> Faces:
+    """Draw faces, whose attributes are independent, or appear together (then without regions)."""
     bias: dict[str, Any] = {"cooccurrence": TOGETHER, "prevalence": EQUAL} if together else {}
     faces = ProceduralFaces(count, options.size, seed=seed, **bias).stack()
     images = faces.image.as_subclass(Tensor)
-    parser = load_parser()
-    parts = track(images.split(64), "finding regions", console=_CONSOLE, transient=True)
-    masks = None if together else torch.cat([(parser(part) * 255).round().byte() for part in parts])
+    masks = None
+    if regions and not together:
+        parser = load_parser()
+        parts = track(images.split(64), "finding regions", console=_CONSOLE, transient=True)
+        masks = torch.cat([(parser(part) * 255).round().byte() for part in parts])
     return Faces((images * 255).round().byte(), faces.attributes, masks)
 
 
@@ -120,7 +126,7 @@ def photographs(options: argparse.Namespace, split: str) -> Faces:
 def backbone(options: argparse.Namespace, classes: int) -> nn.Module:
     """A network from random weights."""
     if options.data is None:
-        return small_cnn(classes, width=16)
+        return small_cnn(classes, width=options.width)
     model: nn.Module = timm.create_model(options.model, num_classes=classes)
     return model
 
@@ -129,7 +135,7 @@ def built(
     options: argparse.Namespace,
     faces: Faces,
     seed: int,
-    settings: dict[str, float] | None,
+    settings: dict[str, Any] | None,
     classes: Sequence[str],
     *,
     guided: bool = False,
@@ -139,7 +145,7 @@ def built(
     model = backbone(options, len(classes))
     adapted: AdapterSet | None = None
     if settings is not None:
-        adapted = attach(model, faces.first(2), **settings)  # type: ignore[arg-type]
+        adapted = attach(model, faces.first(2), **{"masks": options.masks, **settings})
     if adapted is not None and guided:
         prior = SegmentationPrior(classes=classes)
         term = ag.Term("multichannel", prior, "iou", options.guidance, targets="all")
@@ -200,9 +206,8 @@ def energies(model: nn.Module, faces: Faces) -> dict[str, list[float]]:
     """Energy of each attribute's mean mask where it is, in units of what a uniform mask has there.
 
     Once in the attribute's place, as one would paint it for all faces, and once in the regions of the face
-    that show it, as the parser finds them: what masks are guided to.
+    that show it, as the parser finds them, if they are known: what masks are guided to.
     """
-    assert faces.regions is not None
     size = faces.images.shape[-1]
     templates = torch.stack([template(name, size) for name in ATTRIBUTES])[None]
     table = attribute_table(ATTRIBUTES)
@@ -210,16 +215,15 @@ def energies(model: nn.Module, faces: Faces) -> dict[str, list[float]]:
     for index in torch.arange(len(faces.images)).split(64):
         shown = ag.explain(model, faces.batch(index), source="multichannel", targets="all", size=None)
         masks = shown.by_layer[shown.layer]
-        regions = resized(faces.regions[index].float() / 255, masks.shape[-2:])
-        inside = {
-            "place": F.adaptive_avg_pool2d(templates, masks.shape[-2:]),
-            "region": torch.einsum("brhw,kr->bkhw", regions, table).clamp(max=1),
-        }
+        inside = {"place": F.adaptive_avg_pool2d(templates, masks.shape[-2:])}
+        if faces.regions is not None:
+            regions = resized(faces.regions[index].float() / 255, masks.shape[-2:])
+            inside["region"] = torch.einsum("brhw,kr->bkhw", regions, table).clamp(max=1)
         for kind, place in inside.items():
             share = (masks * place).sum(dim=(2, 3)) / masks.sum(dim=(2, 3))
             area = place.mean(dim=(2, 3))
             found[kind].append(torch.where(area > 0, share / area, torch.nan))
-    return {kind: torch.cat(parts).nanmean(dim=0).tolist() for kind, parts in found.items()}
+    return {kind: torch.cat(parts).nanmean(dim=0).tolist() for kind, parts in found.items() if parts}
 
 
 def found_again(analysis: Analysis, by: Likeness, *, together: bool) -> dict[str, float]:
@@ -350,11 +354,7 @@ def run(options: argparse.Namespace, seed: int) -> dict[str, Any]:
             kept = adapted
     assert kept is not None
 
-    def analysed(guide: AdapterSet, some: Faces) -> Analysis:
-        batches = (some.batch(index) for index in torch.arange(len(some.images)).split(64))
-        return analyze(guide, batches, classes)
-
-    analysis = analysed(kept, valid)
+    analysis = analyzed(kept, valid, classes)
     found["pruning"] = pruned(options, kept, analysis, faces, test, seed)
     write_report(kept, analysis, test.first(6), options.out / "report.html")
     found["transformed"] = against_noise(kept, analysis, valid, test)
@@ -366,7 +366,7 @@ def run(options: argparse.Namespace, seed: int) -> dict[str, Any]:
         together = drawn(options, options.faces, 10 * seed + 3, together=True)
         _, guide = built(options, together, seed, {}, classes)
         assert guide is not None
-        known = analysed(guide, drawn(options, 300, 10 * seed + 4, together=True))
+        known = analyzed(guide, drawn(options, 300, 10 * seed + 4, together=True), classes)
         found["transformed"] |= apart(guide, known, test)
         found["structure"] = {
             kind: {by: found_again(one, by, together=kind == "together") for by in get_args(Likeness)}
@@ -378,6 +378,58 @@ def run(options: argparse.Namespace, seed: int) -> dict[str, Any]:
             print(f"seed {seed}, {way}: energy {means}", flush=True)
     print(f"seed {seed}: {found['transformed']}", flush=True)
     return {"classes": list(classes), **found}
+
+
+def analyzed(guide: AdapterSet, faces: Faces, classes: Sequence[str]) -> Analysis:
+    """Analyze some faces."""
+    batches = (faces.batch(index) for index in torch.arange(len(faces.images)).split(64))
+    return analyze(guide, batches, classes)
+
+
+def compared(options: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """Train shared and full masks alone, without the other parts, and compare them."""
+    faces, valid, test = (
+        drawn(options, count, 10 * seed + part, regions=False)
+        for part, count in enumerate((options.faces, 300, 600))
+    )
+    found: dict[str, Any] = {}
+    for masks in get_args(Masks):
+        settings = {"masks": masks, "multi_label": 0.0, "reconstruction": 0.0}
+        start = time.process_time()
+        model, adapted = built(options, faces, seed, settings, ATTRIBUTES)
+        seconds = time.process_time() - start
+        assert adapted is not None
+        analysis = analyzed(adapted, valid, ATTRIBUTES)
+        found[masks] = {
+            "accuracy": accuracy(model, test).tolist(),
+            "structure": {by: found_again(analysis, by, together=False) for by in get_args(Likeness)},
+            "energy": energies(model, test)["place"],
+            **dimensions(adapted, test.first(16)),
+            "parameters": sum(weight.numel() for weight in adapted.parameters()),
+            "seconds": seconds,
+        }
+        print(
+            f"seed {seed}, {masks} masks: accuracy {100 * mean(found[masks]['accuracy']):.2f} %", flush=True
+        )
+    return found
+
+
+@torch.no_grad()
+def dimensions(adapted: AdapterSet, images: Tensor) -> dict[str, float]:
+    """How free the masks of an image are: a row for each attribute and channel, a column for each position.
+
+    The rank of this matrix, how many of its singular values hold 99 % of its energy, and the share of the
+    rows with a mean below 0.1, which let almost nothing through (of full masks alone).
+    """
+    adapter = multichannel_of(adapted)
+    masks = adapter.masks(trace_for(adapter, adapted.model, images).feature.spatial).flatten(3).flatten(1, 2)
+    energy = torch.linalg.svdvals(masks).square()
+    shares = energy.cumsum(dim=1) / energy.sum(dim=1, keepdim=True)
+    return {
+        "rank": float(torch.linalg.matrix_rank(masks).float().mean()),
+        "99 %": float((shares < 0.99).sum(dim=1).add(1).float().mean()),
+        "closed": float((masks.mean(dim=2) < 0.1).float().mean()),
+    }
 
 
 def mean(values: Sequence[float]) -> float:
@@ -414,22 +466,30 @@ def main() -> None:
     add = parser.add_argument
     add("--data", type=Path, help="folder that holds CelebA's folder celeba; drawn faces without")
     add("--model", default="resnet18", help="timm's name of the network for photographs")
+    add("--width", type=int, default=16, help="channels of the first block of the network for drawn faces")
     add("--limit", type=int, help="read so many photographs of each split")
     add("--size", type=int, help="of the images, in pixels; 64 for drawn faces, 128 for photographs")
     add("--faces", type=int, default=2500, help="number of drawn faces to learn from")
     add("--epochs", type=int, default=12)
     add("--rate", type=float, default=5e-3, help="highest learning rate")
     add("--guidance", type=float, default=0.3, help="λ of the guidance by regions")
+    add("--masks", choices=get_args(Masks), default="shared", help="how masks are computed")
+    add("--compare-masks", action="store_true", help="compare both kinds of masks alone, on drawn faces")
     add("--seed", type=int, default=0)
     add("--out", type=Path, default=Path("attnguide-multichannel"), help="folder for results")
     options = parser.parse_args()
     options.size = options.size or (64 if options.data is None else 128)
+    if options.compare_masks and options.data is not None:
+        parser.error(
+            "--compare-masks needs drawn faces, of which the places of attributes are known: no --data."
+        )
     try:
         options.out.mkdir(parents=True, exist_ok=True)
-        found = run(options, options.seed)
+        found = (compared if options.compare_masks else run)(options, options.seed)
     except (AttnGuideError, OSError) as error:
         sys.exit(f"celeba_multichannel.py: {error}")
-    print(tables(found))
+    if not options.compare_masks:
+        print(tables(found))
     settings = {key: str(value) for key, value in vars(options).items()}
     (options.out / "result.json").write_text(json.dumps({"settings": settings, **found}, indent=1))
 

@@ -11,6 +11,7 @@ from .analysis import (
     clustered as clustered,
 )
 from .attention import (
+    Masks as Masks,
     MultiChannel as MultiChannel,
     Reconstructor as Reconstructor,
 )
@@ -19,6 +20,11 @@ from .figures import (
     mask_figure as mask_figure,
     place_figure as place_figure,
     reconstruction_sheet as reconstruction_sheet,
+)
+from .masking import (
+    FullMasks as FullMasks,
+    Masking as Masking,
+    SharedMasks as SharedMasks,
 )
 from .pruning import (
     magnitude_ranking as magnitude_ranking,

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from attnguide.adapters import AdapterSet, SavedAdapters, feature_sizes
 from attnguide.errors import InputError
-from attnguide_multichannel.attention import MultiChannel
+from attnguide_multichannel.attention import Masks, MultiChannel
+from attnguide_multichannel.masking import FullMasks
 
 __all__ = ["attach", "load_adapters", "multichannel_of"]
 
@@ -20,7 +21,8 @@ def attach(
     *,
     layer: str = "auto",
     classes: int | None = None,
-    maps: int = 32,
+    masks: Masks = "shared",
+    maps: int | None = None,
     multi_label: float = 0.5,
     reconstruction: float = 0.1,
 ) -> AdapterSet:
@@ -39,7 +41,9 @@ def attach(
         images: Some images, `(B, 3, H, W)`, as in training, to find numbers of channels.
         layer: Layer whose features are masked.
         classes: Number of classes K, if it differs from the model's.
-        maps: Number of shared maps; see [`MultiChannel`][attnguide_multichannel.attention.MultiChannel].
+        masks: How masks are computed: `"shared"`, as mixtures of shared maps, or `"full"`, each on its own;
+            see [`MultiChannel`][attnguide_multichannel.attention.MultiChannel].
+        maps: Number of shared maps, by default 32.
         multi_label: Weight α of the multi-label classifier.
         reconstruction: Weight β of the reconstructor.
 
@@ -47,15 +51,20 @@ def attach(
         The adapter on the model, on its device; `ag.Guide(model, …, adapters=…)` guides a model with it.
 
     Raises:
-        InputError: If a number is too small.
+        InputError: If a number is too small, `masks` is unknown, `maps` is given for full masks, or these are
+            larger than the device's memory.
         LayerError: If the model has no such layer.
     """
     channels, outputs = feature_sizes(model, images, layer)
+    count = outputs if classes is None else classes
+    if masks == "full":
+        FullMasks.check_fits(channels, count, images.device)
     with torch.inference_mode(False):  # else the weights could not be trained
         adapter = MultiChannel(
             channels,
-            outputs if classes is None else classes,
+            count,
             image_channels=images.shape[1],
+            masks=masks,
             maps=maps,
             multi_label=multi_label,
             reconstruction=reconstruction,

@@ -113,9 +113,6 @@ class Analysis:
 class MaskStatistics:
     """Gathers the statistics of an analysis, batch by batch, without holding all masks in memory.
 
-    Masks are sums of maps that they share, `M_kcp = Σ_r a_kcr S_rp`, so that the covariance of any two
-    follows from the R×R products of the maps alone: `Σ_p M_kcp M_jdp = a_kcᵀ (Σ_p S Sᵀ) a_jd`.
-
     Args:
         adapter: The multi-channel attention, whose weights must not change in between.
     """
@@ -123,12 +120,12 @@ class MaskStatistics:
     def __init__(self, adapter: MultiChannel) -> None:
         self.adapter = adapter
         self.samples = 0
-        count, channels, maps = adapter.deviation.shape
+        count, channels = adapter.weight.shape
         place = adapter.weight.device
-        self._products = torch.zeros(maps, maps, dtype=torch.float64, device=place)
         self._sum = torch.zeros(count, channels, dtype=torch.float64, device=place)
         self._squares = torch.zeros_like(self._sum)
         self._scores = torch.zeros(count, count, dtype=torch.float64, device=place)
+        self._products: tuple[Tensor, ...] = ()
         self._maps: Tensor | None = None
 
     @torch.no_grad()
@@ -142,21 +139,19 @@ class MaskStatistics:
             InputError: If the grid differs from the one before.
         """
         adapter = self.adapter
-        positions = adapter.positions(features)
-        mean = positions.sum(dim=0)
-        if self._maps is not None and mean.shape != self._maps.shape:
+        if self._maps is not None and features.shape[2:] != self._maps.shape[1:]:
             raise InputError(
-                f"features have a grid of {tuple(mean.shape[1:])}, those before had "
+                f"features have a grid of {tuple(features.shape[2:])}, those before had "
                 f"{tuple(self._maps.shape[1:])}; give images of one size."
             )
-        self._maps = mean if self._maps is None else self._maps + mean
-        flat = positions.flatten(2)
-        # Each map sums to 1, so that its mean is known.
-        centred = (flat - 1 / flat.shape[2]).double()
-        self._products += torch.einsum("brp,bqp->rq", centred, centred)
-        attended = adapter.attended(features, positions)
-        weights = adapter.weight[..., None] * adapter.shares
-        added = torch.einsum("bcr,kcr->bkc", attended, weights.to(attended.dtype)).double()
+        maps = adapter.mean_masks(features).double().sum(dim=0)
+        products = adapter.masking.sums(features)
+        if self._maps is None:
+            self._maps, self._products = maps, products
+        else:
+            self._maps += maps
+            self._products = tuple(map(torch.add, self._products, products))
+        added = (adapter.attended(features) * adapter.weight).double()
         self._sum += added.sum(dim=0)
         scores = added.sum(dim=2)
         self._scores += scores.T @ scores
@@ -178,17 +173,16 @@ class MaskStatistics:
             raise InputError("there are no images to analyze. Give at least one batch.")
         if len(classes) != len(adapter.weight):
             raise InputError(f"{len(classes)} names were given for {len(adapter.weight)} attributes.")
-        shares = adapter.shares.double()
-        spread = shares @ self._products  # (K, C, R)
         mean = self._sum / self.samples
         variance = self._squares / self.samples - mean.square()
+        attributes, channels = adapter.masking.covariances(*self._products)
         return Analysis(
             tuple(classes),
-            _correlation(torch.einsum("kcr,jcr->kj", spread, shares)),
+            _correlation(attributes),
             _correlation(self._scores / self.samples - torch.outer(mean.sum(dim=1), mean.sum(dim=1))),
-            _correlation(torch.einsum("kcr,kdr->cd", spread, shares)),
+            _correlation(channels),
             variance.clamp(min=0).sqrt().float().cpu(),
-            torch.einsum("kr,rhw->khw", shares.mean(dim=1).float(), self._maps.float() / self.samples).cpu(),
+            (self._maps / self.samples).float().cpu(),
             self.samples,
         )
 

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attnguide.errors import InputError, LayerError
+from attnguide.errors import InputError
 from attnguide.functional import full_precision, may_read
 from attnguide.interfaces import Adapter
 from attnguide.trace import Trace
+from attnguide_multichannel.masking import FullMasks, Masking, SharedMasks
 
-__all__ = ["MultiChannel", "Reconstructor"]
+__all__ = ["Masks", "MultiChannel", "Reconstructor"]
+
+#: Ways of computing masks.
+Masks = Literal["shared", "full"]
 
 
 class MultiChannel(Adapter):
     """Multi-channel attention: K binary classifiers, each with a mask of the same shape as the features.
 
-    The k-th score is a linear function of the masked features, summed over the positions:
-    `s_k = b_k + Σ_c w_kc Σ_p F_cp · M_kcp`. Masks are computed from the features. They share R maps of
-    positions: `M_kcp = Σ_r a_kcr S_rp`, where `S` is a softmax over the positions of a 1×1 convolution of
-    the features, and `a` a softmax over the maps. So each mask is in [0, 1] and sums to 1 over the positions
-    in each channel, and training never computes all masks at once.
+    The k-th score is a linear function of the masked features, reduced over the positions:
+    `s_k = b_k + Σ_c w_kc Σ_p F_cp · M_kcp`. Masks are computed from the features, in one of two ways:
+
+    - `masks="shared"`: they are mixtures of R maps, and each sums to 1 over the positions; see
+      [`SharedMasks`][attnguide_multichannel.masking.SharedMasks]. Cheap: training never computes all masks.
+    - `masks="full"`: each attribute and channel has a mask of its own, with values in [0, 1] that are
+      independent of each other; see [`FullMasks`][attnguide_multichannel.masking.FullMasks]. The score has
+      the mean over the positions in place of the sum `Σ_p`. It takes `K·C²` weights, and memory for
+      `B·K·C·h·w` numbers.
 
     Two more parts share the features while training, and add to `guide.loss`: a multi-label classifier of
     the pooled features, and a reconstructor that computes the image from them. The whole loss is the loss of
@@ -33,20 +41,21 @@ class MultiChannel(Adapter):
         channels: Number of channels C of the layer's features.
         classes: Number of attributes K.
         image_channels: Number of channels of the images.
-        maps: Number of maps R that the masks share.
+        masks: How masks are computed, `"shared"` or `"full"`.
+        maps: Number of maps R that shared masks are mixtures of, by default 32.
         multi_label: Weight α, at least 0; 0 for no multi-label classifier.
         reconstruction: Weight β, at least 0; 0 for no reconstructor.
         layer: Name of the layer; by default the last one that has rows and columns.
 
+    Attributes:
+        masking: What computes the masks.
+
     Raises:
-        InputError: If a number is too small.
+        InputError: If a number is too small, `masks` is unknown, or `maps` is given for full masks.
 
     Source: the poster "Multi-Channel Attention Mechanism" (MAM) for the components; how masks are computed,
     and the losses, are our choice, since the poster gives neither.
     """
-
-    factors: Tensor
-    """Factors on the masks, `(K, C)`; see `attnguide_multichannel.transform`."""
 
     name = "multichannel"
 
@@ -56,13 +65,14 @@ class MultiChannel(Adapter):
         classes: int,
         *,
         image_channels: int = 3,
-        maps: int = 32,
+        masks: Masks = "shared",
+        maps: int | None = None,
         multi_label: float = 0.5,
         reconstruction: float = 0.1,
         layer: str = "auto",
     ) -> None:
         super().__init__()
-        for option, count in (("channels", channels), ("classes", classes), ("maps", maps)):
+        for option, count in (("channels", channels), ("classes", classes)):
             if count < 1:
                 raise InputError(f"{option}={count} must be at least 1.")
         for option, weight in (("multi_label", multi_label), ("reconstruction", reconstruction)):
@@ -74,53 +84,19 @@ class MultiChannel(Adapter):
             "channels": channels,
             "classes": classes,
             "image_channels": image_channels,
+            "masks": masks,
             "maps": maps,
             "multi_label": multi_label,
             "reconstruction": reconstruction,
             "layer": layer,
         }
-        self.places = nn.Conv2d(channels, maps, 1)
-        # The maps that an attribute attends by, and how single channels deviate.
-        self.choice = nn.Parameter(torch.randn(classes, 1, maps))
-        self.deviation = nn.Parameter(torch.zeros(classes, channels, maps))
+        self.masking = _masking(channels, classes, masks, maps)
         self.weight = nn.Parameter(torch.empty(classes, channels).uniform_(-1, 1) / channels**0.5)
         self.bias = nn.Parameter(torch.zeros(classes))
         self.classifier = nn.Linear(channels, classes) if multi_label else None
         self.reconstructor = Reconstructor(channels, image_channels) if reconstruction else None
-        self.register_buffer("factors", torch.ones(classes, channels))
 
     # ------------------------------------------------------------------ masks
-
-    def positions(self, features: Tensor) -> Tensor:
-        """Compute the maps that the masks share.
-
-        Args:
-            features: Features `(B, C, h, w)`.
-
-        Returns:
-            S, `(B, R, h, w)` in [0, 1]; each sums to 1.
-
-        Raises:
-            LayerError: If the number of channels is wrong.
-        """
-        if features.shape[1] != self.places.in_channels:
-            raise LayerError(
-                f"the features have {features.shape[1]} channels, but the multi-channel attention was made "
-                f"for {self.places.in_channels}. Put it on the model and layer that it was made for."
-            )
-        # Features of different models differ much in size.
-        size = features.float().square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
-        scaled = features / (size + 1e-6).to(features.dtype)
-        logits = full_precision(self.places(scaled.to(self.places.weight.dtype)))
-        return logits.flatten(2).softmax(dim=2).view_as(logits)
-
-    @property
-    def shares(self) -> Tensor:
-        """The share a of each map in the mask of each attribute and channel, `(K, C, R)`.
-
-        Sums to 1 over the maps, times the factor of a transformation.
-        """
-        return (self.choice + self.deviation).softmax(dim=2) * self.factors[..., None]
 
     def masks(self, features: Tensor) -> Tensor:
         """Compute all masks. They are large: `B·K·C·h·w` numbers.
@@ -129,35 +105,36 @@ class MultiChannel(Adapter):
             features: Features `(B, C, h, w)`.
 
         Returns:
-            `(B, K, C, h, w)` in [0, 1]; each channel sums to 1 (times the factor of a transformation).
+            `(B, K, C, h, w)` in [0, 1] (times the factor of a transformation); a shared mask sums to 1 over
+            the positions.
+
+        Raises:
+            LayerError: If the number of channels is wrong.
+            InputError: If full masks are larger than the device's memory.
         """
-        shares = self.shares
-        return torch.einsum("kcr,brhw->bkchw", shares, self.positions(features).to(shares.dtype))
+        masks: Tensor = self.masking(features)
+        return masks
 
     def mean_masks(self, features: Tensor) -> Tensor:
-        """Compute the mean of the masks over the channels, `(B, K, h, w)`, without computing each."""
-        shares = self.shares.mean(dim=1)
-        return torch.einsum("kr,brhw->bkhw", shares, self.positions(features).to(shares.dtype))
+        """Compute the mean of the masks over the channels, `(B, K, h, w)`, without holding all of them."""
+        return self.masking.mean(features)
 
     # ----------------------------------------------------------------- scores
 
-    def attended(self, features: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Sum features over the positions, weighted by each of the shared maps.
+    def attended(self, features: Tensor) -> Tensor:
+        """Reduce the masked features over the positions: shared masks by the sum, full ones by the mean.
 
         Args:
             features: Features `(B, C, h, w)`.
-            positions: The maps, as `positions` computes them, if they are known already.
 
         Returns:
-            `(B, C, R)`.
+            `(B, K, C)`.
         """
-        maps = (self.positions(features) if positions is None else positions).flatten(2)
-        return torch.bmm(full_precision(features).flatten(2).to(maps.dtype), maps.transpose(1, 2))
+        return self.masking.attended(features)
 
     def scores(self, attended: Tensor) -> Tensor:
         """Compute the scores of the K classifiers, `(B, K)`, from the result of `attended`."""
-        weights = self.weight[..., None] * self.shares
-        return F.linear(attended.flatten(1).to(weights.dtype), weights.flatten(1), self.bias)
+        return (attended.to(self.weight.dtype) * self.weight).sum(dim=2) + self.bias
 
     def forward(self, trace: Trace) -> Tensor:
         """Compute logits `(B, K)`, which replace the model's."""
@@ -188,6 +165,16 @@ class MultiChannel(Adapter):
             own = self.reconstruction * F.mse_loss(output, image)
             total = own if total is None else total + own
         return total
+
+
+def _masking(channels: int, classes: int, masks: Masks, maps: int | None) -> Masking:
+    if masks not in get_args(Masks):
+        raise InputError(f"masks={masks!r} must be one of {', '.join(get_args(Masks))}.")
+    if masks == "shared":
+        return SharedMasks(channels, classes, 32 if maps is None else maps)
+    if maps is not None:
+        raise InputError(f"maps={maps} is the number of shared maps, and full masks have none; leave it out.")
+    return FullMasks(channels, classes)
 
 
 def _multi_hot(labels: Tensor, scores: Tensor) -> Tensor:

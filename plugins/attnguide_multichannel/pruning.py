@@ -51,7 +51,7 @@ def prune(adapted: AdapterSet, images: Tensor, ranking: Tensor | Sequence[int], 
         LayerError: If the model's channels cannot be removed, or torch-pruning cannot follow them.
     """
     adapter = multichannel_of(adapted)
-    channels = adapter.places.in_channels
+    channels = adapter.masking.channels
     order = torch.as_tensor(ranking).tolist()
     if sorted(order) != list(range(channels)):
         raise InputError(f"ranking must hold each of the {channels} channels once.")
@@ -83,18 +83,15 @@ def without_channels(adapter: MultiChannel, kept: Sequence[int]) -> MultiChannel
         kept: Indices of the channels that are kept, at least one.
     """
     smaller = MultiChannel(**{**adapter.settings, "channels": len(kept)})
+    # Axes of the channels in each weight; other weights have none.
+    axes = {f"masking.{name}": each for name, each in adapter.masking.channel_axes.items()}
+    axes |= {"weight": (1,), "classifier.weight": (1,), "reconstructor.first.weight": (1,)}
+    index = torch.tensor(list(kept), device=adapter.weight.device)
     weights = {}
     for name, value in adapter.state_dict().items():
-        # Axis of the channels in each weight; other weights have none.
-        axis = {
-            "places.weight": 1,
-            "deviation": 1,
-            "weight": 1,
-            "factors": 1,
-            "classifier.weight": 1,
-            "reconstructor.first.weight": 1,
-        }.get(name)
-        weights[name] = value if axis is None else value[:, list(kept)]
+        for axis in axes.get(name, ()):
+            value = value.index_select(axis, index)
+        weights[name] = value
     smaller.load_state_dict(weights)
     return smaller.to(adapter.weight.device, adapter.weight.dtype)
 
@@ -132,7 +129,7 @@ def _bare(model: nn.Module) -> nn.Module:
 
 def _maker(adapted: AdapterSet, images: Tensor, layer: str) -> str:
     """Find the convolution whose output are the channels of a layer."""
-    model, channels = unwrap(adapted.model), multichannel_of(adapted).places.in_channels
+    model, channels = unwrap(adapted.model), multichannel_of(adapted).masking.channels
     makers: list[str] = []
     done = False
 

@@ -67,7 +67,7 @@ def write_report(
             size = (images.shape[-2], images.shape[-1])
             reconstructions = adapter.reconstructor(features.to(adapter.weight.dtype), size).float().cpu()
     facts = {"samples": analysis.samples, "attributes": len(analysis.classes), **(about or {})}
-    facts |= {"channels": analysis.channels.shape[0], "shared maps": adapter.places.out_channels}
+    facts |= {"channels": analysis.channels.shape[0], "masks": adapter.masking.description}
     parts = [
         "<h1>Multi-channel attention</h1>",
         _table(["", ""], [[key, str(value)] for key, value in facts.items()]),

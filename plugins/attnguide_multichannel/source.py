@@ -38,7 +38,7 @@ class MultiChannelMaps(AttributionSource):
         """
         adapter = self._adapter(trace)
         features = trace.feature.spatial
-        channels = adapter.places.in_channels
+        channels = adapter.masking.channels
         if features.shape[1] != channels:
             raise LayerError(
                 f"layer {trace.feature.layer!r} has {features.shape[1]} channels; the multi-channel "

@@ -25,18 +25,17 @@ def transformed(adapter: MultiChannel, factors: Tensor) -> Iterator[None]:
     Raises:
         InputError: If the shape is wrong, or a factor is negative or not finite.
     """
-    if factors.shape != adapter.factors.shape:
-        raise InputError(
-            f"factors have shape {tuple(factors.shape)}; expected {tuple(adapter.factors.shape)}."
-        )
+    own = adapter.masking.factors
+    if factors.shape != own.shape:
+        raise InputError(f"factors have shape {tuple(factors.shape)}; expected {tuple(own.shape)}.")
     if not bool(((factors >= 0) & factors.isfinite()).all()):
         raise InputError("factors must be finite and at least 0.")
-    before = adapter.factors.clone()
-    adapter.factors.copy_(before * factors.to(before))
+    before = own.clone()
+    own.copy_(before * factors.to(before))
     try:
         yield
     finally:
-        adapter.factors.copy_(before)
+        own.copy_(before)
 
 
 @contextmanager

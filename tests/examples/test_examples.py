@@ -203,9 +203,22 @@ def test_celeba_multichannel(run: Callable[..., str], tmp_path: Path) -> None:
     assert (tmp_path / "report.html").stat().st_size > 100_000
 
 
+@pytest.mark.nightly
+def test_masks_are_compared(run: Callable[..., str], tmp_path: Path) -> None:
+    small = ("--faces", 32, "--epochs", 1, "--size", 32, "--width", 4)
+    printed = run("celeba_multichannel.py", "--compare-masks", *small, "--out", tmp_path)
+    assert "full masks: accuracy" in printed
+    found = json.loads((tmp_path / "result.json").read_text())
+    # Of 16 attributes and 16 channels: W, its bias, the classifiers and theirs.
+    assert found["shared"]["rank"] <= 32
+    assert found["full"]["parameters"] == 16 * 16 * 16 + 2 * 16 * 16 + 16
+    assert all(len(found[masks]["energy"]) == 16 for masks in ("shared", "full"))
+
+
 def test_celeba_multichannel_on_celeba(run: Callable[..., str], tmp_path: Path) -> None:
     make_celeba(tmp_path)
     settings = ["--model", "resnet10t", "--size", 32, "--epochs", 1, "--limit", 4]
+    settings += ["--masks", "full"]
     printed = run("celeba_multichannel.py", "--data", tmp_path, *settings, "--out", tmp_path / "out")
     assert re.search(r"^\| Wearing_Lipstick \|.*\| 92\.5 \|$", printed, re.M)
     result = json.loads((tmp_path / "out" / "result.json").read_text())

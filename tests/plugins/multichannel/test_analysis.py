@@ -18,18 +18,23 @@ from attnguide.models.networks import small_cnn
 from attnguide.visual import to_pil
 from attnguide_multichannel.adapted import attach, multichannel_of
 from attnguide_multichannel.analysis import Analysis, MaskStatistics, analyze, clustered
-from attnguide_multichannel.attention import MultiChannel
+from attnguide_multichannel.attention import Masks, MultiChannel
 from attnguide_multichannel.figures import correlation_figure, reconstruction_sheet
+from attnguide_multichannel.masking import SharedMasks
 from attnguide_multichannel.report import write_report
 
 
-@pytest.fixture
-def adapter() -> MultiChannel:
+@pytest.fixture(params=["shared", "full"])
+def adapter(request: pytest.FixtureRequest) -> MultiChannel:
     torch.manual_seed(0)
-    adapter = MultiChannel(6, 4, maps=5)
+    adapter = MultiChannel(6, 4, masks=request.param, maps=5 if request.param == "shared" else None)
     with torch.no_grad():
-        adapter.deviation.normal_(std=2)
-        adapter.places.weight.mul_(4)
+        if isinstance(adapter.masking, SharedMasks):
+            adapter.masking.deviation.normal_(std=2)
+            adapter.masking.places.weight.mul_(4)
+        else:
+            adapter.masking.weight.normal_()
+            adapter.masking.bias.normal_(std=2)
     return adapter
 
 
@@ -51,7 +56,8 @@ def test_statistics_are_those_of_the_masks_themselves(adapter: MultiChannel) -> 
     scores = adapter.scores(adapter.attended(features)).detach()
     np.testing.assert_allclose(analysis.scores, np.corrcoef(scores.T.double().numpy()), atol=1e-5)
     torch.testing.assert_close(analysis.likeness(), (analysis.attributes + analysis.scores.abs()) / 2)
-    added = (features[:, None] * masks).sum(dim=(3, 4)) * adapter.weight
+    through = (features[:, None] * masks).sum(dim=(3, 4))
+    added = (through if isinstance(adapter.masking, SharedMasks) else through / (4 * 3)) * adapter.weight
     torch.testing.assert_close(
         analysis.importance, added.detach().std(dim=0, correction=0), rtol=1e-4, atol=1e-6
     )
@@ -105,16 +111,19 @@ def test_models_are_analysed_as_they_evaluate() -> None:
             analyze(adapted, [images, torch.rand(1, 3, 48, 48)], "abc")
 
 
-def test_a_single_attribute_and_channel(tmp_path: Path) -> None:
+@pytest.mark.parametrize("masks", ["shared", "full"])
+def test_a_single_attribute_and_channel(masks: Masks, tmp_path: Path) -> None:
     model = nn.Sequential(
         nn.Conv2d(3, 1, 3, stride=4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 1)
     )
     images = torch.rand(4, 3, 32, 32)
-    with attach(model, images, layer="1") as adapted:
+    with attach(model, images, layer="1", masks=masks) as adapted:
         analysis = analyze(adapted, [images], ["only"])
         assert analysis.correlated() == {"only": []}
         assert analysis.attributes.tolist() == analysis.channels.tolist() == [[1]]
         write_report(adapted, analysis, images, tmp_path / "report.html")
+    text = "mixtures of 32 shared maps" if masks == "shared" else "one for each attribute and channel"
+    assert f"<td>masks</td><td>{text}</td>" in (tmp_path / "report.html").read_text()
     assert (tmp_path / "report.html").stat().st_size > 10_000
 
 
@@ -125,7 +134,8 @@ def test_reconstructions_are_shown_below_their_images() -> None:
     assert correlation_figure(torch.eye(3), ["a", "b", "c"]).axes
 
 
-def test_the_command_analyses_a_folder(tmp_path: Path) -> None:
+@pytest.mark.parametrize("masks", ["shared", "full"])
+def test_the_command_analyses_a_folder(masks: Masks, tmp_path: Path) -> None:
     faces = ProceduralFaces(10, size=64)
     for number in range(10):
         to_pil(faces[number].image.as_subclass(Tensor)).save(tmp_path / f"{number}.png")
@@ -136,9 +146,9 @@ def test_the_command_analyses_a_folder(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = timm.create_model("resnet10t", num_classes=3)
     torch.save(model.state_dict(), tmp_path / "model.pt")
-    with attach(model, torch.rand(2, 3, 64, 64)) as adapted:
+    with attach(model, torch.rand(2, 3, 64, 64), masks=masks) as adapted:
         adapted.save(tmp_path / "attention.safetensors")
-        assert multichannel_of(adapted).places.in_channels == 512
+        assert multichannel_of(adapted).masking.channels == 512
     options = ["--model", "resnet10t", "--checkpoint", str(tmp_path / "model.pt")]
     options += ["--adapters", str(tmp_path / "attention.safetensors"), "--out", str(tmp_path / "out")]
     result = CliRunner().invoke(
