@@ -160,7 +160,7 @@ def peers(
                 for path in paths:
                     image = Image.open(path).convert("RGB").resize((224, 224))
                     shown = np.asarray(image, dtype=np.float32) / 255
-                    maps = cam(input_tensor=transform(image)[None])
+                    maps = cam(input_tensor=transform(image)[None], targets=None)
                     picture = show_cam_on_image(shown, maps[0], use_rgb=True)
                     Image.fromarray(picture).save(out / f"{path.stem}.png")
 
