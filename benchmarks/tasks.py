@@ -377,20 +377,13 @@ TASKS: dict[str, Task] = {
         inpainted=True,
         folder=True,
     ),
-    # The second set of photographs. Everything as for the birds, and nothing chosen on it.
-    "expressions": Task(
-        "Happy and surprised faces, pasted onto photographs of animals and things; a network pretrained on "
-        "ImageNet",
-        expressions,
-        pretrained_network,
-        epochs=6,
-        batch=32,
-        optimizer=partial(torch.optim.AdamW, lr=5e-4),
-        held_out=36,
-        published={},
-        decay=True,
-        flips=True,
-        inpainted=True,
-        folder=True,
-    ),
 }
+
+# The second set of photographs: everything as for the birds, and nothing chosen on it.
+TASKS["expressions"] = replace(
+    TASKS["birds"],
+    about="Happy and surprised faces, pasted onto photographs of animals and things; a network pretrained on "
+    "ImageNet",
+    parts=expressions,
+    held_out=36,
+)

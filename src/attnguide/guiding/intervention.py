@@ -59,6 +59,11 @@ class Intervened(NamedTuple):
     batch: Swapped
 
 
+def _checked(model: nn.Module, layer: str) -> str:
+    """Return a layer as the unwrapped model knows it; a local one is not found yet."""
+    return LOCAL if layer == LOCAL else check_layer(model, [layer])[0]
+
+
 def arguments_of(settings: Mapping[str, Any], empty: Literal["error", "skip"] = "error") -> dict[str, Any]:
     """Turn the settings of a recipe into arguments of an [`Intervention`][attnguide.Intervention].
 
@@ -144,10 +149,8 @@ class Intervention:
         check_spec(logits)
         self.model = model
         parallel = isinstance(model, nn.DataParallel)
-        if layer == LOCAL:
-            self.layer = images_name(unwrap(model)) if parallel else LOCAL
-        else:
-            (self.layer,) = check_layer(model, [layer])
+        # Features cannot be exchanged there, as below.
+        self.layer = images_name(unwrap(model)) if parallel and layer == LOCAL else _checked(model, layer)
         if parallel and not self._of_images():
             raise InputError(
                 f"layer={layer!r}: DataParallel gives each replica a part of the batch, so features cannot "
@@ -251,7 +254,7 @@ class Intervention:
         steps, layer = states.restore(others, (), nn.Module()), state_dict.get("layer")
         if not isinstance(layer, str):
             raise InputError(f"layer of the state is {layer!r}; it must be a name.")
-        self.layer = LOCAL if layer == LOCAL else check_layer(self.model, [layer])[0]
+        self.layer = _checked(self.model, layer)
         self._steps = steps
 
     @classmethod
@@ -283,10 +286,10 @@ class Intervention:
 
     def _local(self, images: Tensor) -> str:
         # Weights in training change, and with them what a position sees: the choice is made once.
-        if isinstance(self.model, nn.DataParallel):
-            return images_name(unwrap(self.model))
-        call = None if self._logits is None else Call((images,), {}, images, self._logits)
-        found = find_local(unwrap(self.model), images.detach(), call=call)
+        found = None
+        if not isinstance(self.model, nn.DataParallel):
+            call = None if self._logits is None else Call((images,), {}, images, self._logits)
+            found = find_local(unwrap(self.model), images.detach(), call=call)
         return images_name(unwrap(self.model)) if found is None else found.name
 
     def _of_images(self) -> bool:
