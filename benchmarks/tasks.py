@@ -18,10 +18,12 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from attnguide import functional
 from attnguide.data.decoy import DecoyMNIST, Protocol
 from attnguide.data.procedural.faces import ATTRIBUTES, ProceduralFaces, template
 from attnguide.masks import MaskCompletion
 from attnguide.models.networks import small_cnn
+from attnguide.priors import FindingPrior, TeacherPrior, TokenCutPrior
 from pasted_faces import pasted_faces
 
 PAIR = ("lipstick", "heavy_makeup")
@@ -221,13 +223,19 @@ class Frozen(nn.Module):
         return logits
 
 
-def pretrained_network() -> nn.Module:
+def imagenet_network() -> nn.Module:
     """EfficientNet-Lite0, pretrained on ImageNet: timm's weights, or the file in `$ATTNGUIDE_LITE0`."""
     file = os.environ.get("ATTNGUIDE_LITE0")
-    model = timm.create_model("tf_efficientnet_lite0", pretrained=file is None)
+    model: nn.Module = timm.create_model("tf_efficientnet_lite0", pretrained=file is None)
     if file is not None:
         model.load_state_dict(load_file(file))
-    model.reset_classifier(2)
+    return model.eval()
+
+
+def pretrained_network() -> nn.Module:
+    """The same with two classes, and what comes before the fifth block frozen."""
+    model = imagenet_network()
+    model.reset_classifier(2)  # type: ignore[operator]
     return Frozen(model, 4)
 
 
@@ -263,13 +271,45 @@ def _boxes(part: Part, generator: torch.Generator) -> Part:
 
 
 def _narrowed(part: Part, generator: torch.Generator) -> Part:
-    """Boxes, out of which `MaskCompletion` takes what looks like the outside."""
-    boxes = _boxes(part, generator)
-    some = torch.randperm(len(part), generator=generator)[:600]
+    """Regions, out of which `MaskCompletion` takes what looks like the outside."""
+    known = (~part.masks.isnan().flatten(1).any(dim=1)).nonzero()[:, 0]
+    some = known[torch.randperm(len(known), generator=generator)[:600]]
     completion = MaskCompletion(pretrained_network())
-    completion.fit([(part.images[i], boxes.masks[i]) for i in some.split(32)], coarse=True)
-    masks = [completion(part.images[i], boxes.masks[i]) for i in torch.arange(len(part)).split(32)]
+    completion.fit([(part.images[i], part.masks[i]) for i in some.split(32)], coarse=True)
+    masks = part.masks.clone()
+    for i in known.split(32):
+        masks[i] = completion(part.images[i], part.masks[i])
+    return replace(part, masks=masks)
+
+
+def _narrowed_boxes(part: Part, generator: torch.Generator) -> Part:
+    return _narrowed(_boxes(part, generator), generator)
+
+
+def _found(prior: FindingPrior, part: Part, generator: torch.Generator) -> Part:
+    """Regions that a prior finds with a network of ImageNet, unannotated; NaN where none is found."""
+    network, masks = imagenet_network(), []
+    prior.prepare(network, 1000)
+    for images in part.images.split(32):
+        # The size that the network was trained with.
+        large = F.interpolate(images, size=(224, 224), mode="bilinear", antialias=True)
+        with torch.no_grad():
+            maps, weights = prior.find(large, network(large).argmax(dim=1))
+        maps = (functional.resize(maps, (BIRDS, BIRDS)) > 0.5).float()
+        masks.append(torch.where(weights[:, None, None] > 0, maps, torch.nan))
     return replace(part, masks=torch.cat(masks))
+
+
+def _cut(part: Part, generator: torch.Generator) -> Part:
+    return _found(TokenCutPrior(), part, generator)
+
+
+def _narrowed_cut(part: Part, generator: torch.Generator) -> Part:
+    return _narrowed(_cut(part, generator), generator)
+
+
+def _taught(part: Part, generator: torch.Generator) -> Part:
+    return _found(TeacherPrior(source="layer_cam", threshold=0.5), part, generator)
 
 
 def _completed(share: float, part: Part, generator: torch.Generator) -> Part:
@@ -301,7 +341,10 @@ VARIANTS: dict[str, Callable[[Part, torch.Generator], Part]] = {
     "10 %, completed": partial(_completed, 0.1),
     "1 %, completed": partial(_completed, 0.01),
     "boxes": _boxes,
-    "boxes, narrowed": _narrowed,
+    "boxes, narrowed": _narrowed_boxes,
+    "found by `token_cut`": _cut,
+    "found by `token_cut`, narrowed": _narrowed_cut,
+    "found by `teacher`": _taught,
     "eroded": partial(_grown, -4),
     "dilated": partial(_grown, 8),
     "shifted": _shifted,

@@ -205,6 +205,7 @@ def writing_part(
     text = json.dumps({"hash": digest(settings), "settings": settings}, sort_keys=True)
     schema = _schema().with_metadata({_KEY: text})
     waiting: list[Any] = []
+    rows = 0
     with place.writing(part_name(number)) as path:
         writer = pa.parquet.ParquetWriter(
             path,
@@ -218,14 +219,19 @@ def writing_part(
         )
 
         def write(table: Any) -> None:
-            waiting.append(table)
-            if sum(map(len, waiting)) >= _GROUP:
+            nonlocal rows
+            waiting.append(_packed(table))
+            rows += len(table)
+            if rows >= _GROUP:
                 flush()
 
         def flush() -> None:
+            nonlocal rows
             if waiting:
-                writer.write_table(pa.concat_tables(waiting).cast(schema))
+                tables = [pa.ipc.open_stream(packed).read_all() for packed in waiting]
+                writer.write_table(pa.concat_tables(tables).cast(schema))
                 waiting.clear()
+                rows = 0
 
         try:
             yield write
@@ -235,6 +241,19 @@ def writing_part(
             with suppress(OSError):  # it is thrown away; what happened first is what counts
                 writer.close()
             raise
+
+
+def _packed(table: pa.Table) -> pa.Buffer:
+    """Copy a table into one piece of Arrow's own memory.
+
+    Rows wait for others. The many small pieces of a table would lie on the heap between the images of
+    batches, which then could not be put where earlier ones were: memory would grow by a batch with each.
+    """
+    pa = arrow()
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
+    return sink.getvalue()
 
 
 def part_settings(place: Place, name: str) -> dict[str, Any] | None:
