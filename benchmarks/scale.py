@@ -345,7 +345,7 @@ def kills(count: int, times: int, seed: int) -> None:
     draw = random.Random(seed)
 
     def started(out: str, rank: int, size: int) -> subprocess.Popen[str]:
-        command = [sys.executable, __file__, "run", "--count", str(count), "--out", out, "--rows", "500"]
+        command = [sys.executable, __file__, "run", "--count", str(count), "--out", out, "--rows", "100"]
         return subprocess.Popen(
             command,
             env={**os.environ, "RANK": str(rank), "WORLD_SIZE": str(size), "OMP_NUM_THREADS": "1"},
@@ -353,24 +353,30 @@ def kills(count: int, times: int, seed: int) -> None:
             text=True,
         )
 
+    def done(out: str) -> int:
+        return len(list(Path(out).glob("part-*.parquet")))
+
     with tempfile.TemporaryDirectory() as out:
         for turn in range(times):
             processes = [started(out, rank, 4) for rank in range(4)]
-            time.sleep(draw.uniform(3, 12))
+            before = done(out)
+            while done(out) == before and any(process.poll() is None for process in processes):
+                time.sleep(0.01)  # libraries are imported
+            time.sleep(draw.uniform(0, 0.3))
             victims = processes if turn % 2 else draw.sample(processes, 1)
             for process in victims:
                 process.send_signal(signal.SIGKILL)
             for process in processes:
                 if process not in victims:
-                    time.sleep(draw.uniform(0, 2))
+                    time.sleep(draw.uniform(0, 0.1))
                     process.kill()
                 process.wait()
-            print(f"{turn + 1}: {len(list(Path(out).glob('*.parquet')))} parts", flush=True)
+            print(f"{turn + 1}: {done(out)} parts", flush=True)
         for process in [started(out, rank, 2) for rank in range(2)]:
             if process.wait():
                 raise RuntimeError("a process that resumed the work failed")
         counts = Counter(row.key for row in ag.read_maps(out))
-        parts = len(list(Path(out).glob("part-*.parquet")))
+        parts = done(out)
         left = [each.name for each in Path(out).iterdir() if each.name.startswith(".")]
     found = {
         "images": count,
