@@ -17,7 +17,7 @@ from tests.helpers.clip import folder as clip_folder
 from tests.helpers.recipes import network, pictures, recipe
 
 from attnguide import models
-from attnguide.errors import DataError, InputError
+from attnguide.errors import AttnGuideError, DataError, InputError
 from attnguide.priors import TeacherPrior, TextPrior
 from attnguide.training import Trained, Trainer, dry_run, prepare, read_settings, train
 
@@ -239,6 +239,23 @@ def test_words_of_the_classes_need_no_masks(tmp_path: Path, threshold: str, sele
 def test_settings_that_cannot_be_used(tmp_path: Path, change: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         run(recipe(tmp_path, QUICK + change), "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("guide.source", "cxam"), ("guide.loss", "iuo"), ("guide.layer", "layerX")]
+)
+def test_a_wrong_name_is_an_error_before_anything_is_written(tmp_path: Path, name: str, value: str) -> None:
+    settings = read_settings(recipe(tmp_path, QUICK), {"recipe": "signed-evidence", name: value})
+    with pytest.raises(AttnGuideError, match=value):
+        train(settings, tmp_path / "out", device=CPU)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_masks_that_nothing_reads_are_mentioned(tmp_path: Path) -> None:
+    settings = read_settings(recipe(tmp_path, QUICK), {"recipe": "gain", "train.epochs": 1})
+    told: list[str] = []
+    train(settings, tmp_path / "out", device=CPU, on_note=told.append)
+    assert "gain reads no masks: those of [masks] are not used, in validation neither." in told
 
 
 def test_another_training_in_the_folder(tmp_path: Path) -> None:

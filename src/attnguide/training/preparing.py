@@ -166,6 +166,7 @@ def prepare(settings: Settings) -> Prepared:
         InputError: If settings do not fit each other or the data.
         DataError: If a file is missing or cannot be read.
         UnknownNameError: If a recipe or part is unknown.
+        LayerError: If the model has no such layer.
 
     Warns:
         UserWarning: If the published weights cannot be had.
@@ -181,6 +182,9 @@ def prepare(settings: Settings) -> Prepared:
     _check_annotations(settings, method, listing)
     loaded, settings, new = _model(settings, listing)
     method = _with_prior(method, loaded, new)
+    guidance = method.on(loaded.model, 1.0)  # a wrong name is an error here, before anything is written
+    if isinstance(guidance, Guide):
+        guidance.remove()
     frozen = freeze(loaded.model, settings.model.freeze)
     masks = None
     if settings.masks is not None and settings.masks.path is not None:

@@ -185,6 +185,9 @@ def _train(
     )
     for line in prepared.listing.notes:
         on_note(line)
+    method = prepared.method
+    if settings.masks is not None and method.kind != "none" and "mask" not in method.annotations:
+        on_note(f"{method.recipe} reads no masks: those of [masks] are not used, in validation neither.")
     run = _Run(prepared, accelerator, progress and main, on_epoch)
     select = run.select(on_note)
     if main and not _is_begun(folder):
