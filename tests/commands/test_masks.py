@@ -11,12 +11,15 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from tests.helpers.clip import SIDE, clip, folder, tokenizer
 from tests.helpers.models import export_onnx
+from tests.helpers.recipes import network, pictures
+from torch import Tensor
 
+from attnguide import PriorMaps
 from attnguide.cli.main import main
 from attnguide.data.procedural.faces import ProceduralFaces
 from attnguide.masks import MaskFolder
 from attnguide.models import load
-from attnguide.priors import TeacherPrior, TextPrior
+from attnguide.priors import TeacherPrior, TextPrior, TokenCutPrior
 from attnguide.visual import to_pil
 
 
@@ -88,6 +91,39 @@ def test_what_goes_wrong(photos: Path, tmp_path: Path) -> None:
     assert same.exit_code == 2
     assert "would have one mask" in same.output
     assert call(photos, "--source", "grad_kam").exit_code == 2
+
+
+def test_narrowed_regions_are_nearer_to_the_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def coarse(prior: TokenCutPrior, images: Tensor, classes: Tensor) -> PriorMaps:
+        """The squares, red or blue, with four pixels around them."""
+        square = (images[:, 0] - images[:, 2]).abs() > 3
+        grown = torch.nn.functional.max_pool2d(square[:, None].float(), 9, 1, 4)[:, 0]
+        return PriorMaps(grown, torch.ones(len(grown)))
+
+    monkeypatch.setattr(TokenCutPrior, "find", coarse)
+    pictures(tmp_path)
+    checkpoint = network(tmp_path, width=16)
+
+    def written(name: str, *options: str) -> np.ndarray:
+        result = call(tmp_path / "photos", "--checkpoint", checkpoint, "--out", tmp_path / name, *options)
+        assert result.exit_code == 0, result.output
+        files = sorted((tmp_path / name).rglob("*.png"))
+        return np.stack([np.asarray(Image.open(file)) > 0 for file in files])
+
+    found, narrowed = written("found"), written("narrowed", "--narrow")
+    true = np.stack(
+        [np.asarray(Image.open(file)) > 0 for file in sorted((tmp_path / "masks").rglob("*.png"))]
+    )
+    assert found.shape == narrowed.shape == true.shape == (24, 32, 32)
+    assert not (narrowed & ~found).any()
+    before, after = (
+        ((some & true).sum((1, 2)) / (some | true).sum((1, 2))).mean() for some in (found, narrowed)
+    )
+    assert before < 0.45
+    assert after > before + 0.1
+    refused = call(tmp_path / "photos", "--prior", "segmenter", "--narrow")
+    assert refused.exit_code == 2
+    assert "--narrow is for" in refused.output
 
 
 def test_a_segmenter_from_a_file(photos: Path, tmp_path: Path) -> None:

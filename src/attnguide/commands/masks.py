@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,8 @@ from attnguide.cli.options import (
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from attnguide.interfaces import PriorMaps
+    from attnguide.masks import MaskCompletion
     from attnguide.models import LoadedModel
     from attnguide.priors import FindingPrior
 
@@ -38,6 +41,8 @@ __all__ = ["masks"]
 
 #: Number of images on the sheet.
 _ON_SHEET = 60
+#: Largest number of images from which narrowing learns.
+_LEARNED_FROM = 500
 
 
 @click.command(short_help="Write the regions that a prior finds, as masks.")
@@ -97,6 +102,12 @@ _ON_SHEET = 60
     help="Share of a map's maximum from which on a pixel is inside, of a teacher or words.",
 )
 @click.option(
+    "--narrow",
+    is_flag=True,
+    help="Take out of each region what looks like the outside of the others, so that masks are nearer to the "
+    "objects. For token_cut and teacher.",
+)
+@click.option(
     "--out",
     type=PATH,
     default=Path("masks"),
@@ -118,6 +129,7 @@ def masks(
     source: str,
     layer: str,
     threshold: float,
+    narrow: bool,
     out: Path,
     sheet: bool,
     overwrite: bool,
@@ -139,6 +151,7 @@ def masks(
     \b
     Examples:
       attnguide masks photos/ --model vit_small_patch16_224.dino --pretrained --out masks/ --sheet
+      attnguide masks photos/ --model resnet50.a1_in1k --pretrained --narrow --sheet
       attnguide masks photos/ --prior teacher --model resnet50.a1_in1k --pretrained
       attnguide masks photos/ --prior text --words "a bird" --sheet
     """  # noqa: D301  (click's mark for "leave these lines as they are")
@@ -158,6 +171,8 @@ def masks(
     ):
         if value and prior != of:
             raise click.UsageError(f"{option} is for --prior {of}.")
+    if narrow and prior in ("segmenter", "text"):
+        raise click.UsageError("--narrow is for --prior token_cut and teacher, whose model it looks with.")
     if prior == "segmenter":
         finder = _segmenter(segmenter)
     elif prior == "text":
@@ -168,7 +183,10 @@ def masks(
         note_default_model(choice, loaded)
         found = _prior(prior, loaded, source, layers_of(layer), threshold)
         finder = _Finder(found, loaded.size, loaded.mean, loaded.std, loaded.model)
-    written, skipped, missing = _write(finder, left, pick_device(device), batch_size)
+    place = pick_device(device)
+    if narrow and left:
+        finder = _narrowing(finder, list(files), place, batch_size)
+    written, skipped, missing = _write(finder, left, place, batch_size)
     note_skipped(skipped)
     kept = len(files) - len(left)
     if missing:
@@ -187,13 +205,32 @@ def masks(
 
 @dataclass(frozen=True)
 class _Finder:
-    """A prior, the images that it wants, and the model that chooses their class, if one does."""
+    """A prior, the images that it wants, the model that chooses their class, and what narrows the regions."""
 
     prior: FindingPrior
     size: tuple[int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     model: nn.Module | None = None
+    completion: MaskCompletion | None = None
+
+    def __call__(self, pixels: Tensor) -> PriorMaps:
+        """Find the regions of images `(B, 3, H, W)`: maps `(B, h, w)`, and weight 0 where there is none."""
+        import torch
+
+        from attnguide.capture.logits import find_logits
+        from attnguide.interfaces import PriorMaps
+
+        with torch.no_grad():
+            classes = torch.zeros(len(pixels), dtype=torch.long, device=pixels.device)
+            if self.model is not None:
+                classes = find_logits(self.model(pixels)).argmax(dim=1)
+            maps, weights = self.prior.find(pixels, classes)
+        if self.completion is None:
+            return PriorMaps(maps, weights)
+        regions = torch.stack([_cut(plane, self.size) for plane in maps])
+        narrowed = self.completion(pixels, within=regions.to(pixels)).nan_to_num(0.0)
+        return PriorMaps(narrowed, weights)
 
 
 def _segmenter(name: str | None) -> _Finder:
@@ -254,16 +291,45 @@ def _prior(
     return TokenCutPrior(loaded, layer=layer)
 
 
+def _narrowing(finder: _Finder, images: Sequence[Path], device: Any, batch_size: int) -> _Finder:
+    """Learn from the regions of some images what is inside of them, spread evenly over all."""
+    import torch
+
+    from attnguide.errors import DataError, InputError
+    from attnguide.masks import MaskCompletion
+
+    if finder.model is None:
+        raise InputError("nothing to narrow with: the prior has no model.")
+    model = finder.model.to(device)
+    count = min(_LEARNED_FROM, len(images))
+    chosen = [images[number * len(images) // count] for number in range(count)]
+    learned = []
+    with progress("Learning what objects look like", count, unit="images") as advance:
+        for start in range(0, count, batch_size):
+            batch = []
+            for image in chosen[start : start + batch_size]:
+                with suppress(DataError):  # it is skipped, and mentioned, when its mask is written
+                    batch.append(_read(finder, image)[0])
+            if batch:
+                pixels = torch.stack(batch).to(device)
+                maps, weights = finder(pixels)
+                regions = torch.stack([_cut(plane, finder.size) for plane in maps])
+                found = weights.cpu() > 0
+                learned.append((pixels[found.to(device)], regions[found].to(device)))
+            advance(len(chosen[start : start + batch_size]))
+    return replace(finder, completion=MaskCompletion(model).fit(learned, coarse=True))
+
+
 def _write(
     finder: _Finder, files: dict[Path, Path], device: Any, batch_size: int
 ) -> tuple[int, list[str], list[Path]]:
     """Find and write masks; return their number, reasons of skipped images, and images without a region."""
     import torch
 
-    from attnguide.capture.logits import find_logits
     from attnguide.errors import DataError
 
-    model = None if finder.model is None else finder.model.to(device)
+    if finder.model is not None:
+        finder.model.to(device)
     written, skipped, missing = 0, [], []
     items = list(files.items())
     with progress("Finding regions", len(items), unit="images") as advance:
@@ -275,12 +341,7 @@ def _write(
                 except DataError as error:
                     skipped.append(str(error))
             if batch:
-                pixels = torch.stack([pixels for _, _, pixels, _ in batch]).to(device)
-                with torch.no_grad():
-                    classes = torch.zeros(len(pixels), dtype=torch.long, device=pixels.device)
-                    if model is not None:
-                        classes = find_logits(model(pixels)).argmax(dim=1)
-                    maps, weights = finder.prior.find(pixels, classes)
+                maps, weights = finder(torch.stack([pixels for _, _, pixels, _ in batch]).to(device))
                 for (image, file, _, size), plane, weight in zip(batch, maps, weights.tolist(), strict=True):
                     if weight:
                         _save(plane, size, file)
@@ -309,15 +370,20 @@ def _save(plane: Tensor, size: tuple[int, int], file: Path) -> None:
     """Write a region as black and white, of an image's size."""
     from PIL import Image
 
-    from attnguide import functional
     from attnguide.data.files import atomic_write
 
-    sized = functional.resize(plane[None].float().cpu(), (size[1], size[0]))[0]
-    # A smooth border between coarse cells, cut at one half of the strongest value.
-    inside = (sized >= 0.5 * sized.max()).byte() * 255
+    inside = _cut(plane, (size[1], size[0])).byte() * 255
     file.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(file) as temporary:
         Image.fromarray(inside.numpy()).save(temporary, "PNG")
+
+
+def _cut(plane: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize a map to `(h, w)`, and cut it at half of its strongest value: a smooth border between cells."""
+    from attnguide import functional
+
+    sized = functional.resize(plane[None].float().cpu(), size)[0]
+    return (sized >= 0.5 * sized.max()).to(sized)
 
 
 def _sheet(files: Sequence[tuple[Path, Path]], out: Path) -> Path | None:
