@@ -387,7 +387,7 @@ TASKS: dict[str, Task] = {
         "DecoyMNIST after Rieger et al. (2020), a small vision transformer from random weights",
         partial(digits, "cdep"),
         digits_transformer,
-        epochs=5,
+        epochs=2,
         batch=64,
         optimizer=partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.05),
         held_out=5000,
