@@ -610,7 +610,8 @@ def variants(task: str) -> str:
                 continue
             whole = mean(r["curve"][part][-1] for r in finished(task, name))
             share = (mean(values) - without) / (whole - without)
-            cells.append(f"{spread(values)} ({share:.0%} of the gain; {len(values)} seeds)")
+            seeds = "1 seed" if len(values) == 1 else f"{len(values)} seeds"
+            cells.append(f"{spread(values)} ({share:.0%} of the gain; {seeds})")
         if any(cells):
             lines.append(f"| {variant} | {' | '.join(cells)} |")
     return "\n".join([*lines, f"| unguided | {' | '.join([f'{100 * without:.1f}'] * len(names))} |"])
