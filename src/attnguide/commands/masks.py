@@ -184,8 +184,10 @@ def masks(
         found = _prior(prior, loaded, source, layers_of(layer), threshold)
         finder = _Finder(found, loaded.size, loaded.mean, loaded.std, loaded.model)
     place = pick_device(device)
-    if narrow and left:
-        finder = _narrowing(finder, list(files), place, batch_size)
+    if finder.model is not None:
+        finder.model.to(place)
+        if narrow and left:
+            finder = _narrowing(finder, finder.model, list(files), place, batch_size)
     written, skipped, missing = _write(finder, left, place, batch_size)
     note_skipped(skipped)
     kept = len(files) - len(left)
@@ -291,16 +293,15 @@ def _prior(
     return TokenCutPrior(loaded, layer=layer)
 
 
-def _narrowing(finder: _Finder, images: Sequence[Path], device: Any, batch_size: int) -> _Finder:
+def _narrowing(
+    finder: _Finder, model: nn.Module, images: Sequence[Path], device: Any, batch_size: int
+) -> _Finder:
     """Learn from the regions of some images what is inside of them, spread evenly over all."""
     import torch
 
-    from attnguide.errors import DataError, InputError
+    from attnguide.errors import DataError
     from attnguide.masks import MaskCompletion
 
-    if finder.model is None:
-        raise InputError("nothing to narrow with: the prior has no model.")
-    model = finder.model.to(device)
     count = min(_LEARNED_FROM, len(images))
     chosen = [images[number * len(images) // count] for number in range(count)]
     learned = []
@@ -314,8 +315,8 @@ def _narrowing(finder: _Finder, images: Sequence[Path], device: Any, batch_size:
                 pixels = torch.stack(batch).to(device)
                 maps, weights = finder(pixels)
                 regions = torch.stack([_cut(plane, finder.size) for plane in maps])
-                found = weights.cpu() > 0
-                learned.append((pixels[found.to(device)], regions[found].to(device)))
+                found = weights > 0
+                learned.append((pixels[found], regions.to(pixels)[found]))
             advance(len(chosen[start : start + batch_size]))
     return replace(finder, completion=MaskCompletion(model).fit(learned, coarse=True))
 
@@ -328,8 +329,6 @@ def _write(
 
     from attnguide.errors import DataError
 
-    if finder.model is not None:
-        finder.model.to(device)
     written, skipped, missing = 0, [], []
     items = list(files.items())
     with progress("Finding regions", len(items), unit="images") as advance:
