@@ -171,6 +171,18 @@ def test_a_faint_prior_guides_as_a_full_one(loss: Callable[..., Tensor], faint: 
     assert (inside < 0).float().mean() > 0.9  # descent raises the attribution there
 
 
+def test_the_norm_of_a_gradient_has_derivatives_where_it_is_zero_too() -> None:
+    gradients = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(F.gradient_norm(gradients), torch.linalg.vector_norm(gradients, dim=1))
+    assert torch.autograd.gradcheck(F.gradient_norm, gradients)
+    assert torch.autograd.gradgradcheck(F.gradient_norm, gradients)
+    zeros = torch.zeros(1, 3, 2, 2, requires_grad=True)
+    (first,) = torch.autograd.grad(F.gradient_norm(zeros).sum(), zeros, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), zeros)
+    assert not first.any()
+    assert not second.any()
+
+
 def test_a_full_prior_is_not_scaled() -> None:
     generator = torch.Generator().manual_seed(0)
     attribution, prior = torch.rand(2, 3, 9, 9, generator=generator)
@@ -178,7 +190,7 @@ def test_a_full_prior_is_not_scaled() -> None:
     scaled = F.unit(attribution)
     least, most = torch.minimum(scaled, prior).mean((1, 2)), torch.maximum(scaled, prior).mean((1, 2))
     expected = (most + F.EPSILON).log() - (least + F.EPSILON).log()
-    assert torch.equal(F.iou_loss(attribution, prior), expected)
+    torch.testing.assert_close(F.iou_loss(attribution, prior), expected, rtol=1e-6, atol=1e-6)
     sizes = (scaled.square() + prior.square()).mean((1, 2))
     expected = 1 - (2 * (scaled * prior).mean((1, 2)) + F.EPSILON) / (sizes + F.EPSILON)
     assert torch.equal(F.dice_loss(attribution, prior), expected)

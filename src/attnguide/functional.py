@@ -12,7 +12,7 @@ import math
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -224,10 +224,29 @@ def gradient_norm(gradients: Tensor) -> Tensor:
     Returns:
         Maps `(N, h, w)`, at least 0.
     """
-    # Sums along this dimension are vectorized; `vector_norm` is along the last one alone.
-    squares = full_precision(gradients).square().sum(dim=1)
-    nowhere = squares == 0  # the root has no finite derivative there, the norm has 0
-    return squares.masked_fill(nowhere, 1).sqrt().masked_fill(nowhere, 0)
+    norms: Tensor = _ChannelNorm.apply(full_precision(gradients))
+    return norms
+
+
+class _ChannelNorm(torch.autograd.Function):
+    """The norm along the channels, whose derivative where it is 0 is 0; PyTorch's own copies its input."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(values: Tensor) -> Tensor:
+        # Sums along this dimension are vectorized; `vector_norm` is along the last one alone.
+        return values.square().sum(dim=1).sqrt_()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs, output)
+
+    @staticmethod
+    def backward(ctx: Any, outer: Tensor) -> Tensor:
+        values, norms = ctx.saved_tensors
+        found: Tensor = (outer / norms.masked_fill(norms == 0, math.inf))[:, None] * values
+        return found
 
 
 def channel_mean(features: Tensor) -> Tensor:
@@ -384,7 +403,8 @@ def iou_loss(attribution: Tensor, prior: Tensor) -> Tensor:
     prior = unit(prior.to(scaled))
     # Means instead of sums: the ratio is the same, and the constant then weighs the same at any resolution.
     overlap = torch.minimum(scaled, prior).mean(dim=(1, 2))
-    union = torch.maximum(scaled, prior).mean(dim=(1, 2))
+    # As Σ max = Σ G + Σ S − Σ min; rounding must not make it less than the overlap.
+    union = torch.maximum(scaled.mean(dim=(1, 2)) + prior.mean(dim=(1, 2)) - overlap, overlap)
     return (union + EPSILON).log() - (overlap + EPSILON).log()
 
 

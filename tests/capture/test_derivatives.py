@@ -42,9 +42,14 @@ def check(function: Callable[..., Tensor], *inputs: Tensor) -> None:
     given = [each.requires_grad_() for each in inputs]
     assert torch.autograd.gradcheck(exchanged, given)
     assert torch.autograd.gradgradcheck(exchanged, given)
-    (gradient,) = torch.autograd.grad(exchanged(*given).sin().sum(), given[0], create_graph=True)
-    own = {"_InputSideBackward", "_NormGradientBackward", "_LayerNormGradientBackward", "_ActivationBackward"}
-    assert own & names_in(gradient)
+    gradients = torch.autograd.grad(exchanged(*given).sin().sum(), given, create_graph=True)
+    own = {
+        f"_{name}Backward"
+        for name in (
+            "InputSide", "NormGradient", "LayerNormGradient", "Activation", "ScaledGradient", "MeanGradient"
+        )
+    }  # fmt: skip
+    assert own & set().union(*map(names_in, gradients))
 
 
 @pytest.mark.parametrize(
@@ -96,6 +101,16 @@ def test_normalization_in_training(affine: bool) -> None:
         torch.randn(3, 2, 3, 4, **DOUBLE),
         *weights,
     )
+
+
+def test_factors_of_channels_and_means() -> None:
+    torch.manual_seed(0)
+    features, scale = torch.randn(2, 3, 4, 5, **DOUBLE), torch.randn(2, 3, 1, 1, **DOUBLE)
+    slopes = torch.randn(2, 3, 4, 5, **DOUBLE)
+    check(lambda features, scale: slopes * (features * scale), features, scale)
+    check(lambda scale, features: slopes * (scale * features), scale, features)
+    check(lambda features: (features * features.mean((2, 3), keepdim=True)).square(), features)
+    check(lambda features: features.mean((-1, 1)).square(), features)
 
 
 @pytest.mark.parametrize("activation", [F.relu, F.relu6, F.hardswish, F.silu, F.gelu])

@@ -23,8 +23,8 @@ __all__ = ["Derivatives", "differentiate_gelu", "differentiate_silu"]
 Node = Any
 #: What a hook on a node is given and returns: the gradients of the inputs of its operation.
 Gradients = tuple[Tensor | None, ...]
-#: Gives the gradient of a node's first input another graph, from the gradient of its output.
-Twin = Callable[[Node, Tensor, Tensor], Tensor | None]
+#: Gives the gradients of a node's first inputs another graph, from the gradient of its output.
+Twin = Callable[[Node, Gradients, Tensor], Gradients | None]
 #: Differentiates the product of a gradient and an activation's derivative; see `_Activation`.
 Derivative = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor | None, Tensor | None]]
 
@@ -70,22 +70,32 @@ def _exchange(
     inputs: Gradients,
     outputs: Gradients,
 ) -> Gradients | None:
-    """Exchange the graph of the first input's gradient; None keeps it."""
-    derivatives, found, given = owner(), inputs[0], outputs[0]
+    """Exchange the graphs of the first inputs' gradients; None keeps them."""
+    derivatives, given = owner(), outputs[0]
     if (
         derivatives is None
         or not torch.is_grad_enabled()
-        or found is None
         or given is None
-        or not found.requires_grad
+        or inputs[0] is None
+        or not inputs[0].requires_grad
         or torch._C._functorch.is_batchedtensor(given)  # a function of ours would have no derivative there
     ):
         return None
     try:
-        exchanged = twin(derivatives.nodes[number], found, given)
+        exchanged = twin(derivatives.nodes[number], inputs, given)
     except _NotSavedError:
         return None
-    return None if exchanged is None else (exchanged, *inputs[1:])
+    return None if exchanged is None else (*exchanged, *inputs[len(exchanged) :])
+
+
+def _of_one(exchange: Callable[[Node, Tensor, Tensor], Tensor | None]) -> Twin:
+    """Make a twin of what exchanges the graph of the first input's gradient alone."""
+
+    def twin(node: Node, inputs: Gradients, gradient: Tensor) -> Gradients | None:
+        exchanged = None if inputs[0] is None else exchange(node, inputs[0], gradient)
+        return None if exchanged is None else (exchanged,)
+
+    return twin
 
 
 class _NotSavedError(Exception):
@@ -291,6 +301,76 @@ def _dot(first: Tensor, second: Tensor) -> Tensor:
     return (first * second).sum(-1, keepdim=True)
 
 
+# ------------------------------------------------------- squeeze and excitation
+
+
+class _ScaledGradient(torch.autograd.Function):
+    """The gradients g·s and Σ g·x of a product x·s of features and a factor for each channel.
+
+    Their values are known already. PyTorch's own derivative makes four tensors of the features' size.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, gradient: Tensor, features: Tensor, scale: Tensor, value: Tensor, along: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(gradient, features, scale)
+        return value.detach(), along.detach()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, outer: Tensor, outer_along: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        gradient, features, scale = ctx.saved_tensors
+        inner = outer * gradient
+        scale_side = inner.sum((2, 3), keepdim=True)
+        torch.mul(outer, scale, out=inner).addcmul_(outer_along, features)
+        return inner, outer_along * gradient, scale_side, None, None
+
+
+def _product(node: Node, inputs: Gradients, gradient: Tensor) -> Gradients | None:
+    first, second = _saved(node, "self"), _saved(node, "other")
+    if first is None or second is None or inputs[1] is None or first.dtype != second.dtype:
+        return None
+    # Features and factors come in either order.
+    step = 1 if first.shape == gradient.shape else -1
+    features, scale = (first, second)[::step]
+    if (
+        gradient.ndim != 4
+        or features.shape != gradient.shape
+        or scale.shape != (*gradient.shape[:2], 1, 1)
+        or scale.shape == features.shape
+    ):
+        return None
+    values = (each.detach() for each in inputs[::step] if each is not None)
+    exchanged: Gradients = _ScaledGradient.apply(gradient, features, scale, *values)
+    return exchanged[::step]
+
+
+class _MeanGradient(torch.autograd.Function):
+    """The gradient of what a mean is taken of; its value is known already.
+
+    PyTorch differentiates the division in it first, at the full size, and sums afterwards.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, value: Tensor, dims: tuple[int, ...], keepdim: bool) -> Tensor:
+        ctx.settings = dims, keepdim
+        return value.detach()
+
+    @staticmethod
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, None, None, None]:
+        return outer.mean(*ctx.settings), None, None, None
+
+
+def _mean(node: Node, found: Tensor, gradient: Tensor) -> Tensor | None:
+    # Negative dimensions are given out without their sign.
+    dims = tuple(dim - 2**64 if dim >= 2**63 else dim for dim in node._saved_dim)
+    if not dims:  # all of them
+        return None
+    exchanged: Tensor = _MeanGradient.apply(gradient, found.detach(), dims, node._saved_keepdim)
+    return exchanged
+
+
 # ---------------------------------------------------------------- activations
 
 
@@ -347,7 +427,8 @@ def _hard_tanh(node: Node, found: Tensor, gradient: Tensor) -> Tensor | None:
 
 def _hard_swish(outer: Tensor, gradient: Tensor, values: Tensor, _value: Tensor) -> tuple[Tensor, Tensor]:
     """The second derivative is ⅓ between the kinks at ±3."""
-    slope = torch.ops.aten.hardtanh_backward((gradient * outer).div_(3), values, -3, 3)
+    slope = torch.addcmul(gradient.new_zeros(()), gradient, outer, value=1 / 3)
+    torch.ops.aten.hardtanh_backward(slope, values, -3, 3, grad_input=slope)
     return torch.ops.aten.hardswish_backward(outer, values), slope
 
 
@@ -366,8 +447,11 @@ def differentiate_silu(
         The gradients of `gradient` and `values`.
     """
     slope = torch.sub(gradient, value, alpha=2)
-    torch.addcmul(value, slope, values.sigmoid(), out=slope)
-    return torch.ops.aten.silu_backward(outer, values), slope.mul_(outer)
+    inner = values.sigmoid()
+    torch.addcmul(value, slope, inner, out=slope)
+    # Into the same memory: new memory costs more than what is computed there.
+    torch.ops.aten.silu_backward(outer, values, grad_input=inner)
+    return inner, slope.mul_(outer)
 
 
 def differentiate_gelu(outer: Tensor, gradient: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -382,9 +466,10 @@ def differentiate_gelu(outer: Tensor, gradient: Tensor, values: Tensor) -> tuple
         The gradients of `gradient` and `values`.
     """
     square = values.square()
-    density = square.mul(-0.5).exp_()
-    slope = square.neg_().add_(2).mul_(density).mul_(1 / math.sqrt(2 * math.pi))
-    return torch.ops.aten.gelu_backward(outer, values), slope.mul_(gradient).mul_(outer)
+    inner = square.mul(-0.5).exp_()
+    slope = square.neg_().add_(2).mul_(inner).mul_(1 / math.sqrt(2 * math.pi))
+    torch.ops.aten.gelu_backward(outer, values, grad_input=inner)  # as above
+    return inner, slope.mul_(gradient).mul_(outer)
 
 
 def _gelu(node: Node, found: Tensor, gradient: Tensor) -> Tensor | None:
@@ -401,12 +486,14 @@ def _gelu(node: Node, found: Tensor, gradient: Tensor) -> Tensor | None:
 
 #: What exchanges the graph of a gradient, by the name of the node that computes it.
 _TWINS: dict[str, Twin] = {
-    "ConvolutionBackward0": _convolution,
-    "NativeBatchNormBackward0": _batch_norm,
-    "NativeLayerNormBackward0": _layer_norm,
-    "ReluBackward0": partial(_activation, _relu, saved="result"),
-    "HardtanhBackward0": _hard_tanh,
-    "HardswishBackward0": partial(_activation, _hard_swish),
-    "SiluBackward0": partial(_activation, differentiate_silu),
-    "GeluBackward0": _gelu,
+    "ConvolutionBackward0": _of_one(_convolution),
+    "NativeBatchNormBackward0": _of_one(_batch_norm),
+    "NativeLayerNormBackward0": _of_one(_layer_norm),
+    "MulBackward0": _product,
+    "MeanBackward1": _of_one(_mean),
+    "ReluBackward0": _of_one(partial(_activation, _relu, saved="result")),
+    "HardtanhBackward0": _of_one(_hard_tanh),
+    "HardswishBackward0": _of_one(partial(_activation, _hard_swish)),
+    "SiluBackward0": _of_one(partial(_activation, differentiate_silu)),
+    "GeluBackward0": _of_one(_gelu),
 }
