@@ -3,6 +3,7 @@
     python benchmarks/expressions.py                    # the drawn faces: hours on a small machine
     python benchmarks/expressions.py --data ROOT        # photographs, with a table and identities
     python benchmarks/expressions.py --ablation         # layers and λ, on drawn faces of other seeds
+    python benchmarks/expressions.py --data ROOT --ablation
     python benchmarks/expressions.py --summary photographs
 
 Settings of resnet18 were chosen on drawn faces of other seeds; the transformer's are the same but for a lower
@@ -27,9 +28,9 @@ MODELS = {"resnet18": ["--rate", "1e-3"], "vit_tiny_patch16_224": ["--rate", "5e
 EPOCHS = {"photographs": "12", "drawn": "8"}
 #: Which layers and weights are compared, one after the other.
 ABLATION = (
-    "--model resnet18 --size 48 --epochs 8 --faces 400 --folds 3 --seed 100 "
-    "--layers stage:-2 auto --weights 1 9 27"
+    "--model resnet18 --size 48 --epochs 8 --folds 3 --seed 100 --layers stage:-2 auto --weights 1 9 27"
 )
+ABLATED_FACES = 400
 FACES = {"photographs": ["--folds", "5"], "drawn": ["--folds", "3", "--faces", "1600"]}
 
 
@@ -46,9 +47,17 @@ def keep(settings: Sequence[str], name: str) -> None:
     run_example("fer.py", settings, RESULTS / f"{name}.json")
 
 
-def ablation() -> str:
+def ablate(data: Path | None) -> None:
+    """Run the example with several layers and weights, and keep its result."""
+    if data is None:
+        keep([*ABLATION.split(), "--faces", str(ABLATED_FACES)], "ablation-drawn")
+    else:
+        keep([*ABLATION.split(), "--data", str(data)], "ablation-photographs")
+
+
+def ablation(name: str) -> str:
     """One table: a column for each layer and λ."""
-    runs = json.loads((RESULTS / "ablation.json").read_text(encoding="utf-8"))["runs"]
+    runs = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["runs"]
     lines = [f"| | {' | '.join(runs)} |", f"|---|{'---|' * len(runs)}"]
     for row in runs["unguided"][0]:
         columns = [[one[row] for one in found] for found in runs.values()]
@@ -85,13 +94,15 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder of photographs for examples/fer.py")
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--ablation", action="store_true", help="compare layers and weights")
-    parser.add_argument("--summary", choices=[*FACES, "ablation"], help="run nothing, print what was found")
+    tables = [*FACES, *(f"ablation-{kind}" for kind in FACES)]
+    parser.add_argument("--summary", choices=tables, help="run nothing, print what was found")
     options = parser.parse_args()
     if options.summary:
-        print(ablation() if options.summary == "ablation" else summary(options.summary))
+        show = ablation if options.summary.startswith("ablation") else summary
+        print(show(options.summary))
         return
     if options.ablation:
-        keep(ABLATION.split(), "ablation")
+        ablate(options.data)
         return
     for model in options.models:
         run("drawn" if options.data is None else "photographs", model, options.data)
