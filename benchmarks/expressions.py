@@ -30,29 +30,21 @@ EPOCHS = {"photographs": "12", "drawn": "8"}
 ABLATION = (
     "--model resnet18 --size 48 --epochs 8 --folds 3 --seed 100 --layers stage:-2 auto --weights 1 9 27"
 )
-ABLATED_FACES = 400
+ABLATED_FACES: dict[str, list[str]] = {"photographs": [], "drawn": ["--faces", "400"]}
 FACES = {"photographs": ["--folds", "5"], "drawn": ["--folds", "3", "--faces", "1600"]}
 
 
 def run(kind: str, model: str, data: Path | None) -> None:
     """Run the example with a model, and keep its result."""
     settings = ["--model", model, "--size", "48", "--epochs", EPOCHS[kind], *MODELS[model]]
-    if data is not None:
-        settings += ["--data", str(data)]
-    keep([*settings, *FACES[kind]], f"{kind}-{model}")
+    keep([*settings, *FACES[kind]], data, f"{kind}-{model}")
 
 
-def keep(settings: Sequence[str], name: str) -> None:
+def keep(settings: Sequence[str], data: Path | None, name: str) -> None:
     """Run the example, and keep its result."""
+    if data is not None:
+        settings = [*settings, "--data", str(data)]
     run_example("fer.py", settings, RESULTS / f"{name}.json")
-
-
-def ablate(data: Path | None) -> None:
-    """Run the example with several layers and weights, and keep its result."""
-    if data is None:
-        keep([*ABLATION.split(), "--faces", str(ABLATED_FACES)], "ablation-drawn")
-    else:
-        keep([*ABLATION.split(), "--data", str(data)], "ablation-photographs")
 
 
 def ablation(name: str) -> str:
@@ -101,11 +93,12 @@ def main() -> None:
         show = ablation if options.summary.startswith("ablation") else summary
         print(show(options.summary))
         return
+    kind = "drawn" if options.data is None else "photographs"
     if options.ablation:
-        ablate(options.data)
+        keep([*ABLATION.split(), *ABLATED_FACES[kind]], options.data, f"ablation-{kind}")
         return
     for model in options.models:
-        run("drawn" if options.data is None else "photographs", model, options.data)
+        run(kind, model, options.data)
 
 
 if __name__ == "__main__":

@@ -403,8 +403,7 @@ def iou_loss(attribution: Tensor, prior: Tensor) -> Tensor:
     prior = unit(prior.to(scaled))
     # Means instead of sums: the ratio is the same, and the constant then weighs the same at any resolution.
     overlap = torch.minimum(scaled, prior).mean(dim=(1, 2))
-    # As Σ max = Σ G + Σ S − Σ min; rounding must not make it less than the overlap.
-    union = torch.maximum(scaled.mean(dim=(1, 2)) + prior.mean(dim=(1, 2)) - overlap, overlap)
+    union = torch.maximum(scaled, prior).mean(dim=(1, 2))
     return (union + EPSILON).log() - (overlap + EPSILON).log()
 
 

@@ -42,14 +42,14 @@ def check(function: Callable[..., Tensor], *inputs: Tensor) -> None:
     given = [each.requires_grad_() for each in inputs]
     assert torch.autograd.gradcheck(exchanged, given)
     assert torch.autograd.gradgradcheck(exchanged, given)
-    gradients = torch.autograd.grad(exchanged(*given).sin().sum(), given, create_graph=True)
+    (gradient,) = torch.autograd.grad(exchanged(*given).sin().sum(), given[0], create_graph=True)
     own = {
         f"_{name}Backward"
         for name in (
             "InputSide", "NormGradient", "LayerNormGradient", "Activation", "ScaledGradient", "MeanGradient"
         )
     }  # fmt: skip
-    assert own & set().union(*map(names_in, gradients))
+    assert own & names_in(gradient)
 
 
 @pytest.mark.parametrize(
@@ -105,10 +105,9 @@ def test_normalization_in_training(affine: bool) -> None:
 
 def test_factors_of_channels_and_means() -> None:
     torch.manual_seed(0)
-    features, scale = torch.randn(2, 3, 4, 5, **DOUBLE), torch.randn(2, 3, 1, 1, **DOUBLE)
-    slopes = torch.randn(2, 3, 4, 5, **DOUBLE)
-    check(lambda features, scale: slopes * (features * scale), features, scale)
-    check(lambda scale, features: slopes * (scale * features), scale, features)
+    features, slopes = torch.randn(2, 2, 3, 4, 5, **DOUBLE)
+    check(lambda features: slopes * (features * features[:, :, :1, :1]), features)
+    check(lambda features: slopes * (features[:, :, :1, :1] * features), features)
     check(lambda features: (features * features.mean((2, 3), keepdim=True)).square(), features)
     check(lambda features: features.mean((-1, 1)).square(), features)
 

@@ -76,8 +76,6 @@ def _exchange(
         derivatives is None
         or not torch.is_grad_enabled()
         or given is None
-        or inputs[0] is None
-        or not inputs[0].requires_grad
         or torch._C._functorch.is_batchedtensor(given)  # a function of ours would have no derivative there
     ):
         return None
@@ -92,7 +90,10 @@ def _of_one(exchange: Callable[[Node, Tensor, Tensor], Tensor | None]) -> Twin:
     """Make a twin of what exchanges the graph of the first input's gradient alone."""
 
     def twin(node: Node, inputs: Gradients, gradient: Tensor) -> Gradients | None:
-        exchanged = None if inputs[0] is None else exchange(node, inputs[0], gradient)
+        found = inputs[0]
+        if found is None or not found.requires_grad:
+            return None
+        exchanged = exchange(node, found, gradient)
         return None if exchanged is None else (exchanged,)
 
     return twin
@@ -328,9 +329,10 @@ class _ScaledGradient(torch.autograd.Function):
 
 
 def _product(node: Node, inputs: Gradients, gradient: Tensor) -> Gradients | None:
-    first, second = _saved(node, "self"), _saved(node, "other")
-    if first is None or second is None or inputs[1] is None or first.dtype != second.dtype:
+    values = [each.detach() for each in inputs if each is not None and each.requires_grad]
+    if len(values) < 2:
         return None
+    first, second = _saved(node, "self"), _saved(node, "other")
     # Features and factors come in either order.
     step = 1 if first.shape == gradient.shape else -1
     features, scale = (first, second)[::step]
@@ -338,11 +340,10 @@ def _product(node: Node, inputs: Gradients, gradient: Tensor) -> Gradients | Non
         gradient.ndim != 4
         or features.shape != gradient.shape
         or scale.shape != (*gradient.shape[:2], 1, 1)
-        or scale.shape == features.shape
+        or scale.dtype != features.dtype
     ):
         return None
-    values = (each.detach() for each in inputs[::step] if each is not None)
-    exchanged: Gradients = _ScaledGradient.apply(gradient, features, scale, *values)
+    exchanged: Gradients = _ScaledGradient.apply(gradient, features, scale, *values[::step])
     return exchanged[::step]
 
 
@@ -447,11 +448,10 @@ def differentiate_silu(
         The gradients of `gradient` and `values`.
     """
     slope = torch.sub(gradient, value, alpha=2)
-    inner = values.sigmoid()
-    torch.addcmul(value, slope, inner, out=slope)
+    sigmoid = values.sigmoid()
+    torch.addcmul(value, slope, sigmoid, out=slope)
     # Into the same memory: new memory costs more than what is computed there.
-    torch.ops.aten.silu_backward(outer, values, grad_input=inner)
-    return inner, slope.mul_(outer)
+    return torch.ops.aten.silu_backward(outer, values, grad_input=sigmoid), slope.mul_(outer)
 
 
 def differentiate_gelu(outer: Tensor, gradient: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -466,10 +466,10 @@ def differentiate_gelu(outer: Tensor, gradient: Tensor, values: Tensor) -> tuple
         The gradients of `gradient` and `values`.
     """
     square = values.square()
-    inner = square.mul(-0.5).exp_()
-    slope = square.neg_().add_(2).mul_(inner).mul_(1 / math.sqrt(2 * math.pi))
-    torch.ops.aten.gelu_backward(outer, values, grad_input=inner)  # as above
-    return inner, slope.mul_(gradient).mul_(outer)
+    density = square.mul(-0.5).exp_()
+    slope = square.neg_().add_(2).mul_(density).mul_(1 / math.sqrt(2 * math.pi))
+    # Into the same memory, as above.
+    return torch.ops.aten.gelu_backward(outer, values, grad_input=density), slope.mul_(gradient).mul_(outer)
 
 
 def _gelu(node: Node, found: Tensor, gradient: Tensor) -> Tensor | None:
